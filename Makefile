@@ -1,0 +1,36 @@
+# weldsynth: `make report` answers the question, `make test` runs what CI runs. Each installs what it needs, once.
+PYTHON  ?= python3.11
+BIN     := .venv/bin
+READY   := .venv/.ready
+OPTIONS  = $(foreach o,data:DATA name:NAME profile:PROFILE group:GROUP seed:SEED,$(if $($(lastword $(subst :, ,$o))),--$(firstword $(subst :, ,$o)) '$($(lastword $(subst :, ,$o)))'))
+
+.PHONY: report test lab case reference readme clean
+
+$(READY): setup.py settings.ini pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo GROUP=film SEED=0
+	@$(BIN)/weldsynth report $(OPTIONS)
+
+test: $(READY)  ## what CI runs
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --pause 0
+	$(BIN)/python -m pytest
+
+lab: $(READY)  ## the notebooks, to read and run
+	$(BIN)/jupyter lab nbs
+
+case: $(READY)  ## the case on real radiographs: GDXRAY=folder PROFILE=demo
+	@$(BIN)/weldsynth case '$(GDXRAY)' --profile '$(PROFILE)'
+	$(BIN)/nbdev_clean
+
+reference: report  ## the outputs that the committed notebooks carry
+	$(BIN)/weldsynth adopt
+	$(BIN)/nbdev_clean
+
+readme: $(READY)  ## README.md from nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --to markdown --stdout nbs/index.ipynb | sed 's#](\([0-9a-z_]*\.ipynb\))#](nbs/\1)#g' > README.md
+
+clean:  ## everything but studies
+	rm -rf .venv *.egg-info .pytest_cache

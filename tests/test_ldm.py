@@ -1,0 +1,63 @@
+"""The trained pipeline in other hands, and training shared between processes."""
+import json, os, subprocess, sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from weldsynth.core import PROFILES, Study, open_study
+from weldsynth.ldm import draw, load_pipeline, train_denoiser
+from weldsynth.stats import recommend
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+    "A trained study of fixture size."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('WELDSYNTH_HOME', str(tmp_path_factory.mktemp('home')))
+        study = open_study('shared', profile='fixture')
+        train_denoiser(study)
+        yield study
+
+
+STRANGER = '''
+import sys, numpy as np, torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
+dice = [torch.Generator().manual_seed(s) for s in (5, 6)]
+labels = pipe.get_label_ids(['crack', 'porosity'])
+images = pipe(class_labels=labels, generator=dice, guidance_scale=3., num_inference_steps=4, output_type='np').images
+assert 'weldsynth' not in sys.modules
+np.save(sys.argv[2], images)
+'''
+
+
+def test_diffusers_alone_loads_the_pipeline_in_a_process_of_its_own(study, tmp_path):
+    folder = train_denoiser(study).path/'pipeline'
+    assert not [f for f in folder.rglob('*') if f.suffix in {'.bin', '.pt', '.pkl', '.ckpt'}], 'weights are safetensors only'
+    subprocess.run([sys.executable, '-c', STRANGER, str(folder), str(tmp_path/'images.npy')], check=True, cwd=tmp_path)
+    images = torch.from_numpy(np.load(tmp_path/'images.npy')).permute(0, 3, 1, 2).mul(255).round().byte()
+    pipe = load_pipeline(study)
+    ours = draw(pipe, [pipe.labels['crack'], pipe.labels['porosity']], [5, 6], 3., 4)
+    assert (images.int() - ours.int()).abs().max() <= 2 and images.float().std() > 1
+
+
+def test_two_processes_train_the_same_network(study, tmp_path):
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'weldsynth', 'train', '--name', 'shared', '--profile', 'fixture']
+    environment = dict(os.environ, WELDSYNTH_HOME=str(tmp_path), OMP_NUM_THREADS='1')
+    subprocess.run(launch, check=True, env=environment, timeout=300)
+    two = next((tmp_path/'studies'/'shared'/'ldm').glob('denoiser-*'))
+    assert json.loads((two/'artefact.json').read_text())['processes'] == 2
+    curves = [pd.read_csv(folder/'loss.csv').loss for folder in (train_denoiser(study).path, two)]
+    assert len(curves[0]) == 20 and np.allclose(*curves, rtol=2e-4), 'one batch, cut in two'
+
+
+def test_the_full_profile_runs_with_fewer_steps(tmp_path):
+    "Every network of the profile `full` at its own size, on few images and for two steps."
+    few = dict(defects=180, cleans=120, plates=6, synthetics=10, ae_steps=8, ae_batch=4, ldm_steps=8, ldm_batch=4, solver_steps=2, fit_steps=2, fit_batch=12, seeds=1, resamples=50)
+    study = Study('full', tmp_path, replace(PROFILES['full'], **few))
+    (tmp_path/'eval').mkdir()
+    assert recommend(study)['decision'] in ('SHIP', 'DO NOT SHIP', 'INCONCLUSIVE')
+    assert load_pipeline(study).transformer.config.sample_size == 24

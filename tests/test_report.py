@@ -1,0 +1,301 @@
+"""The report: execution, both ways of rendering, and the reader who looks for broken places. The chapters here are made up and small."""
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from nbformat import v4
+
+from weldsynth import report
+from weldsynth.core import Study, StudyError, choose_profile
+from weldsynth.report import CASES, CHAPTERS, execute, page_problems, prepare, render
+
+ROOT = Path(report.__file__).parents[1]
+PARAMETERS = dict(name='', data='simulated', profile='', group='group', seed=0)
+
+SHOW = '''
+import sys, matplotlib.pyplot as plt, pandas as pd
+from weldsynth.core import show, show_table
+from IPython.display import HTML, Markdown, display
+print('43%|####', file=sys.stderr); print('said aloud')
+display(Markdown(f'<div class="verdict no-ship"><p class="sentence">Do not ship {name}.</p></div>'))
+fig, ax = plt.subplots(figsize=(2, 1)); ax.plot([1, 2])
+show(fig, 'A line, "rising" & <straight>')
+show_table(pd.DataFrame(dict(label=['<script>alert(1)</script>'], f1=[.5])), 'One row')
+display(HTML('<table><style>b{}</style>\\n\\n    <tr><td>bold</td></tr></table><script>alert(2)</script>'))
+'''
+
+
+def notebook(*cells):
+    nb = v4.new_notebook(cells=list(cells))
+    for i, c in enumerate(nb.cells): c['id'] = f'cell{i}'
+    return nb
+
+
+def parameters_cell():
+    return v4.new_code_cell('\n'.join(f'{k} = {v!r}' for k, v in PARAMETERS.items()), metadata=dict(tags=['parameters']))
+
+
+def stream(text, name='stdout'): return v4.new_output('stream', name=name, text=text)
+
+
+def chapter(title='Ship?', link='02_ldm'):
+    "An executed chapter that no kernel has seen."
+    verdict = v4.new_output('display_data', {'text/markdown': '<div class="verdict ship">\n<p class="sentence">Ship.</p>\n\n| a | b |\n|:--|--:|\n| x | 1 |\n\n</div>'})
+    return notebook(v4.new_markdown_cell(f'# {title}\n\n> In short.\n\n## The loss\n\nSee [it]({link}.ipynb#the-loss), [the study](00_core.ipynb), [them](https://example.org).'),
+                    v4.new_code_cell('#| default_exp x'), v4.new_code_cell('#| export\nimport os'), parameters_cell(),
+                    v4.new_code_cell('#| hide_input\n#|eval: false\nx = 1\n  #| keep: no', outputs=[stream('bar', 'stderr'), verdict]),
+                    v4.new_markdown_cell('## The loss\n\n$x_1 < y$ and\n\n$$\\frac{1}{2}$$'))
+
+
+def executed_study(folder, chapters=CHAPTERS, make=chapter):
+    study = Study('made-up', folder/'made-up', choose_profile('fixture'), group='film', seed=7)
+    (study.path/'notebooks').mkdir(parents=True)
+    for c in chapters: nbformat.write(make(), study.path/'notebooks'/f'{c}.ipynb')
+    return study
+
+
+def source_study(folder, **notebooks):
+    (folder/'nbs').mkdir()
+    for name, nb in notebooks.items(): nbformat.write(nb, folder/'nbs'/f'c{name}.ipynb')
+    return Study('made-up', folder/'made-up', choose_profile('fixture'), group='film', seed=7)
+
+
+@pytest.fixture
+def no_quarto(monkeypatch):
+    monkeypatch.setenv('PATH', os.devnull)
+    monkeypatch.delenv('QUARTO_PATH', raising=False)
+
+
+@pytest.fixture
+def pages(tmp_path, no_quarto): return render(executed_study(tmp_path)).parent
+
+
+# --- execute ---
+
+def test_from_kernel_to_page(tmp_path, no_quarto, monkeypatch):
+    "With foreign kernels about and odd Jupyter folders: the running Python, the study's parameters, and a clean page."
+    foreign = tmp_path/'jupyter'/'kernels'/'python3'
+    foreign.mkdir(parents=True)
+    (foreign/'kernel.json').write_text('{"argv": ["/nonexistent/python"], "display_name": "other", "language": "python"}')
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path/'jupyter'))
+    monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path/'nowhere'))
+    nb = notebook(v4.new_markdown_cell('# Page'), parameters_cell(), v4.new_code_cell(SHOW),
+                  v4.new_code_cell('print(sys.executable, data, profile, group, seed)'))
+    study = source_study(tmp_path, a=nb)
+    before = (tmp_path/'nbs'/'ca.ipynb').read_bytes()
+    execute(study, tmp_path/'nbs', ['ca'])
+    assert (tmp_path/'nbs'/'ca.ipynb').read_bytes() == before
+    index = render(study, ['ca'])
+    assert page_problems(index.parent) == []
+    soup = BeautifulSoup(index.read_text(), 'html.parser')
+    for code in soup('details'): code.decompose()
+    text = soup.main.get_text()
+    assert f'{sys.executable} simulated fixture film 7' in text and 'Do not ship made-up.' in text and 'said aloud' in text
+    assert '43%' not in text and not soup('script') and '<script>alert(1)</script>' in text and 'alert(2)' not in text
+    assert soup.img['alt'] == 'A line, "rising" & <straight>' and soup.img['src'].startswith('data:image/png;base64,')
+    assert soup.select_one('p.caption').get_text() == 'A line, "rising" & <straight>'
+    assert [t.parent['class'] for t in soup('table')] == [['scroll'], ['scroll']]
+    assert 'right' in soup.table('td')[1]['style']
+
+
+def test_a_case_gets_no_parameters(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, 'CASES', {'ca'})
+    given = []
+    monkeypatch.setattr(report.papermill, 'execute_notebook', lambda nb, out, parameters, **_: given.append(parameters))
+    study = source_study(tmp_path, a=notebook(), b=notebook())
+    execute(study, tmp_path/'nbs', ['ca', 'cb'])
+    assert given == [{}, dict(name='made-up', data='simulated', profile='fixture', group='film', seed=7)]
+
+
+@pytest.mark.parametrize('code, message', [
+    ('raise KeyError("first\\nsecond")', r"KeyError: 'first\nsecond'"),
+    ('raise ValueError("first\\n second\\n")', 'second'),
+    ('class StudyError(ValueError): pass\nraise StudyError("no such\\nfolder: make it")', 'no such folder: make it'),
+    ('import os; os._exit(9)', 'its process ended (out of memory?)')])
+def test_a_failing_notebook_is_one_line(tmp_path, code, message):
+    study = source_study(tmp_path, a=notebook(v4.new_code_cell(code)))
+    with pytest.raises(StudyError) as e: execute(study, tmp_path/'nbs', ['ca'])
+    assert str(e.value) == f'notebook ca.ipynb failed: {message}'
+
+
+def test_a_missing_notebook_is_named(tmp_path):
+    study = source_study(tmp_path)
+    with pytest.raises(StudyError, match=r'ca\.ipynb is missing'): execute(study, tmp_path/'nbs', ['ca'])
+    with pytest.raises(StudyError, match=r'ca\.ipynb is missing'): render(study, ['ca'])
+
+
+@pytest.mark.parametrize('name', CHAPTERS)
+def test_each_chapter_takes_the_parameters(name):
+    file = ROOT/'nbs'/f'{name}.ipynb'
+    cells = [c for c in nbformat.read(file, 4).cells if 'parameters' in c.metadata.get('tags', [])]
+    assert len(cells) == 1
+    scope = {}
+    exec(cells[0].source, scope)
+    mine = {k: v for k, v in scope.items() if not k.startswith('__')}
+    if name in CASES: assert not set(mine) & set(PARAMETERS)
+    else: assert {k: mine[k] for k in PARAMETERS} == PARAMETERS
+
+
+# --- prepare ---
+
+def test_prepared_notebooks_hold_nothing_that_quarto_misreads():
+    nb = prepare(chapter())
+    nbformat.validate(nb)
+    code = [c for c in nb.cells if c.cell_type == 'code']
+    assert not any('#|' in c.source.replace(' ', '') for c in code)
+    assert len(code) == 1 and code[0].source.startswith('import os\n\nname') and code[0].source.endswith('x = 1')
+    kinds = {k for c in code for o in c.outputs for k in o.get('data', {'stdout': 1})}
+    assert kinds == {'text/markdown'}  # an HTML output makes Quarto load scripts from another host
+
+
+def test_every_kind_of_output_is_shown_once():
+    outputs = [stream('\x1b[31mred\x1b[0m'), stream('  \n'), v4.new_output('error', ename='E', evalue='why', traceback=[]),
+               v4.new_output('execute_result', {'text/html': '<b>h</b>', 'text/plain': 'p'}, execution_count=1),
+               v4.new_output('display_data', {'text/latex': '$x$', 'text/plain': 'p'}),
+               v4.new_output('display_data', {'text/plain': 'plain'}), v4.new_output('display_data', {'application/json': {}})]
+    made = prepare(notebook(v4.new_code_cell('x', outputs=outputs))).cells[0].outputs
+    assert [o.get('text') or o.data['text/markdown'] for o in made] == ['red', 'E: why', '<b>h</b>', '$x$', 'plain']
+
+
+# --- the built-in pages ---
+
+def test_built_in_pages_hold_together(pages):
+    assert page_problems(pages) == []
+    assert {p.name for p in pages.iterdir()} == {'index.html', *(f'{c}.html' for c in CHAPTERS[1:])}
+
+
+def test_navigation_is_in_reading_order(pages):
+    soup = BeautifulSoup((pages/'02_ldm.html').read_text(), 'html.parser')
+    order = ['index.html', *(f'{c}.html' for c in CHAPTERS[1:])]
+    assert [a['href'] for a in soup.select('nav.side a')] == order == [a['href'] for a in soup.select('details.menu a')]
+    assert soup.select_one('nav.side [aria-current=page]')['href'] == '02_ldm.html'
+    assert (soup.find(rel='prev')['href'], soup.find(rel='next')['href']) == ('01a_simulate.html', '03_sample.html')
+    assert [a['href'] for a in soup.select('nav.contents a')] == ['#the-loss', '#the-loss-1']
+
+
+def test_a_page_needs_nothing_from_elsewhere(pages):
+    soup = BeautifulSoup((pages/'index.html').read_text(), 'html.parser')
+    assert not soup(['script', 'iframe']) and not soup('link', rel='stylesheet')
+    assert "default-src 'none'" in soup.find('meta', attrs={'http-equiv': 'Content-Security-Policy'})['content']
+    assert soup.html['lang'] == 'en' and soup.find('meta', attrs={'name': 'viewport'}) and soup.select_one('a.skip')['href'] == '#main'
+    assert 'built-in renderer' in soup.footer.get_text()
+
+
+def test_text_links_maths_and_code(pages):
+    soup = BeautifulSoup((pages/'index.html').read_text(), 'html.parser').main
+    assert [a['href'] for a in soup('a')] == ['02_ldm.html#the-loss', 'https://example.org'] and 'the study' in soup.get_text()
+    assert [m['display'] for m in soup('math')] == ['inline', 'block'] and soup.find('mfrac') and '$' not in soup.get_text()
+    code = soup.select('details.code')
+    assert len(code) == 1 and not code[0].has_attr('open') and 'name' in code[0].get_text() and code[0].select('.kn')
+    assert soup.select_one('.verdict .sentence') and soup.select_one('.verdict td[style*=right]')
+
+
+def test_unreadable_maths_is_shown_as_written():
+    assert report._mathml('x^2^3 < y', 'inline') == '<code>x^2^3 &lt; y</code>'
+
+
+def test_a_new_report_takes_the_place_of_the_old_one_and_a_crash_does_not(tmp_path, no_quarto, monkeypatch):
+    study = executed_study(tmp_path)
+    index = render(study)
+    (index.parent/'stale.html').write_text('')
+    assert render(study) == index and not (index.parent/'stale.html').exists()
+    whole = index.read_text()
+    monkeypatch.setattr(report, '_body', lambda nb: 1/0)
+    with pytest.raises(ZeroDivisionError): render(study)
+    assert index.read_text() == whole and {p.name for p in study.path.iterdir()} == {'notebooks', 'report'}
+
+
+# --- the suspicious reader ---
+
+@pytest.mark.parametrize('old, new, problem', [
+    ('href="02_ldm.html#the-loss"', 'href="02_ldm.html#gone"', '02_ldm.html#gone is no anchor there'),
+    ('href="#main"', 'href="#gone"', '#gone is no anchor there'),
+    ('href="02_ldm.html#the-loss"', 'href="00_core.html"', '00_core.html is not in the report'),
+    ('href="02_ldm.html#the-loss"', 'href="../notebooks/02_ldm.ipynb"', '../notebooks/02_ldm.ipynb is not in the report'),
+    ('href="02_ldm.html#the-loss"', 'href="file:///etc/hosts"', 'file:///etc/hosts leads elsewhere'),
+    ('</main>', '<script src="https://cdn.example.org/x.js"></script></main>', 'https://cdn.example.org/x.js leads elsewhere'),
+    ('</main>', '<iframe src="//example.org"></iframe></main>', '//example.org leads elsewhere'),
+    ('</main>', '<img src="figure.png" alt="a"></main>', 'figure.png is not in the report'),
+    ('</main>', '<img src="data:," alt=" "></main>', 'has an image without alternative text'),
+    ('</main>', '<p style="background: url(http://example.org/a.png)"></p></main>', 'http://example.org/a.png leads elsewhere'),
+    ('<style>', '<style>@import "https://fonts.example.org/css";', 'https://fonts.example.org/css leads elsewhere'),
+    ('<link rel="icon" href="data:,">', '<link rel="stylesheet" href="https://example.org/a.css">', 'https://example.org/a.css leads elsewhere'),
+    ('<title>', '<title></title><title>', 'has no title'),
+    ('</main>', '<h1>Again</h1></main>', 'has 2 main headings (h1), not one'),
+    ('class="verdict ship"', 'class="note"', 'has no verdict')])
+def test_each_kind_of_problem_is_found(pages, old, new, problem):
+    text = (pages/'index.html').read_text()
+    assert old in text
+    (pages/'index.html').write_text(text.replace(old, new, 1))
+    assert page_problems(pages) == [f'index.html: {problem}']
+
+
+def test_style_sheets_are_read_too_and_a_missing_index_is_told(pages):
+    (pages/'site.css').write_text('/* url(https://example.org/old.png) */ @import url("https://example.org/b.css"); p { background: url(data:image/png;base64,AA) }')
+    (pages/'index.html').unlink()
+    found = page_problems(pages)
+    assert found[0] == 'index.html: is missing' and found[-1] == 'site.css: https://example.org/b.css leads elsewhere'
+
+
+# --- Quarto ---
+
+def test_quarto_project_lists_the_chapters(tmp_path):
+    config = yaml.safe_load((ROOT/'_quarto.yml').read_text())
+    assert config['website']['sidebar']['contents'] == ['index.ipynb', *(f'{c}.ipynb' for c in CHAPTERS[1:])]
+    assert config['execute'] == {'enabled': False} and config['format']['html']['html-math-method'] == 'mathml'
+    assert 'Pages by Quarto' in config['website']['page-footer']
+    report._quarto_project({report._page(c): prepare(chapter()) for c in CHAPTERS}, tmp_path)
+    named = [config['format']['html']['css'], *(f for theme in config['format']['html']['theme'].values() for f in theme if '.' in f)]
+    assert all((tmp_path/f).is_file() for f in [*config['website']['sidebar']['contents'], *named, '_quarto.yml'])
+    copy = nbformat.read(tmp_path/'index.ipynb', 4)
+    nbformat.validate(copy)
+    assert yaml.safe_load(copy.cells[0].source.strip('-\n')) == {'title': 'Ship?'}
+    assert copy.cells[1].source.startswith('> In short.') and '(02_ldm.html#the-loss)' in copy.cells[1].source
+
+
+FAKE = '''#!{python}
+import os, pathlib, sys
+command, folder, *options = sys.argv[1:]
+assert command == 'render' and '--no-execute' in options
+site = pathlib.Path(folder, '_site'); site.mkdir()
+for nb in pathlib.Path(folder).glob('*.ipynb'):
+    page = '<title>t</title><meta name="generator" content="quarto-1.6.40"><h1>t</h1><p class="verdict"></p>Pages by Quarto'
+    if nb.stem != {skip!r}: (site/(nb.stem + '.html')).write_text(page)
+pathlib.Path(os.environ['QUARTO_LOG']).write_text({log!r})
+'''
+
+
+def fake_quarto(folder, monkeypatch, log='Output created', skip=''):
+    (folder/'bin').mkdir()
+    (folder/'bin'/'quarto').write_text(FAKE.format(python=sys.executable, log=log, skip=skip))
+    (folder/'bin'/'quarto').chmod(0o755)
+    monkeypatch.setenv('PATH', str(folder/'bin'))
+    monkeypatch.delenv('QUARTO_PATH', raising=False)
+
+
+def test_quarto_on_path_makes_the_pages(tmp_path, monkeypatch):
+    fake_quarto(tmp_path, monkeypatch)
+    index = render(executed_study(tmp_path))
+    assert 'Study made-up. Pages by Quarto 1.6.40' in index.read_text() and page_problems(index.parent) == []
+    assert 'QUARTO_LOG' not in os.environ
+
+
+@pytest.mark.parametrize('case, said', [(dict(log='(WARN) Unable to resolve link target: x.ipynb'), 'Unable to resolve link target'),
+                                        (dict(log='fine\n(ERROR) no pandoc'), 'no pandoc'), (dict(skip='02_ldm'), 'it made no 02_ldm.html')])
+def test_quarto_that_fails_is_one_line_and_no_report(tmp_path, monkeypatch, case, said):
+    fake_quarto(tmp_path, monkeypatch, **case)
+    study = executed_study(tmp_path)
+    with pytest.raises(StudyError, match='^Quarto failed: ') as e: render(study)
+    assert said in str(e.value) and '\n' not in str(e.value)
+    assert [p.name for p in study.path.iterdir()] == ['notebooks']
+
+
+@pytest.mark.skipif(not shutil.which('quarto'), reason='Quarto is not on PATH: its own pages are not tested here')
+def test_pages_by_the_real_quarto(tmp_path):
+    index = render(executed_study(tmp_path))
+    assert page_problems(index.parent) == [] and 'Pages by Quarto' in index.read_text()

@@ -1,0 +1,112 @@
+"""The whole study at smoke size: the command, the report, and papermill on the last notebook alone."""
+import json, os, shutil, subprocess, sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from PIL import Image
+
+from weldsynth.report import CHAPTERS, page_problems
+
+ROOT = Path(__file__).parent.parent
+DECISIONS = ('SHIP', 'DO NOT SHIP', 'INCONCLUSIVE')
+
+
+def run(home, *command, **options):
+    "Run a command with its studies under `home`."
+    return subprocess.run([str(c) for c in command], env=dict(os.environ, WELDSYNTH_HOME=str(home)), capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    "The home folder of a finished smoke study, and what the command printed."
+    home = tmp_path_factory.mktemp('home')
+    done = run(home, sys.executable, '-m', 'weldsynth', 'report', '--profile', 'smoke')
+    assert done.returncode == 0, done.stderr[-2000:]
+    return home, done.stdout, done.stderr
+
+
+@pytest.fixture(scope='module')
+def study(finished): return finished[0]/'studies'/'simulated-smoke'
+
+
+def artefacts(study): return {str(p.parent.relative_to(study)): p.stat().st_mtime_ns for p in study.rglob('artefact.json')}
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_the_recommendation(finished, study):
+    _, out, err = finished
+    assert out.strip().startswith(DECISIONS) and 'simulated radiographs, which say nothing about real welds' in out
+    assert 'macro F1, real+synthetic' in out and out.strip().endswith(str(study/'report'/'index.html'))
+    for what in ('training autoencoder', 'training denoiser', 'sampling', 'fitting classifiers', 'notebooks'): assert what in err, f'no progress bar for {what}'
+
+
+@pytest.mark.slow
+def test_the_report_is_whole(study):
+    assert page_problems(study/'report') == []
+    assert {p.stem for p in (study/'report').glob('*.html')} == {'index', *CHAPTERS[1:]}
+    first = (study/'report'/'index.html').read_text()
+    verdict = json.loads(next((study/'eval').glob('verdict-*/verdict.json')).read_text())
+    assert f'<p class="decision">{verdict["decision"]}' in first and 'not reviewed' in first and 'simulated' in first
+    for chapter in ('Risk register', 'Integration path', 'Macro F1'): assert chapter in first
+
+
+@pytest.mark.slow
+def test_every_synthetic_image_is_in_the_manifest(study):
+    folder = next((study/'samples').glob('synthetic-*'))
+    rows = pd.read_csv(folder/'manifest.csv')
+    assert set(rows.image) == {str(p.relative_to(folder)) for p in folder.rglob('*.png')} and len(rows) == 200 and rows.seed.is_unique
+    assert {'image', 'label', 'seed', 'checkpoint', 'guidance', 'steps', 'solver'} <= set(rows)
+    with Image.open(folder/rows.image[0]) as image: assert image.size == (32, 32) and image.mode == 'L'
+
+
+@pytest.mark.slow
+def test_results_are_tidy_and_the_test_was_opened_once(study):
+    rows = pd.read_csv(next((study/'eval').glob('verdict-*/tidy.csv')))
+    assert list(rows) == ['arm', 'generator_seed', 'classifier_seed', 'fold', 'class', 'metric', 'value']
+    f1 = rows[rows.metric == 'macro_f1']
+    assert len(f1) == 9 and f1.value.between(0, 1).all() and set(f1.arm) == {'real', 'real+synthetic', 'synthetic'}
+    per_class = rows[rows.metric == 'f1'].groupby(['arm', 'classifier_seed']).value.mean()
+    assert (per_class - f1.set_index(['arm', 'classifier_seed']).value).abs().max() < 1e-9
+    assert len((study/'eval'/'test-opened.jsonl').read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_papermill_on_the_last_notebook_reuses_what_is_there(finished, study):
+    before = artefacts(study)
+    done = run(finished[0], sys.executable, '-m', 'papermill', ROOT/'nbs'/'04_eval.ipynb', '-p', 'profile', 'smoke', cwd=finished[0])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert artefacts(study) == before, 'nothing is made twice'
+    notebook = nbformat.reads(done.stdout[done.stdout.index('{'):], 4)
+    shown = ' '.join(o.data.get('text/markdown', '') for c in notebook.cells if c.cell_type == 'code' for o in c.outputs if 'data' in o)
+    assert 'class="verdict' in shown and any(f'<p class="decision">{d}' in shown for d in DECISIONS)
+
+
+@pytest.mark.slow
+def test_papermill_alone_makes_what_is_missing(tmp_path):
+    done = run(tmp_path, sys.executable, '-m', 'papermill', ROOT/'nbs'/'04_eval.ipynb', '-p', 'profile', 'fixture', cwd=tmp_path)
+    assert done.returncode == 0 and 'class=\\"verdict' in done.stdout, done.stderr[-2000:]
+    assert {'data', 'eval', 'ldm', 'samples'} <= {p.name for p in (tmp_path/'studies'/'simulated-fixture').iterdir()}
+
+
+@pytest.mark.slow
+def test_papermill_fails_when_the_study_fails(tmp_path):
+    done = run(tmp_path, sys.executable, '-m', 'papermill', ROOT/'nbs'/'04_eval.ipynb', '-p', 'data', 'nowhere', cwd=tmp_path)
+    assert done.returncode == 1 and "StudyError: data 'nowhere' does not exist" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_folder_of_ones_own_images(tmp_path):
+    "200 images in two folders: a report, and no answer better than inconclusive, since nobody named the welds."
+    from weldsynth.simulate import simulate
+    shots = simulate(500, 100, 20, 48, seed=3)
+    for label, wanted in (('clean', 'clean'), ('porosity', 'pores')):
+        (tmp_path/'mine'/wanted).mkdir(parents=True)
+        for i, image in enumerate(shots.images[shots.labels == label][:100]): Image.fromarray(image).save(tmp_path/'mine'/wanted/f'{i}.png')
+    before = sorted(p.stat().st_mtime_ns for p in (tmp_path/'mine').rglob('*'))
+    done = run(tmp_path, sys.executable, '-m', 'weldsynth', 'report', '--data', tmp_path/'mine', '--profile', 'fixture')
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().startswith(('INCONCLUSIVE', 'DO NOT SHIP')) and 'on mine' in done.stdout
+    assert 'The data do not name welds' in (tmp_path/'studies'/'mine-fixture'/'report'/'index.html').read_text()
+    assert before == sorted(p.stat().st_mtime_ns for p in (tmp_path/'mine').rglob('*')), 'the source is never written to'
