@@ -30,7 +30,9 @@ reference: report  ## the outputs that the committed notebooks carry
 	$(BIN)/nbdev_clean
 
 readme: $(READY)  ## README.md from nbs/index.ipynb
-	$(BIN)/jupyter nbconvert --to markdown --stdout nbs/index.ipynb | sed 's#](\([0-9a-z_]*\.ipynb\))#](nbs/\1)#g' > README.md
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/index.ipynb
+	$(BIN)/nbdev_clean --fname nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed 's#](\([0-9a-z_]*\.ipynb\))#](nbs/\1)#g' > README.md
 
 clean:  ## everything but studies
 	rm -rf .venv *.egg-info .pytest_cache

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from weldsynth import cli, core, report
+from weldsynth import classify, cli, core, report
 from weldsynth.cli import main
 
 
@@ -16,6 +16,7 @@ def steps(tmp_path, monkeypatch):
     stats = types.ModuleType('weldsynth.stats')
     stats.recommend = lambda study: done.append(study) or dict(decision='SHIP', sentence='Ship it.', figures=[['recall', '0.9'], ['false calls', '12.5']])
     monkeypatch.setitem(sys.modules, 'weldsynth.stats', stats)
+    monkeypatch.setattr(classify, 'learning_curve', lambda study: done.append('learning curve'))
     monkeypatch.setattr(report, 'execute', lambda study: done.append('execute'))
     monkeypatch.setattr(report, 'render', lambda study: done.append('render') or study.path/'report'/'index.html')
     monkeypatch.setattr(report, 'page_problems', lambda folder: [])
@@ -27,7 +28,7 @@ def test_report_ends_with_the_recommendation(steps, tmp_path, capsys):
     assert main(['report', '--profile', 'fixture', '--seed', '3', '--group', 'film', '--name', 'mine']) == 0
     study = steps[0]
     assert (study.name, study.profile.name, study.seed, study.group, study.data) == ('mine', 'fixture', 3, 'film', 'simulated')
-    assert steps[1:] == ['execute', 'render']
+    assert steps[1:] == ['learning curve', 'execute', 'render']
     assert capsys.readouterr().out.splitlines() == ['', 'Ship it.', '', '  recall        0.9', '  false calls  12.5', '',
                                                     f'Report: {tmp_path}/studies/mine/report/index.html']
 

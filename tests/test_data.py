@@ -134,6 +134,7 @@ BAD = {
     'no group column':     (lambda d: read_manifest(d['manifest'], PX, 'group'), r"no column 'group' \(it has image, label, film, mask, size_mm\): say which column"),
     'no label column':     (lambda d: (pd.read_csv(d['manifest']).drop(columns='label').to_csv(d['manifest'], index=False), read_manifest(d['manifest'], PX, 'film')), r"no column 'label'"),
     'blank label':         (lambda d: (edit(d['manifest'], 5, 'label', ' '), read_manifest(d['manifest'], PX, 'film')), r"line 5: 'label' is blank"),
+    'label that is a path': (lambda d: (edit(d['manifest'], 5, 'label', '../up'), read_manifest(d['manifest'], PX, 'film')), r"label '\.\./up' cannot name a folder: use letters"),
     'synthetic as real':   (lambda d: (edit(d['manifest'], 2, 'origin', 'synthetic'), read_manifest(d['manifest'], PX, 'film')), r'line 2: a synthetic image is offered as real'),
     'window off the film': (lambda d: (edit(d['films'], 4, 'x', '90'), read_windows(d['films'], PX, 'film')), r'line 4: the window 90,0 of 48 px leaves the film film0 \(100 x 100 px\)'),
     'window not a number': (lambda d: (edit(d['films'], 4, 'x', 'left'), read_windows(d['films'], PX, 'film')), r'line 4: x, y and size must be whole numbers'),
@@ -180,11 +181,12 @@ def test_changed_data_make_a_new_artefact(manifest):
 @pytest.mark.slow
 def test_real_radiographs_by_manifest_and_by_windows(tmp_path):
     subprocess.run([sys.executable, Path(GDXRAY)/'cut.py', tmp_path/'cut'], check=True)
-    for by in ('section', 'film'):
-        cut, whole = (read_source(open_study(f'{kind}-{by}', str(data), 'fixture', by)) for kind, data in (('cut', tmp_path/'cut'), ('whole', GDXRAY)))
-        a, b = (t.table.assign(row=range(len(t))).assign(key=t.table.id.map(lambda i: Path(i).stem)).sort_values('key') for t in (cut, whole))
-        assert len(a) == 20_000 and torch.equal(cut.images[a.row.to_numpy()], whole.images[b.row.to_numpy()])
-        assert a.label.tolist() == b.label.tolist() and a.group.tolist() == b.group.tolist() and a['size'].fillna(0).tolist() == b['size'].fillna(0).tolist()
-        folds = split(whole)
+    cut, whole = (read_source(open_study(kind, str(data), 'fixture', by)) for kind, data, by in (('cut', tmp_path/'cut', 'section'), ('whole', GDXRAY, 'film')))
+    a, b = (t.table.assign(row=range(len(t)), key=t.table.id.map(lambda i: Path(i).stem)).sort_values('key') for t in (cut, whole))
+    assert len(a) == 20_000 and torch.equal(cut.images[a.row.to_numpy()], whole.images[b.row.to_numpy()])
+    assert a.label.tolist() == b.label.tolist() and a['size'].fillna(0).tolist() == b['size'].fillna(0).tolist()
+    assert [*a.group.str.split('/').str[0]] == [*b.group] and a.group.nunique() > 150 and b.group.nunique() == 24
+    for patches in (cut, whole):
+        folds = split(patches)
         refuse_duplicates(folds)
         assert folds.table.groupby('group').fold.nunique().max() == 1 and folds.table.groupby('fold').label.nunique().tolist() == [4, 4, 4]

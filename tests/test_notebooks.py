@@ -33,7 +33,7 @@ def test_clean_and_export_leave_no_diff(copy, folder, pattern):
 
 
 def test_readme_is_the_index():
-    made = subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'markdown', '--stdout', ROOT/'nbs'/'index.ipynb'], check=True, capture_output=True, text=True).stdout
+    made = subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'markdown', '--no-input', '--stdout', ROOT/'nbs'/'index.ipynb'], check=True, capture_output=True, text=True).stdout
     assert re.sub(r'\]\(([0-9a-z_]*\.ipynb)\)', r'](nbs/\1)', made).strip() == (ROOT/'README.md').read_text().strip()
 
 
