@@ -8,8 +8,8 @@ __all__ = ['IMAGE_SUFFIXES', 'CLEAN_NAMES', 'GUESSED', 'SHARES', 'PatchSet', 'sa
            'read_source', 'perceptual_hash', 'group_lookalikes', 'fold_shares', 'split', 'balanced_rows',
            'duplicates_across_folds', 'refuse_duplicates', 'prepare', 'study_patches']
 
-# %% ../nbs/01_data.ipynb #c08cac24
-import hashlib, json, warnings
+# %% ../nbs/01_data.ipynb #20f90fc7
+import hashlib, json, re, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -125,7 +125,7 @@ def window(
 # %% ../nbs/01_data.ipynb #8ec7dfdc
 CLEAN_NAMES = {'clean', 'good', 'ok', 'no_defect', 'no_flaw', 'normal'}
 
-# %% ../nbs/01_data.ipynb #e9c7413c
+# %% ../nbs/01_data.ipynb #a8320f84
 def assemble(
     images: list,         # uint8 tensors, 1 x H x W
     table: pd.DataFrame,  # id, label, group, size
@@ -137,6 +137,7 @@ def assemble(
     table['label'] = [('clean' if str(l).strip().lower() in CLEAN_NAMES else str(l).strip()) for l in table.label]
     table['group'] = table.group.astype(str)
     labels = sorted(set(table.label))
+    if odd := [l for l in labels if not re.fullmatch(r"\w[\w .()+-]*", l)]: raise StudyError(f"label '{odd[0]}' cannot name a folder: use letters, digits, spaces and . _ - + ( )")
     if 'clean' not in labels: raise StudyError(f"no image is labelled 'clean' (labels: {', '.join(labels)}): the study needs images without flaw under that name")
     if len(labels) < 2: raise StudyError("all images are labelled 'clean': the study needs at least one class of defects beside it")
     return PatchSet(torch.stack(images), table, ('clean', *(l for l in labels if l != 'clean')),

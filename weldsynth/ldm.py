@@ -287,13 +287,13 @@ def draw(
         images = pipe(class_labels=list(labels), generator=dice, guidance_scale=guidance, num_inference_steps=steps, output_type='np').images
     return torch.from_numpy(images).permute(0, 3, 1, 2).mul(255).round().to(torch.uint8)
 
-# %% ../nbs/02_ldm.ipynb #e4e6af75
+# %% ../nbs/02_ldm.ipynb #8f194742
 def train_denoiser(study: Study) -> Artefact:
     "The artefact with the study's pipeline (`pipeline/`), its loss curve and the samples drawn on the way (`snapshots.safetensors`)."
     p, autoencoder = study.profile, train_autoencoder(study)
     def build(folder):
         fold, vae = study_patches(study).fold('train'), load_autoencoder(study)
-        latents = torch.stack([encode(vae, x) for x in flips(fold.images)])
+        latents = torch.stack([encode(vae, x) for x in progress(flips(fold.images), 'encoding')])
         net = seeded_weights(study.seed, 'denoiser weights', lambda: make_denoiser(p)).eval()  # eval: labels are dropped by the batch, not by the network
         labels, snapshots = [c for c in range(len(fold.classes)) for _ in range(8)], {}
         look = lambda step, net: snapshots.update({f'{step:06d}': draw(make_pipeline(net, vae, fold.classes), labels, range(len(labels)), p.guidance, p.solver_steps)})

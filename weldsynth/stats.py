@@ -173,7 +173,7 @@ def effects(
                 rows += [(arm, c, metric, kind, *interval(v, RULE['level'])) for c, v in columns]
     return pd.DataFrame(rows, columns=['arm', 'class', 'metric', 'kind', 'mean', 'low', 'high'])
 
-# %% ../nbs/03c_stats.ipynb #28bcdb01
+# %% ../nbs/03c_stats.ipynb #02f689be
 def recommend(study: Study) -> dict:
     "The verdict of a study, made with all that is missing before it: headline, finding, sentence (both, and on which data), figures (pairs of label and text) and what `verdict.json` holds."
     folder = evaluate(study).path
@@ -182,7 +182,8 @@ def recommend(study: Study) -> dict:
     where = 'simulated radiographs, which say nothing about real welds' if verdict['simulated'] else Path(study.data).name
     n, s = verdict['test_images'], study.profile
     headline = verdict['decision'] + (' (provisional)' if verdict['decision'] == 'SHIP' else '')
-    finding = f"{s.synthetics:,} synthetic defects change the classifier's macro F1 by {points(*verdict['gain'])} points; {verdict['reason']}."
+    mean, low, high = (f'{100*g:+.1f}'.replace('-', '−') for g in verdict['gain'])
+    finding = f"Adding {s.synthetics:,} synthetic defects changes the classifier's score (macro F1) by {mean} points, 95 % interval {low} to {high}: {verdict['reason']}."
     figures = [(f'macro F1, {arm}', f'{r["mean"]:.3f} ({r["low"]:.3f} to {r["high"]:.3f})') for arm, r in table.iterrows()]
     figures += [('gain of real+synthetic', f"{points(*verdict['gain'])} points"), ('tested on', f"{n:,} images of {verdict['test_groups']} groups, {verdict['seeds']} classifier seeds"),
                 ('profile', f'{s.name}: {s.px} px, {s.synthetics:,} synthetic defects')]
