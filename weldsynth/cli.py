@@ -57,19 +57,19 @@ def train(
     made = train_denoiser(open_study(name, data, profile, group, seed))
     if process().is_main_process: print(f"Generator: {made.path/'pipeline'}, trained in {made.info['processes']} process(es).")
 
-# %% ../nbs/06_cli.ipynb #312ec7cc
+# %% ../nbs/06_cli.ipynb #9481d2b6
 def adopt(
     name: str = 'simulated-demo',  # a study with a report
 ):
     "Put the outputs of a study's executed notebooks into the checkout."
-    from weldsynth.core import StudyError, home
+    from weldsynth.core import StudyError, checkout, home
     from weldsynth.report import CASES, CHAPTERS, adopt
-    copies, nbs = home()/'studies'/name/'notebooks', home()/'nbs'
+    copies, nbs = home()/'studies'/name/'notebooks', checkout()/'nbs'
     if not copies.is_dir(): raise StudyError(f"study '{name}' has no executed notebooks in {copies}: run `weldsynth report` first")
     for chapter in CHAPTERS:
         if chapter not in CASES: adopt(copies/f'{chapter}.ipynb', nbs/f'{chapter}.ipynb')
 
-# %% ../nbs/06_cli.ipynb #38bf70e9
+# %% ../nbs/06_cli.ipynb #9774a8e4
 def case(
     gdxray: str,              # the folder with films/, masks/ and windows.csv
     profile: str = '',        # smoke, demo or full; chosen to suit the machine if not given
@@ -77,10 +77,10 @@ def case(
 ):
     "Repeat the case on real radiographs and record its tables."
     from pathlib import Path
-    from weldsynth.core import choose_profile, home, open_study
+    from weldsynth.core import checkout, choose_profile, home, open_study
     from weldsynth.report import adopt, execute_one
     from weldsynth.stats import recommend
-    profile, folder, notebook = choose_profile(profile).name, str(Path(gdxray).resolve()), home()/'nbs'/'08_case_gdxray.ipynb'
+    profile, folder, notebook = choose_profile(profile).name, str(Path(gdxray).resolve()), checkout()/'nbs'/'08_case_gdxray.ipynb'
     for split in splits.split():
         recommendation = recommend(open_study(f'gdxray-{split}-{profile}', folder, profile, split))
         print(summary(recommendation, notebook))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'ARM_COLOURS', 'StudyError', 'Profile', 'choose_profile', 'digest', 'stream_seed', 'torch_stream',
-           'numpy_stream', 'home', 'code_version', 'Artefact', 'process', 'hardware', 'versions', 'Study', 'open_study',
-           'write_atomic', 'progress', 'show', 'markdown_table', 'show_table', 'patch_rows']
+           'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'hardware', 'versions', 'Study',
+           'open_study', 'write_atomic', 'progress', 'show', 'markdown_table', 'show_table', 'patch_rows']
 
 # %% ../nbs/00_core.ipynb #8915fef9
 import ast, hashlib, html, io, json, os, platform, shutil, tempfile, time
@@ -105,11 +105,15 @@ def numpy_stream(
     "A numpy generator for the stream called `name`."
     return np.random.default_rng(stream_seed(*name))
 
-# %% ../nbs/00_core.ipynb #477c3637
+# %% ../nbs/00_core.ipynb #bdbef542
+def checkout() -> Path:
+    "The folder that the package lies in: with an editable install, the repository with its notebooks."
+    return Path(weldsynth.__path__[0]).parent
+
+# %% ../nbs/00_core.ipynb #4972b438
 def home() -> Path:
-    "The folder that holds `studies/`: `$WELDSYNTH_HOME`, or the checkout the package was installed from, or the working folder."
-    checkout = Path(weldsynth.__path__[0]).parent
-    default = checkout if (checkout/'settings.ini').exists() else Path.cwd()
+    "The folder that holds `studies/`: `$WELDSYNTH_HOME`, or the repository, or, for a package installed elsewhere, the working folder."
+    default = checkout() if (checkout()/'settings.ini').exists() else Path.cwd()
     return Path(os.environ.get('WELDSYNTH_HOME', default)).resolve()
 
 # %% ../nbs/00_core.ipynb #5b9426b4
