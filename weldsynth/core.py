@@ -158,8 +158,8 @@ def versions() -> dict:
     return dict(python=platform.python_version(), weldsynth=weldsynth.__version__,
                 **{m.__name__: m.__version__ for m in (torch, diffusers, accelerate, np)})
 
-# %% ../nbs/00_core.ipynb #c5b437a8
-@dataclass(frozen=True)
+# %% ../nbs/00_core.ipynb #81c2b720
+@dataclass(frozen=True, repr=False)
 class Study:
     "A question put to one data set with one profile: everything it makes lies under `path`."
     name: str
@@ -168,6 +168,8 @@ class Study:
     data: str = 'simulated'  # 'simulated', a folder of images, or a CSV
     group: str = 'group'     # the column that names a patch's weld, film, plate or section
     seed: int = 0
+
+    def __repr__(self): return f'Study({self.name!r})'
 
     def _repr_markdown_(self):
         return f"Study **{html.escape(self.name)}**: profile {self.profile.name}, {self.profile.px} px, seed {self.seed}, on {html.escape(hardware())}, {time.strftime('%Y-%m-%d')}."
