@@ -15,7 +15,7 @@ report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo G
 	@$(BIN)/weldsynth report $(OPTIONS)
 
 test: $(READY)  ## what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --pause 0
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 1
 	$(BIN)/python -m pytest
 
 lab: $(READY)  ## the notebooks, to read and run
