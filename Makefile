@@ -2,7 +2,7 @@
 PYTHON  ?= python3.11
 BIN     := .venv/bin
 READY   := .venv/.ready
-OPTIONS  = $(foreach o,data:DATA name:NAME profile:PROFILE group:GROUP seed:SEED,$(if $($(lastword $(subst :, ,$o))),--$(firstword $(subst :, ,$o)) '$($(lastword $(subst :, ,$o)))'))
+OPTIONS  = $(foreach o,data:DATA name:NAME profile:PROFILE group:GROUP seed:SEED prevalence:PREVALENCE missed_cost:MISSED_COST false_cost:FALSE_COST,$(if $($(lastword $(subst :, ,$o))),--$(firstword $(subst :, ,$o)) '$($(lastword $(subst :, ,$o)))'))
 
 .PHONY: report test lab case reference readme clean
 
@@ -11,7 +11,7 @@ $(READY): setup.py settings.ini pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo GROUP=film SEED=0
+report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo GROUP=film SEED=0 PREVALENCE=0.02 MISSED_COST=100 FALSE_COST=1
 	@$(BIN)/weldsynth report $(OPTIONS)
 
 test: $(READY)  ## what CI runs

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from weldsynth import classify, cli, core, report
+from weldsynth import cli, core, report, sweep
 from weldsynth.cli import main
 
 
@@ -13,11 +13,11 @@ from weldsynth.cli import main
 def steps(tmp_path, monkeypatch):
     "`weldsynth report` with its long steps replaced; the list of what was done."
     done = []
-    stats = types.ModuleType('weldsynth.stats')
-    stats.recommend = lambda study: done.append(study) or dict(decision='SHIP', sentence='Ship it.', figures=[['recall', '0.9'], ['false calls', '12.5']])
-    monkeypatch.setitem(sys.modules, 'weldsynth.stats', stats)
-    monkeypatch.setattr(classify, 'learning_curve', lambda study: done.append('learning curve'))
-    monkeypatch.setattr(report, 'execute', lambda study: done.append('execute'))
+    verdict = types.ModuleType('weldsynth.verdict')
+    verdict.recommend = lambda study: done.append(study) or dict(decision='SHIP', sentence='Ship it.', figures=[['recall', '0.9'], ['false calls', '12.5']])
+    monkeypatch.setitem(sys.modules, 'weldsynth.verdict', verdict)
+    monkeypatch.setattr(sweep, 'learning_curve', lambda study: done.append('learning curve'))
+    monkeypatch.setattr(report, 'execute', lambda study, **more: done.append(('execute', more)))
     monkeypatch.setattr(report, 'render', lambda study: done.append('render') or study.path/'report'/'index.html')
     monkeypatch.setattr(report, 'page_problems', lambda folder: [])
     monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
@@ -28,13 +28,14 @@ def test_report_ends_with_the_recommendation(steps, tmp_path, capsys):
     assert main(['report', '--profile', 'fixture', '--seed', '3', '--group', 'film', '--name', 'mine']) == 0
     study = steps[0]
     assert (study.name, study.profile.name, study.seed, study.group, study.data) == ('mine', 'fixture', 3, 'film', 'simulated')
-    assert steps[1:] == ['learning curve', 'execute', 'render']
+    assert steps[1:] == ['learning curve', ('execute', dict(prevalence=.02, missed_cost=100., false_cost=1.)), 'render']
     assert capsys.readouterr().out.splitlines() == ['', 'Ship it.', '', '  recall        0.9', '  false calls  12.5', '',
                                                     f'Report: {tmp_path}/studies/mine/report/index.html']
 
 
 @pytest.mark.parametrize('argv, said', [(['--profile', 'turbo'], "profile 'turbo' is unknown"),
                                         (['--profile', 'fixture', '--data', 'no/such/folder'], "data 'no/such/folder' does not exist"),
+                                        (['--prevalence', '2'], 'prevalence lies between 0 and 1'),
                                         (['--profile', 'fixture', '--name', 'a/b'], "study name 'a/b' is not a plain folder name")])
 def test_bad_input_is_one_line_and_exit_code_1(steps, capsys, argv, said):
     assert main(['report', *argv]) == 1
@@ -50,14 +51,14 @@ def test_broken_pages_are_an_error(steps, capsys, monkeypatch):
 
 def test_ctrl_c_says_that_nothing_is_lost(steps, capsys, monkeypatch):
     def interrupt(study): raise KeyboardInterrupt
-    monkeypatch.setattr(sys.modules['weldsynth.stats'], 'recommend', interrupt)
+    monkeypatch.setattr(sys.modules['weldsynth.verdict'], 'recommend', interrupt)
     assert main(['report', '--profile', 'fixture']) == 130
     assert 'Finished steps are kept' in capsys.readouterr().err
 
 
 def test_a_bug_is_not_dressed_up_as_bad_input(steps, monkeypatch):
     def broken(study): raise ValueError('a bug')
-    monkeypatch.setattr(sys.modules['weldsynth.stats'], 'recommend', broken)
+    monkeypatch.setattr(sys.modules['weldsynth.verdict'], 'recommend', broken)
     with pytest.raises(ValueError, match='a bug'): main(['report', '--profile', 'fixture'])
     assert issubclass(core.StudyError, ValueError)
 

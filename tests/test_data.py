@@ -190,3 +190,15 @@ def test_real_radiographs_by_manifest_and_by_windows(tmp_path):
         folds = split(patches)
         refuse_duplicates(folds)
         assert folds.table.groupby('group').fold.nunique().max() == 1 and folds.table.groupby('fold').label.nunique().tolist() == [4, 4, 4]
+
+
+def test_films_are_held_out_whole_where_groups_are_parts_of_them(tmp_path):
+    rows = []
+    for i in range(180):
+        Image.fromarray(noise(i)).save(tmp_path/f'{i}.png')
+        rows.append((f'{i}.png', ('clean', 'crack', 'pore')[i % 3], f'film-{i//30}', f'film-{i//30}-{i//5 % 6}'))
+    pd.DataFrame(rows, columns=['image', 'label', 'film', 'section']).to_csv(tmp_path/'manifest.csv', index=False)
+    table = study_patches(open_study('sections', str(tmp_path), 'fixture', 'section')).table
+    held = set(table.film[table.fold == 'film'])
+    assert held and not held & set(table.film[table.fold != 'film']) and set(table.fold) == {'train', 'validation', 'test', 'film'}
+    assert 'film' not in set(study_patches(open_study('films', str(tmp_path), 'fixture', 'film')).table.fold), 'groups that are films need no such fold'

@@ -9,7 +9,7 @@ import torch
 
 from weldsynth.core import PROFILES, Study, open_study
 from weldsynth.ldm import draw, load_pipeline, train_denoiser
-from weldsynth.stats import recommend
+from weldsynth.verdict import recommend
 
 
 @pytest.fixture(scope='module')

@@ -51,7 +51,7 @@ def test_chapters_carry_the_outputs_of_a_reference_run(chapter):
     assert any('image/png' in o.get('data', {}) for o in outputs) and not [o for o in outputs if o.output_type == 'error' or o.get('name') == 'stderr']
     assert (ROOT/'nbs'/f'{chapter}.ipynb').stat().st_size < 1_500_000
     shown = ' '.join(o.get('data', {}).get('text/markdown', '') for o in outputs)
-    assert re.search(r'(demo|full)', shown), 'the run is stated'
+    assert re.search(r'(demo|thorough|full)', shown), 'the run is stated'
 
 
 def test_the_case_shows_no_pixel_of_the_films():

@@ -8,10 +8,11 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
+from weldsynth.arms import ARMS
 from weldsynth.core import open_study
 from weldsynth.report import CHAPTERS, execute, page_problems, render
 from weldsynth.simulate import simulate
-from weldsynth.stats import recommend
+from weldsynth.verdict import recommend
 
 ROOT = Path(__file__).parent.parent
 DECISIONS = ('SHIP', 'DO NOT SHIP', 'INCONCLUSIVE')
@@ -38,7 +39,7 @@ def study(finished): return finished[0]/'studies'/'simulated-smoke'
 def shown(page):
     "The text of a page without its folded code."
     soup = BeautifulSoup(page.read_text(), 'html.parser')
-    for code in soup('details'): code.decompose()
+    for code in soup('details', 'code'): code.decompose()
     return ' '.join(soup.get_text(' ').split())
 
 
@@ -65,9 +66,10 @@ def test_the_report_is_whole(study):
 
 @pytest.mark.slow
 def test_every_synthetic_image_is_in_the_manifest(study):
-    folder = next((study/'samples').glob('synthetic-*'))
-    rows = pd.read_csv(folder/'manifest.csv')
-    assert set(rows.image) == {str(p.relative_to(folder)) for p in folder.rglob('*.png')} and len(rows) == 200 and rows.seed.is_unique
+    manifests = {folder: pd.read_csv(folder/'manifest.csv') for folder in (study/'samples').iterdir()}
+    for folder, rows in manifests.items(): assert set(rows.image) == {str(p.relative_to(folder)) for p in folder.rglob('*.png')} and rows.seed.is_unique
+    assert sorted(len(rows) for rows in manifests.values()) == [60, 100, 100, 200], 'cleans, two guidance scales, the whole set'
+    folder, rows = next((f, r) for f, r in manifests.items() if len(r) == 200)
     assert {'image', 'label', 'seed', 'checkpoint', 'guidance', 'steps', 'solver'} <= set(rows)
     with Image.open(folder/rows.image[0]) as image: assert image.size == (32, 32) and image.mode == 'L'
 
@@ -77,10 +79,10 @@ def test_results_are_tidy_and_the_test_was_opened_once(study):
     rows = pd.read_csv(next((study/'eval').glob('verdict-*/tidy.csv')))
     assert list(rows) == ['arm', 'generator_seed', 'classifier_seed', 'fold', 'class', 'metric', 'value']
     f1 = rows[rows.metric == 'macro_f1']
-    assert len(f1) == 9 and f1.value.between(0, 1).all() and set(f1.arm) == {'real', 'real+synthetic', 'synthetic'}
+    assert len(f1) == 3*len(ARMS) and f1.value.between(0, 1).all() and set(f1.arm) == set(ARMS)
     per_class = rows[rows.metric == 'f1'].groupby(['arm', 'classifier_seed']).value.mean()
     assert (per_class - f1.set_index(['arm', 'classifier_seed']).value).abs().max() < 1e-9
-    assert len((study/'eval'/'test-opened.jsonl').read_text().splitlines()) == 1
+    assert [json.loads(l)['event'] for l in (study/'eval'/'test-opened.jsonl').read_text().splitlines()] == ['opened', 'done']
 
 
 @pytest.mark.slow

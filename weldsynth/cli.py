@@ -22,28 +22,32 @@ def summary(
     lines = [f'  {label:<{widths[0]}}  {value:>{widths[1]}}' for label, value in figures]
     return '\n'.join(['', recommendation['sentence'], '', *lines, *['']*bool(lines), f'Report: {index}'])
 
-# %% ../nbs/06_cli.ipynb #88b051aa
+# %% ../nbs/06_cli.ipynb #82f30682
 def report(
     data: str = 'simulated',  # 'simulated', a folder of images, or a manifest CSV
     name: str = '',           # the study's folder under studies/; made of data and profile if not given
     profile: str = '',        # smoke, demo or full; chosen to suit the machine if not given
     group: str = 'group',     # the column that names a patch's weld, film, plate or section
     seed: int = 0,            # everything random follows from it
+    prevalence: float = .02,  # share of flawed patches at the plant, for the scores there
+    missed_cost: float = 100.,  # of a flaw that passes, in any unit
+    false_cost: float = 1.,   # of a false call, in the same unit
 ):
     "Answer the question for a data set, and write the report."
-    from weldsynth.classify import learning_curve
     from weldsynth.core import StudyError, open_study
     from weldsynth.report import execute, page_problems, render
-    from weldsynth.stats import recommend
+    from weldsynth.sweep import learning_curve
+    from weldsynth.verdict import recommend
+    if not 0 < prevalence < 1 or missed_cost < 0 or false_cost < 0: raise StudyError('prevalence lies between 0 and 1 and costs are not negative: mend these options')
     study = open_study(name, data, profile, group, seed)
     recommendation = recommend(study)
     learning_curve(study)
-    execute(study)
+    execute(study, prevalence=prevalence, missed_cost=missed_cost, false_cost=false_cost)
     index = render(study)
     if problems := page_problems(index.parent): raise StudyError(f'the report has {len(problems)} broken places, the first: {problems[0]}')
     print(summary(recommendation, index))
 
-# %% ../nbs/06_cli.ipynb #c8ad494a
+# %% ../nbs/06_cli.ipynb #74d68b5a
 def train(
     data: str = 'simulated',  # as for `weldsynth report`
     name: str = '',
@@ -51,11 +55,13 @@ def train(
     group: str = 'group',
     seed: int = 0,
 ):
-    "Train the generator of a study, in one process or in many."
+    "Train the generators of a study, in one process or in many."
     from weldsynth.core import open_study, process
     from weldsynth.ldm import train_denoiser
-    made = train_denoiser(open_study(name, data, profile, group, seed))
-    if process().is_main_process: print(f"Generator: {made.path/'pipeline'}, trained in {made.info['processes']} process(es).")
+    study = open_study(name, data, profile, group, seed)
+    for generator in range(study.profile.generators):
+        made = train_denoiser(study, generator)
+        if process().is_main_process: print(f"Generator: {made.path/'pipeline'}, trained in {made.info['processes']} process(es).")
 
 # %% ../nbs/06_cli.ipynb #9481d2b6
 def adopt(
@@ -69,7 +75,7 @@ def adopt(
     for chapter in CHAPTERS:
         if chapter not in CASES: adopt(copies/f'{chapter}.ipynb', nbs/f'{chapter}.ipynb')
 
-# %% ../nbs/06_cli.ipynb #9774a8e4
+# %% ../nbs/06_cli.ipynb #8b39e4fb
 def case(
     gdxray: str,              # the folder with films/, masks/ and windows.csv
     profile: str = '',        # smoke, demo or full; chosen to suit the machine if not given
@@ -79,7 +85,7 @@ def case(
     from pathlib import Path
     from weldsynth.core import checkout, choose_profile, home, open_study
     from weldsynth.report import adopt, execute_one
-    from weldsynth.stats import recommend
+    from weldsynth.verdict import recommend
     profile, folder, notebook = choose_profile(profile).name, str(Path(gdxray).resolve()), checkout()/'nbs'/'08_case_gdxray.ipynb'
     for split in splits.split():
         recommendation = recommend(open_study(f'gdxray-{split}-{profile}', folder, profile, split))

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'CLEAN_NAMES', 'GUESSED', 'SHARES', 'PatchSet', 'save_patches', 'load_patches', 'read_grey',
            'to_patch', 'window', 'assemble', 'read_folder', 'read_manifest', 'read_windows', 'read_simulated',
-           'read_source', 'perceptual_hash', 'group_lookalikes', 'fold_shares', 'split', 'balanced_rows',
-           'duplicates_across_folds', 'refuse_duplicates', 'prepare', 'study_patches']
+           'read_source', 'perceptual_hash', 'group_lookalikes', 'fold_shares', 'held_out_films', 'split',
+           'balanced_rows', 'duplicates_across_folds', 'grain', 'near_duplicates_across_folds', 'refuse_duplicates',
+           'prepare', 'study_patches', 'thinned', 'training_fold']
 
 # %% ../nbs/01_data.ipynb #20f90fc7
 import hashlib, json, re, warnings
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-# %% ../nbs/01_data.ipynb #b71f43e7
+# %% ../nbs/01_data.ipynb #eb717e1b
 import numpy as np, pandas as pd, seaborn as sns, torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import safe_open
@@ -24,18 +25,18 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
-# %% ../nbs/01_data.ipynb #359442aa
-from .core import Study, StudyError, code_version, digest, open_study, patch_rows, progress, show, show_table, torch_stream
+# %% ../nbs/01_data.ipynb #8ddbcb2b
+from .core import Study, StudyError, code_version, digest, open_study, numpy_stream, patch_rows, progress, show, show_table, torch_stream
 from .simulate import simulate
 
-# %% ../nbs/01_data.ipynb #d68fbff5
+# %% ../nbs/01_data.ipynb #1be4bde5
 @dataclass(frozen=True, eq=False)
 class PatchSet:
     "N grey patches and what is known of each."
     images: torch.Tensor         # uint8, N x 1 x H x W
-    table: pd.DataFrame          # N rows: id, label, group, size, origin and, once split, fold
+    table: pd.DataFrame          # N rows: id, label, group, film, size, origin and, once split, fold
     classes: tuple               # the label names, 'clean' first; a label's number is its place here
     masks: torch.Tensor = None   # uint8, N x 1 x H x W, 255 where the flaw is; None where no image has one
     size_unit: str = ''          # of the column `size`: 'mm' or 'px' (pixels of flaw), '' where unknown
@@ -54,7 +55,7 @@ class PatchSet:
                        masks=None if self.masks is None else self.masks[rows])
 
     def fold(self, name: str) -> 'PatchSet':
-        "The patches of one fold: 'train', 'validation' or 'test'."
+        "The patches of one fold: 'train', 'validation', 'test' or, where there are held-out films, 'film'."
         return self.take(self.table.fold == name)
 
     def of(self, label: str) -> 'PatchSet':
@@ -125,10 +126,10 @@ def window(
 # %% ../nbs/01_data.ipynb #8ec7dfdc
 CLEAN_NAMES = {'clean', 'good', 'ok', 'no_defect', 'no_flaw', 'normal'}
 
-# %% ../nbs/01_data.ipynb #a8320f84
+# %% ../nbs/01_data.ipynb #c4341b51
 def assemble(
     images: list,         # uint8 tensors, 1 x H x W
-    table: pd.DataFrame,  # id, label, group, size
+    table: pd.DataFrame,  # id, label, group, size and, if known, film
     masks: list = None,   # uint8 tensors as `images`, or None
     size_unit: str = '',
 ) -> PatchSet:
@@ -136,6 +137,7 @@ def assemble(
     table = table.reset_index(drop=True).assign(origin='real')
     table['label'] = [('clean' if str(l).strip().lower() in CLEAN_NAMES else str(l).strip()) for l in table.label]
     table['group'] = table.group.astype(str)
+    table['film'] = table.film.astype(str) if 'film' in table else table.group
     labels = sorted(set(table.label))
     if odd := [l for l in labels if not re.fullmatch(r"\w[\w .()+-]*", l)]: raise StudyError(f"label '{odd[0]}' cannot name a folder: use letters, digits, spaces and . _ - + ( )")
     if 'clean' not in labels: raise StudyError(f"no image is labelled 'clean' (labels: {', '.join(labels)}): the study needs images without flaw under that name")
@@ -185,7 +187,7 @@ def _sizes(rows: pd.DataFrame) -> tuple:
     sizes = pd.to_numeric(rows[column], errors='coerce')
     return sizes.where(sizes > 0), column[-2:]
 
-# %% ../nbs/01_data.ipynb #5999a853
+# %% ../nbs/01_data.ipynb #121f754d
 def read_manifest(
     csv: Path,   # columns image, label, `group`; optional mask and size_mm or flaw_px; paths are relative to the file
     px: int,     # side of the patches
@@ -196,7 +198,7 @@ def read_manifest(
     images = _in_threads(lambda f: to_patch(read_grey(csv.parent/f), px), rows.image, 'reading images')
     masks = _in_threads(lambda f: _mask(read_grey(csv.parent/f) if f else np.zeros((px, px)), px), rows['mask'], 'reading masks') if 'mask' in rows else None
     size, unit = _sizes(rows)
-    return assemble(images, pd.DataFrame(dict(id=rows.image, label=rows.label, group=rows[group], size=size)), masks, unit)
+    return assemble(images, pd.DataFrame(dict(id=rows.image, label=rows.label, group=rows[group], film=rows.get('film', rows[group]), size=size)), masks, unit)
 
 # %% ../nbs/01_data.ipynb #2fdee55f
 def _mask(grey: np.ndarray, px: int) -> torch.Tensor:
@@ -205,7 +207,7 @@ def _mask(grey: np.ndarray, px: int) -> torch.Tensor:
     if flaw.shape[-2:] != (px, px): flaw = interpolate(flaw, size=(px, px), mode='bilinear', antialias=True)
     return flaw[0].gt(.25).mul(255).to(torch.uint8)
 
-# %% ../nbs/01_data.ipynb #3f4fdccd
+# %% ../nbs/01_data.ipynb #8070ab4d
 def read_windows(
     csv: Path,   # columns film, x, y, size, label, `group`; optional size_mm or flaw_px; films/ and masks/ lie beside it
     px: int,     # side of the patches
@@ -217,7 +219,7 @@ def read_windows(
     images, masks = cut('films', to_patch), cut('masks', _mask) if (csv.parent/'masks').is_dir() else None
     size, unit = _sizes(rows)
     ids = rows.film + '_' + rows.x.str.zfill(5) + '_' + rows.y.str.zfill(5)
-    return assemble(images, pd.DataFrame(dict(id=ids, label=rows.label, group=rows[group], size=size)), masks, unit)
+    return assemble(images, pd.DataFrame(dict(id=ids, label=rows.label, group=rows[group], film=rows.film, size=size)), masks, unit)
 
 # %% ../nbs/01_data.ipynb #634cb93b
 @lru_cache(maxsize=8)
@@ -308,14 +310,27 @@ def _candidates(table: pd.DataFrame, seed: int, shuffles: int):
                 names[test], names[rest[validation]] = 'test', 'validation'
                 yield names
 
-# %% ../nbs/01_data.ipynb #09cbe45d
+# %% ../nbs/01_data.ipynb #e7c9071e
+def held_out_films(
+    table: pd.DataFrame,  # label, group, film
+    seed: int,
+) -> set:
+    "The films of the fold 'film': none where films are no coarser than groups, else one for each defect class that three films or more show."
+    if table.film.nunique() == table.group.nunique() or table.groupby('group').film.nunique().max() > 1: return set()
+    held, by_class = set(), table[table.label != 'clean'].groupby('label').film.unique()
+    for label, films in sorted(by_class.items(), key=lambda item: len(item[1])):
+        if len(films) > 2 and not held & set(films): held.add(numpy_stream('held-out film', seed, label).choice(sorted(films)))
+    return held
+
+# %% ../nbs/01_data.ipynb #51322f96
 def split(
     patches: PatchSet,
     seed: int = 0,
     shuffles: int = 8,  # how many shuffles to choose the evenest split from
 ) -> PatchSet:
-    "`patches` with the column `fold`: 'train', 'validation' or 'test', each group in one of them and each class in all."
-    table = patches.table
+    "`patches` with the column `fold`: 'train', 'validation' or 'test', each group in one of them and each class in all; 'film' for films held out whole."
+    held = patches.table.film.isin(held_out_films(patches.table, seed)).to_numpy()
+    table = patches.table[~held].reset_index(drop=True)
     for label, n in table.groupby('label').group.nunique().items():
         if n < 3: raise StudyError(f"class '{label}' comes from {n} group{'s'*(n > 1)}, and three folds need three: name groups more finely, or add welds with it")
     uneven = lambda folds: np.log(fold_shares(table, folds).clip(lower=1e-9)/pd.Series(SHARES)).abs().to_numpy().max()
@@ -324,7 +339,9 @@ def split(
         best = min(_candidates(table, seed, shuffles), key=uneven)
     missing = fold_shares(table, best).eq(0).stack()
     if missing.any(): raise StudyError("class '{}' is missing from the {} fold: its welds cannot be spread over three folds; name groups more finely, or add welds".format(*missing.idxmax()))
-    return replace(patches, table=table.assign(fold=best.astype(str)))
+    folds = np.full(len(held), 'film', dtype=object)
+    folds[~held] = best
+    return replace(patches, table=patches.table.assign(fold=folds.astype(str)))
 
 # %% ../nbs/01_data.ipynb #394a8aa5
 def balanced_rows(
@@ -349,13 +366,40 @@ def duplicates_across_folds(
     first = patches.table.assign(code=codes).groupby('code')
     return [(g.id.iloc[0], g.id[g.fold != g.fold.iloc[0]].iloc[0]) for _, g in first if g.fold.nunique() > 1]
 
-# %% ../nbs/01_data.ipynb #0f9753eb
+# %% ../nbs/01_data.ipynb #f66588f4
+def grain(
+    images: torch.Tensor,  # uint8, N x 1 x H x W
+) -> torch.Tensor:
+    "The finest structure of each image, less its blur over 3 x 3, with mean 0 and norm 1; N x HW."
+    x = images.float()
+    fine = (x - avg_pool2d(x, 3, 1, 1, count_include_pad=False)).flatten(1)
+    fine = fine - fine.mean(1, keepdim=True)
+    return fine/fine.norm(dim=1, keepdim=True).clamp(min=1e-6)
+
+# %% ../nbs/01_data.ipynb #088fb5eb
+def near_duplicates_across_folds(
+    patches: PatchSet,    # split
+    bits: int = 4,        # greatest difference of perceptual hashes
+    alike: float = 0.5,   # least correlation of grain
+) -> list:
+    "Pairs of ids in different folds that show one exposure, whatever was done to the file."
+    codes, folds, found = perceptual_hash(patches.images), pd.factorize(patches.table.fold)[0], []
+    for i in range(0, len(codes), 512):
+        near = (np.bitwise_count(codes[i:i + 512, None] ^ codes[None]) <= bits) & (folds[i:i + 512, None] < folds[None])
+        for pairs in np.array_split(np.argwhere(near) + [i, 0], 1 + near.sum()//4096):
+            a, b = pairs.T
+            same = (grain(patches.images[a])*grain(patches.images[b])).sum(1).numpy() > alike
+            found += [(patches.table.id[x], patches.table.id[y]) for x, y in zip(a[same], b[same])]
+    return found
+
+# %% ../nbs/01_data.ipynb #bbf05f8c
 def refuse_duplicates(
     patches: PatchSet,  # split
 ):
-    "Raise `StudyError` if the same image lies in two folds."
-    if pairs := duplicates_across_folds(patches):
-        raise StudyError(f"'{pairs[0][0]}' and '{pairs[0][1]}' are the same image in two folds ({len(pairs)} such pair{'s'*(len(pairs) > 1)}): remove one, or give both the same group")
+    "Raise `StudyError` if the same image, or the same exposure in another file, lies in two folds."
+    for look, what in ((duplicates_across_folds, 'the same image'), (near_duplicates_across_folds, 'nearly the same image (one exposure, saved twice)')):
+        if pairs := look(patches):
+            raise StudyError(f"'{pairs[0][0]}' and '{pairs[0][1]}' are {what} in two folds ({len(pairs)} such pair{'s'*(len(pairs) > 1)}): remove one, or give both the same group")
 
 # %% ../nbs/01_data.ipynb #9b36562c
 def _source_files(path: Path) -> list:
@@ -387,3 +431,24 @@ def prepare(study: Study):
 def study_patches(study: Study) -> PatchSet:
     "The study's patches with their folds; made first if need be."
     return load_patches(prepare(study).path)
+
+# %% ../nbs/01_data.ipynb #f18c6936
+def thinned(
+    patches: PatchSet,   # a training fold
+    fraction: float,     # of each defect class to keep, at least one image; cleans stay
+    seed: int,
+) -> PatchSet:
+    "`patches` with fewer defects: in each class the first images of one shuffled order, so smaller sets lie within larger ones."
+    if fraction >= 1: return patches
+    order = torch.randperm(len(patches), generator=torch_stream('learning curve', seed)).numpy()
+    rank = patches.table.iloc[order].groupby('label').cumcount().sort_index()
+    size = patches.table.groupby('label').label.transform('size')
+    return patches.take(((patches.table.label == 'clean') | (rank < (fraction*size).clip(lower=1))).to_numpy())
+
+# %% ../nbs/01_data.ipynb #e6e75145
+def training_fold(
+    study: Study,
+    fraction: float = 1.,  # of the real defects
+) -> PatchSet:
+    "What may be learnt from: the study's training fold, with all or a part of its defects."
+    return thinned(study_patches(study).fold('train'), fraction, study.seed)

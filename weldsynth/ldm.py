@@ -22,9 +22,9 @@ from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 from torch.distributed.nn.functional import all_reduce
 
-# %% ../nbs/02_ldm.ipynb #3938dfbb
+# %% ../nbs/02_ldm.ipynb #619a8fb8
 from .core import Artefact, Profile, Study, StudyError, open_study, patch_rows, process, progress, show, show_table, stream_seed, torch_stream
-from .data import PatchSet, balanced_rows, prepare, study_patches
+from .data import PatchSet, balanced_rows, prepare, study_patches, training_fold
 
 # %% ../nbs/02_ldm.ipynb #4bbb4c4e
 class Objective(torch.nn.Module):
@@ -177,10 +177,10 @@ def to_bytes(
     "Float in [-1, 1] as uint8 0..255; what lies outside is cut off."
     return x.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
 
-# %% ../nbs/02_ldm.ipynb #af3eef66
+# %% ../nbs/02_ldm.ipynb #0ae4f089
 def seeded_weights(
-    seed: int,
-    purpose: str,  # names the stream
+    seed,          # names the stream, with `purpose`
+    purpose: str,
     make,          # builds the network
 ) -> torch.nn.Module:
     "What `make` builds, its random initial weights drawn from a stream of their own."
@@ -188,12 +188,15 @@ def seeded_weights(
         torch.manual_seed(stream_seed(purpose, seed))
         return make()
 
-# %% ../nbs/02_ldm.ipynb #11d375e6
-def train_autoencoder(study: Study) -> Artefact:
+# %% ../nbs/02_ldm.ipynb #91e2b3fe
+def train_autoencoder(
+    study: Study,
+    fraction: float = 1.,  # of the real defects to learn from
+) -> Artefact:
     "The artefact with the study's autoencoder (`vae/`) and its loss curve."
     p, source = study.profile, prepare(study)
     def build(folder):
-        train_fold = study_patches(study).fold('train')
+        train_fold = training_fold(study, fraction)
         net = seeded_weights(study.seed, 'autoencoder weights', lambda: make_autoencoder(p)).to(memory_format=torch.channels_last)
         net, curve = train(net, autoencoder_loss, autoencoder_batch(train_fold, p, study.seed), p.ae_steps, 2e-3, 'training autoencoder')
         sample = train_fold.images[balanced_rows(train_fold.labels, min(2048, len(train_fold)), torch_stream('latent spread', study.seed))]
@@ -201,13 +204,16 @@ def train_autoencoder(study: Study) -> Artefact:
         if process().is_main_process:
             net.save_pretrained(folder/'vae', safe_serialization=True)
             curve.to_csv(folder/'loss.csv', index=False)
-    return study.make('ldm/autoencoder', 'ldm', build, [source], shared=True, seed=study.seed, widths=p.ae_widths, layers=p.ae_layers,
+    return study.make('ldm/autoencoder', 'ldm', build, [source], shared=True, seed=study.seed, fraction=fraction, widths=p.ae_widths, layers=p.ae_layers,
                       latents=p.latents, steps=p.ae_steps, batch=p.ae_batch)
 
-# %% ../nbs/02_ldm.ipynb #01d05a0f
-def load_autoencoder(study: Study) -> AutoencoderDC:
+# %% ../nbs/02_ldm.ipynb #4c1e08d4
+def load_autoencoder(
+    study: Study,
+    fraction: float = 1.,  # of the real defects it learnt from
+) -> AutoencoderDC:
     "The study's trained autoencoder; trained first if need be."
-    net = AutoencoderDC.from_pretrained(train_autoencoder(study).path/'vae', use_safetensors=True)
+    net = AutoencoderDC.from_pretrained(train_autoencoder(study, fraction).path/'vae', use_safetensors=True)
     return net.eval().requires_grad_(False).to(process().device)
 
 # %% ../nbs/02_ldm.ipynb #fd7a0f7f
@@ -242,12 +248,12 @@ def denoiser_loss(
     velocity = net((1 - s)*latents + s*noise, timestep=1000*level, class_labels=labels).sample
     return (velocity - (noise - latents)).float().square().mean()
 
-# %% ../nbs/02_ldm.ipynb #5ddcb73b
+# %% ../nbs/02_ldm.ipynb #1677b26a
 def denoiser_batch(
     latents: torch.Tensor,  # 4 x N x C x h x w: the latents of the four mirror images
     labels: torch.Tensor,   # N class numbers
     batch: int,
-    seed: int,
+    seed,                   # names the stream
     drop: float = 0.1,      # share of labels replaced by `NO_CLASS`
 ):
     "The function `step -> (latents, noise, level, labels)`: class-balanced, mirrored, levels logit-normal."
@@ -287,30 +293,38 @@ def draw(
         images = pipe(class_labels=list(labels), generator=dice, guidance_scale=guidance, num_inference_steps=steps, output_type='np').images
     return torch.from_numpy(images).permute(0, 3, 1, 2).mul(255).round().to(torch.uint8)
 
-# %% ../nbs/02_ldm.ipynb #8f194742
-def train_denoiser(study: Study) -> Artefact:
+# %% ../nbs/02_ldm.ipynb #e90ac0f7
+def train_denoiser(
+    study: Study,
+    generator: int = 0,    # which of the study's generators: they differ in initial weights and batches
+    fraction: float = 1.,  # of the real defects to learn from
+) -> Artefact:
     "The artefact with the study's pipeline (`pipeline/`), its loss curve and the samples drawn on the way (`snapshots.safetensors`)."
-    p, autoencoder = study.profile, train_autoencoder(study)
+    p, seed, autoencoder = study.profile, [study.seed, generator], train_autoencoder(study, fraction)
     def build(folder):
-        fold, vae = study_patches(study).fold('train'), load_autoencoder(study)
+        fold, vae = training_fold(study, fraction), load_autoencoder(study, fraction)
         latents = torch.stack([encode(vae, x) for x in progress(flips(fold.images), 'encoding')])
-        net = seeded_weights(study.seed, 'denoiser weights', lambda: make_denoiser(p)).eval()  # eval: labels are dropped by the batch, not by the network
+        net = seeded_weights(seed, 'denoiser weights', lambda: make_denoiser(p)).eval()  # eval: labels are dropped by the batch, not by the network
         labels, snapshots = [c for c in range(len(fold.classes)) for _ in range(8)], {}
-        look = lambda step, net: snapshots.update({f'{step:06d}': draw(make_pipeline(net, vae, fold.classes), labels, range(len(labels)), p.guidance, p.solver_steps)})
-        net, curve = train(net, denoiser_loss, denoiser_batch(latents, fold.labels, p.ldm_batch, study.seed), p.ldm_steps, p.ldm_lr,
+        look = lambda step, net: snapshots.update({f'{step:06d}': draw(make_pipeline(net, vae, fold.classes), labels, range(len(labels)), 2., p.solver_steps)})
+        net, curve = train(net, denoiser_loss, denoiser_batch(latents, fold.labels, p.ldm_batch, seed), p.ldm_steps, p.ldm_lr,
                            'training denoiser', ema_decay=.999, snapshot=look)
         if process().is_main_process:
             make_pipeline(net, vae, fold.classes).save_pretrained(folder/'pipeline', safe_serialization=True)
             save_file(snapshots, folder/'snapshots.safetensors')
             curve.to_csv(folder/'loss.csv', index=False)
-    return study.make('ldm/denoiser', 'ldm', build, [autoencoder], shared=True, seed=study.seed, heads=p.heads, layers=p.layers, steps=p.ldm_steps,
-                      batch=p.ldm_batch, lr=p.ldm_lr, guidance=p.guidance, solver_steps=p.solver_steps)
+    return study.make('ldm/denoiser', 'ldm', build, [autoencoder], shared=True, seed=seed, fraction=fraction, heads=p.heads, layers=p.layers, steps=p.ldm_steps,
+                      batch=p.ldm_batch, lr=p.ldm_lr, solver_steps=p.solver_steps)
 
-# %% ../nbs/02_ldm.ipynb #3fc7965f
-def load_pipeline(study: Study) -> DiTPipeline:
+# %% ../nbs/02_ldm.ipynb #722fcbe5
+def load_pipeline(
+    study: Study,
+    generator: int = 0,
+    fraction: float = 1.,  # of the real defects it learnt from
+) -> DiTPipeline:
     "The study's trained pipeline; trained first if need be."
     logging.set_verbosity_error()  # the pipeline's type hints name one autoencoder class of several that work
     logging.disable_progress_bar()
-    pipe = DiffusionPipeline.from_pretrained(train_denoiser(study).path/'pipeline', use_safetensors=True).to(process().device)
+    pipe = DiffusionPipeline.from_pretrained(train_denoiser(study, generator, fraction).path/'pipeline', use_safetensors=True).to(process().device)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -29,8 +29,9 @@ from pygments.lexers import PythonLexer
 # %% ../nbs/05_report.ipynb #1065844a
 from .core import Study, StudyError, progress, write_atomic
 
-# %% ../nbs/05_report.ipynb #b42fd838
-CHAPTERS = ('04_eval', '01_data', '01a_simulate', '02_ldm', '03_sample', '03b_classify', '03c_stats', '08_case_gdxray')
+# %% ../nbs/05_report.ipynb #5eb8333a
+CHAPTERS = ('04_eval', '01_data', '01a_simulate', '02_ldm', '03_sample', '03a_classify', '03a_controls', '03a_sweep',
+            '03b_quality', '03c_stress', '03d_arms', '03e_stats', '03f_verdict', '08_case_gdxray')
 CASES = {'08_case_gdxray'}
 
 # %% ../nbs/05_report.ipynb #fab2f500
@@ -68,16 +69,17 @@ def execute_one(
     except DeadKernelError: reason = 'its process ended (out of memory?)'
     raise StudyError(f'notebook {notebook.name} failed: {reason}')
 
-# %% ../nbs/05_report.ipynb #365659b6
+# %% ../nbs/05_report.ipynb #a6a84dd4
 def execute(
     study: Study,       # whose parameters the chapters get
     nbs: Path = None,   # the folder of the notebooks; that of the checkout if not given
     chapters=CHAPTERS,  # which to run, and in which order
+    **more,             # parameters for the notebooks that have them, such as `prevalence`
 ) -> Path:              # the folder of the executed copies
     "Run every chapter with the parameters of `study`."
     nbs, copies = nbs or _CHECKOUT/'nbs', study.path/'notebooks'
     copies.mkdir(parents=True, exist_ok=True)
-    given = dict(name=study.name, data=study.data, profile=study.profile.name, group=study.group, seed=study.seed)
+    given = dict(name=study.name, data=study.data, profile=study.profile.name, group=study.group, seed=study.seed, **more)
     for c in progress(chapters, 'notebooks'): execute_one(nbs/f'{c}.ipynb', copies/f'{c}.ipynb', {} if c in CASES else given)
     return copies
 
