@@ -25,7 +25,8 @@ case: $(READY)  ## the case on real radiographs: GDXRAY=folder PROFILE=demo
 	@$(BIN)/weldsynth case '$(GDXRAY)' --profile '$(PROFILE)'
 	$(BIN)/nbdev_clean
 
-reference: report  ## the outputs that the committed notebooks carry
+reference: PROFILE = thorough
+reference: report  ## the outputs that the committed notebooks carry: an hour or more on 4 cores
 	$(BIN)/weldsynth adopt
 	$(BIN)/nbdev_clean
 

@@ -22,11 +22,11 @@ def summary(
     lines = [f'  {label:<{widths[0]}}  {value:>{widths[1]}}' for label, value in figures]
     return '\n'.join(['', recommendation['sentence'], '', *lines, *['']*bool(lines), f'Report: {index}'])
 
-# %% ../nbs/06_cli.ipynb #82f30682
+# %% ../nbs/06_cli.ipynb #3b107ec4
 def report(
     data: str = 'simulated',  # 'simulated', a folder of images, or a manifest CSV
     name: str = '',           # the study's folder under studies/; made of data and profile if not given
-    profile: str = '',        # smoke, demo or full; chosen to suit the machine if not given
+    profile: str = '',        # smoke, demo, thorough or full; chosen to suit the machine if not given
     group: str = 'group',     # the column that names a patch's weld, film, plate or section
     seed: int = 0,            # everything random follows from it
     prevalence: float = .02,  # share of flawed patches at the plant, for the scores there
@@ -63,9 +63,9 @@ def train(
         made = train_denoiser(study, generator)
         if process().is_main_process: print(f"Generator: {made.path/'pipeline'}, trained in {made.info['processes']} process(es).")
 
-# %% ../nbs/06_cli.ipynb #9481d2b6
+# %% ../nbs/06_cli.ipynb #d9219a1c
 def adopt(
-    name: str = 'simulated-demo',  # a study with a report
+    name: str = 'simulated-thorough',  # a study with a report
 ):
     "Put the outputs of a study's executed notebooks into the checkout."
     from weldsynth.core import StudyError, checkout, home
@@ -75,10 +75,10 @@ def adopt(
     for chapter in CHAPTERS:
         if chapter not in CASES: adopt(copies/f'{chapter}.ipynb', nbs/f'{chapter}.ipynb')
 
-# %% ../nbs/06_cli.ipynb #8b39e4fb
+# %% ../nbs/06_cli.ipynb #ae443053
 def case(
     gdxray: str,              # the folder with films/, masks/ and windows.csv
-    profile: str = '',        # smoke, demo or full; chosen to suit the machine if not given
+    profile: str = '',        # smoke, demo, thorough or full; chosen to suit the machine if not given
     splits: str = 'section film',  # the columns to split by, one study each
 ):
     "Repeat the case on real radiographs and record its tables."

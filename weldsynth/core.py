@@ -7,9 +7,10 @@ __all__ = ['PROFILES', 'RULE', 'ARM_COLOURS', 'StudyError', 'Profile', 'choose_p
            'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'hardware', 'versions', 'Study',
            'open_study', 'write_atomic', 'progress', 'show', 'markdown_table', 'show_table', 'patch_rows']
 
-# %% ../nbs/00_core.ipynb #8915fef9
+# %% ../nbs/00_core.ipynb #2d3ce1b2
 import ast, hashlib, html, io, json, os, platform, shutil, tempfile, time
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #99aa5046
@@ -143,12 +144,19 @@ def home() -> Path:
     default = checkout() if (checkout()/'settings.ini').exists() else Path.cwd()
     return Path(os.environ.get('WELDSYNTH_HOME', default)).resolve()
 
-# %% ../nbs/00_core.ipynb #5b9426b4
+# %% ../nbs/00_core.ipynb #885bf61c
 def code_version(
     module: str,  # a module of this package, such as 'ldm'
 ) -> str:
     "A hash of what `module` executes: its syntax tree without docstrings (comments are not in the tree)."
-    tree = ast.parse(Path(weldsynth.__path__[0], f'{module}.py').read_text())
+    file = Path(weldsynth.__path__[0], f'{module}.py')
+    return _tree_hash(file, file.stat().st_mtime_ns)
+
+# %% ../nbs/00_core.ipynb #d7052e22
+@lru_cache
+def _tree_hash(file: Path, changed: int) -> str:
+    "The hash of `file`'s syntax tree, worked out once per change of the file."
+    tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, 'body', None), list):
             node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['JUDGE_SEED', 'MEASURES', 'LEAST_KEPT', 'halves', 'train_judges', 'load_judge', 'unseen_probabilities', 'features',
-           'frechet_distance', 'kid', 'prdc', 'compare', 'fidelity', 'reduced', 'whitening', 'nearest',
-           'copy_threshold', 'flag_copies', 'find_copies', 'usable_patches', 'radial_spectrum', 'probe_features',
-           'probe_auc', 'fingerprint', 'mean_and_range', 'class_f1', 'autoencoder_gate', 'filter_thresholds',
-           'judges_say', 'judged', 'filter_samples', 'filter_table', 'no_nan', 'audit_samples']
+           'frechet_distance', 'kid', 'prdc', 'compare', 'Inception', 'lookers', 'fidelity', 'reduced', 'whitening',
+           'nearest', 'copy_threshold', 'flag_copies', 'find_copies', 'usable_patches', 'radial_spectrum',
+           'probe_features', 'probe_auc', 'fingerprint', 'mean_and_range', 'class_f1', 'autoencoder_gate',
+           'filter_thresholds', 'judged', 'passing', 'filter_samples', 'filter_table', 'no_nan', 'audit_samples']
 
-# %% ../nbs/03b_quality.ipynb #fe9a7ff4
-import json
+# %% ../nbs/03b_quality.ipynb #c869e205
+import json, os
+from pathlib import Path
 
-# %% ../nbs/03b_quality.ipynb #fcb71bf4
+# %% ../nbs/03b_quality.ipynb #f565a6f3
 import numpy as np, pandas as pd, seaborn as sns, torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 from scipy.stats import kurtosis, skew
 from sklearn.linear_model import LogisticRegression
@@ -25,10 +26,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn.functional import interpolate, normalize
+from torchvision.models import inception_v3
 
-# %% ../nbs/03b_quality.ipynb #ecc67a39
+# %% ../nbs/03b_quality.ipynb #387ae917
 from .classify import choose_threshold, decide, fit_all, load_classifier, probabilities
-from .core import Artefact, Study, numpy_stream, open_study, patch_rows, show, show_table
+from .core import Artefact, Study, StudyError, numpy_stream, open_study, patch_rows, show, show_table
 from .data import PatchSet, prepare, study_patches, training_fold
 from .ldm import flips, load_autoencoder, reconstruct, to_unit
 from .sweep import all_samples, recipe, synthetic_patches
@@ -114,7 +116,7 @@ def prdc(
     return dict(precision=float((apart < r).any(0).mean()), recall=float((apart < f).any(1).mean()),
                 density=float((apart < r).sum(0).mean()/k), coverage=float((apart.min(1) < r[:, 0]).mean()))
 
-# %% ../nbs/03b_quality.ipynb #ed89ad95
+# %% ../nbs/03b_quality.ipynb #b62a11d9
 MEASURES = ('frechet', 'kid', 'precision', 'recall', 'density', 'coverage')
 
 def compare(
@@ -134,23 +136,43 @@ def compare(
     spread, value = (halved - halved.mean()).quantile([.025, .975]), pd.Series(measure(real, other))
     table = pd.DataFrame(dict(metric=MEASURES, value=value, low=value + spread.loc[.025], high=value + spread.loc[.975]))
     least, most = [pd.Series(dict(zip(MEASURES, limits))) for limits in ((0, -np.inf, 0, 0, 0, 0), (np.inf, np.inf, 1, 1, np.inf, 1))]
-    return table.assign(low=table.low.clip(lower=least), high=table.high.clip(upper=most)).reset_index(drop=True)
+    return table.assign(low=table.low.clip(lower=least).clip(upper=value), high=table.high.clip(upper=most).clip(lower=value)).reset_index(drop=True)
 
-# %% ../nbs/03b_quality.ipynb #7f7756aa
+# %% ../nbs/03b_quality.ipynb #d039ce0e
+class Inception(nn.Module):
+    "torchvision's Inception v3 (Szegedy et al. 2016) for grey patches, its weights from a safetensors file."
+    def __init__(self, weights: Path):
+        super().__init__()
+        if not weights.is_file(): raise StudyError(f"WELDSYNTH_INCEPTION: '{weights}' does not exist: name a safetensors file of torchvision's inception_v3, or unset it")
+        self.net = inception_v3(weights=None, init_weights=False)
+        try: self.net.load_state_dict(load_file(weights))
+        except (SafetensorError, RuntimeError): raise StudyError(f"WELDSYNTH_INCEPTION: '{weights}' does not hold the weights of torchvision's inception_v3 as safetensors: save its state_dict so") from None
+        self.eval()
+
+    def forward(self, x): return self.net(interpolate(x.expand(-1, 3, -1, -1), size=(299, 299), mode='bilinear'))
+
+# %% ../nbs/03b_quality.ipynb #11b5e71a
+def lookers(study: Study) -> dict:
+    "The networks in whose features realism is measured: judge 0 and, where its weights are named, Inception v3."
+    weights = os.environ.get('WELDSYNTH_INCEPTION')
+    return dict(judge=load_judge(study, 0)) | (dict(inception=Inception(Path(weights))) if weights else {})
+
+# %% ../nbs/03b_quality.ipynb #c1c4d20c
 def fidelity(
     study: Study,
     generator: int = 0,
 ) -> pd.DataFrame:
-    "Realism of the synthetic defects per class and over all: class, metric, value, low, high, floor, floor_low, floor_high."
+    "Realism of the synthetic defects per class and over all: features, class, metric, value, low, high, floor, floor_low, floor_high."
     fold, validation, drawn = training_fold(study), study_patches(study).fold('validation'), usable_patches(study, generator)
-    unseen, net, rows = fold.take(load_file(train_judges(study).path/'unseen.safetensors')['half'].numpy() == 0), load_judge(study, 0), []
-    seen = [(s.table.label.to_numpy(), features(net, s.images)) for s in (unseen, drawn, validation)]
-    for c in (*fold.classes[1:], 'all'):
-        real, synthetic, floor = (f[(l == c) if c != 'all' else (l != 'clean')] for l, f in seen)
-        n = min(len(real), len(synthetic), len(floor), 200)
-        both = compare(real, synthetic, study.seed, n).merge(compare(real, floor, study.seed, n).set_axis(['metric', 'floor', 'floor_low', 'floor_high'], axis=1))
-        rows.append(both.assign(**{'class': c}))
-    return pd.concat(rows, ignore_index=True)[['class', 'metric', 'value', 'low', 'high', 'floor', 'floor_low', 'floor_high']]
+    unseen, rows = fold.take(load_file(train_judges(study).path/'unseen.safetensors')['half'].numpy() == 0), []
+    for name, net in lookers(study).items():
+        seen = [(features(net, s.images), s.table.label.to_numpy()) for s in (p.take(p.table.label != 'clean') for p in (unseen, drawn, validation))]
+        for c in (*fold.classes[1:], 'all'):
+            real, synthetic, floor = (f[(l == c) | (c == 'all')] for f, l in seen)
+            n = min(len(real), len(synthetic), len(floor), 200)
+            both = compare(real, synthetic, study.seed, n).merge(compare(real, floor, study.seed, n).set_axis(['metric', 'floor', 'floor_low', 'floor_high'], axis=1))
+            rows.append(both.assign(**{'class': c, 'features': name}))
+    return pd.concat(rows, ignore_index=True)[['features', 'class', 'metric', 'value', 'low', 'high', 'floor', 'floor_low', 'floor_high']]
 
 # %% ../nbs/03b_quality.ipynb #152bbf41
 def reduced(
@@ -329,39 +351,42 @@ def filter_thresholds(study: Study) -> dict:
     fold, seen = training_fold(study), unseen_probabilities(study)
     return {c: float(seen[fold.labels == k, k].quantile(.1)) for k, c in enumerate(fold.classes) if k}
 
-# %% ../nbs/03b_quality.ipynb #82d503cb
-def judges_say(
+# %% ../nbs/03b_quality.ipynb #7dbb7684
+def judged(
     study: Study,
     patches: PatchSet,
 ) -> torch.Tensor:
     "Mean of the two judges' class probabilities, N x K."
     return sum(probabilities(load_judge(study, k), patches.images) for k in (0, 1))/2
 
-# %% ../nbs/03b_quality.ipynb #a84e63bb
-def judged(
-    study: Study,
-    patches: PatchSet,
-) -> np.ndarray:
-    "Mean probability that the two judges give to the class on each patch's label, N."
-    return judges_say(study, patches).gather(1, patches.labels[:, None])[:, 0].numpy()
+# %% ../nbs/03b_quality.ipynb #84c1bb59
+def passing(
+    drawn: PatchSet,      # synthetic defects
+    probs: torch.Tensor,  # N x K, from `judged`
+    thresholds: dict,     # from `filter_thresholds`
+) -> tuple:
+    "Which patches reach the threshold of their class, and which are kept: those, and the best `LEAST_KEPT` of a class with fewer; two boolean arrays."
+    score = pd.Series(probs.gather(1, drawn.labels[:, None])[:, 0].numpy())
+    passed = score >= drawn.table.label.map(thresholds)
+    return passed.to_numpy(), (passed | (score.groupby(drawn.table.label).rank(ascending=False, method='first') <= LEAST_KEPT)).to_numpy()
 
-# %% ../nbs/03b_quality.ipynb #54519d94
+# %% ../nbs/03b_quality.ipynb #3b04c395
 def filter_samples(study: Study, generator: int = 0) -> PatchSet:
     "A generator's usable defects that pass the filter; at least the best `LEAST_KEPT` of each class."
     drawn = usable_patches(study, generator)
-    score, limit = pd.Series(judged(study, drawn)), drawn.table.label.map(filter_thresholds(study))
-    place = score.groupby(drawn.table.label).rank(ascending=False)
-    return drawn.take(((score >= limit) | (place <= LEAST_KEPT)).to_numpy())
+    return drawn.take(passing(drawn, judged(study, drawn), filter_thresholds(study))[1])
 
-# %% ../nbs/03b_quality.ipynb #c3509bee
+# %% ../nbs/03b_quality.ipynb #ef0b7c9b
 def filter_table(study: Study, generator: int = 0) -> pd.DataFrame:
-    "Per class: generator, drawn, passed (reach the threshold), kept (passed, or the best `LEAST_KEPT`), threshold, and how often the judges' favourite class is the intended one: on real defects that they have not seen, on synthetic ones."
+    "Per class: generator, drawn, passed, kept, threshold, and how often the judges' favourite class is the intended one: on real defects that they have not seen, on synthetic ones."
     fold, drawn, limits = training_fold(study), usable_patches(study, generator), filter_thresholds(study)
-    kept, score = filter_samples(study, generator).table.label, judged(study, drawn)
-    agree = [pd.Series(probs.argmax(1) == p.labels).groupby(p.table.label).mean() for p, probs in ((fold, unseen_probabilities(study)), (drawn, judges_say(study, drawn)))]
-    rows = [(generator, c, int(mine.sum()), int((score[mine] >= limits[c]).sum()), int((kept == c).sum()), limits[c], *(a.get(c, np.nan) for a in agree))
-            for c in fold.classes[1:] for mine in [(drawn.table.label == c).to_numpy()]]
-    return pd.DataFrame(rows, columns=['generator', 'class', 'drawn', 'passed', 'kept', 'threshold', 'agree_real', 'agree_synthetic'])
+    probs, real = judged(study, drawn), unseen_probabilities(study)
+    passed, kept = passing(drawn, probs, limits)
+    right = lambda patches, probs: pd.Series((probs.argmax(1) == patches.labels).numpy()).groupby(patches.table.label).mean()
+    table = drawn.table.assign(passed=passed, kept=kept).groupby('label').agg(drawn=('id', 'size'), passed=('passed', 'sum'), kept=('kept', 'sum')).reindex(fold.classes[1:], fill_value=0)
+    table = table.assign(threshold=pd.Series(limits), agree_real=right(fold, real), agree_synthetic=right(drawn, probs))
+    table = table.rename_axis('class').reset_index()
+    return table.assign(generator=generator)[['generator', *table.columns]]
 
 # %% ../nbs/03b_quality.ipynb #e896fdff
 def no_nan(
@@ -372,7 +397,7 @@ def no_nan(
     if isinstance(value, (list, tuple)): return [no_nan(v) for v in value]
     return None if isinstance(value, (float, np.floating)) and np.isnan(value) else value
 
-# %% ../nbs/03b_quality.ipynb #31278896
+# %% ../nbs/03b_quality.ipynb #bb194b19
 def audit_samples(study: Study) -> Artefact:
     "The artefact with `fidelity.csv`, `probe.csv`, `gate.csv`, `filter.csv`, and `audit.json` with the figures that the verdict's guards ask for."
     copies, judges, inputs = find_copies(study), train_judges(study), [all_samples(study, g) for g in range(study.profile.generators)]
@@ -387,4 +412,4 @@ def audit_samples(study: Study) -> Artefact:
                        probe=mean_and_range(probe.auc), probe_floor=mean_and_range(probe.floor), gate=dict(macro=gate['macro'], worst_class=worst.min(), worst=worst.idxmin() if worst.notna().any() else None),
                        filter_kept=passed.kept.sum()/passed.drawn.sum(), label_agreement=dict(real=passed.agree_real.mean(), synthetic=passed.agree_synthetic.mean()))
         (folder/'audit.json').write_text(json.dumps(no_nan(figures), indent=1))
-    return study.make('eval/audit', 'classify quality', build, [copies, judges, *inputs])
+    return study.make('eval/audit', 'classify quality', build, [copies, judges, *inputs], inception=os.environ.get('WELDSYNTH_INCEPTION'))

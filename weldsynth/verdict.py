@@ -14,8 +14,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/03f_verdict.ipynb #424849b6
+# %% ../nbs/03f_verdict.ipynb #17f101ca
 import jsonschema, numpy as np, pandas as pd, weldsynth
+from scipy.stats import t as student
 from .arms import ARMS, FREE_CONTROLS, Calls, fit_arms, open_test, study_arms, test_predictions
 from .core import RULE, Artefact, Study, open_study, show, show_table
 from .data import GUESSED, PatchSet, study_patches
@@ -197,13 +198,13 @@ def film_gain(study: Study, patches: PatchSet, main: tuple) -> tuple:
     if patches.table.group.str.startswith(GUESSED).any(): return None, 'films that nothing has seen'
     return main, 'welds that nothing has seen (every test weld is one)'
 
-# %% ../nbs/03f_verdict.ipynb #11e5739b
+# %% ../nbs/03f_verdict.ipynb #765f0dd6
 def autoencoded_change(study: Study) -> tuple:
     "Rise of false calls when clean validation patches pass the autoencoder, real+synthetic less real: mean over fits with Student's interval."
     rows = pd.read_csv(fit_arms(study).path/'false_calls.csv')
     rise = (rows.autoencoded - rows.original).groupby([rows.arm, rows.seed]).first().unstack(0)
     change = (rise['real+synthetic'] - rise['real']).to_numpy()
-    half = 2*change.std(ddof=1)/np.sqrt(len(change)) if len(change) > 1 else np.nan
+    half = student.ppf((1 + RULE['level'])/2, len(change) - 1)*change.std(ddof=1)/np.sqrt(len(change)) if len(change) > 1 else np.nan
     return float(change.mean()), float(change.mean() - half), float(change.mean() + half)
 
 # %% ../nbs/03f_verdict.ipynb #9fbf32a6
