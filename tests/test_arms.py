@@ -111,7 +111,7 @@ def test_a_planted_duplicate_across_folds_stops_the_study(tmp_path, monkeypatch)
     monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path/'home'))
     shots, rows = simulate(90, 90, 12, 64, seed=5), []
     for i, (image, label, plate) in enumerate(zip(shots.images, shots.labels, shots.plates)):
-        image = np.uint8(255*(image - image.min())/(image.max() - image.min()))
+        image = np.uint8(255*(image - image.min().astype(float))/np.ptp(image))
         Image.fromarray(image).save(tmp_path/f'{i}.png')
         rows.append((f'{i}.png', 'clean' if label == 'clean' else 'flaw', plate))
     manifest = pd.DataFrame(rows, columns=['image', 'label', 'group'])
