@@ -56,7 +56,8 @@ def test_two_processes_train_the_same_network(study, tmp_path):
 
 def test_the_full_profile_runs_with_fewer_steps(tmp_path):
     "Every network of the profile `full` at its own size, on few images and for a step or two."
-    few = dict(defects=90, cleans=60, plates=6, synthetics=5, ae_steps=1, ae_batch=4, ldm_steps=1, ldm_batch=4, solver_steps=2, fit_steps=2, fit_batch=12, seeds=1, resamples=50)
+    few = dict(defects=90, cleans=60, plates=6, synthetics=5, ae_steps=1, ae_batch=4, ldm_steps=1, ldm_batch=4, solver_steps=2, fit_steps=2, fit_batch=12, seeds=1, resamples=50,
+               generators=1, synthetic_cleans=5, guidances=(2.,), shares=(.1,), fractions=(), sweep_samples=5)
     study = Study('full', tmp_path, replace(PROFILES['full'], **few))
     (tmp_path/'eval').mkdir()
     assert recommend(study)['decision'] in ('SHIP', 'DO NOT SHIP', 'INCONCLUSIVE')

@@ -12,10 +12,11 @@ from pathlib import Path
 from unittest.mock import patch
 from urllib.parse import unquote, urlsplit
 
-# %% ../nbs/05_report.ipynb #1c88a2d2
+# %% ../nbs/05_report.ipynb #a41b7817
 import jinja2, latex2mathml.converter, nbformat, papermill, quarto, weldsynth
 from bs4 import BeautifulSoup
 from ipykernel.kernelspec import get_kernel_dict
+from joblib import Parallel, delayed
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
@@ -26,7 +27,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-# %% ../nbs/05_report.ipynb #1065844a
+# %% ../nbs/05_report.ipynb #2ad78e96
+from .classify import cores
 from .core import Study, StudyError, progress, write_atomic
 
 # %% ../nbs/05_report.ipynb #5eb8333a
@@ -52,16 +54,17 @@ class _ThisPython(AsyncKernelManager):
     async def start_kernel(self, **kwargs):
         await super().start_kernel(**kwargs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-# %% ../nbs/05_report.ipynb #f07fefe8
+# %% ../nbs/05_report.ipynb #4d879dbe
 def execute_one(
     notebook: Path,    # what to run; it is not changed
     copy: Path,        # where the executed copy is to be
-    parameters: dict,  # for its parameters cell
+    parameters: dict,  # for its parameters cell; what that does not name is left out
 ):
     "Run `notebook` into `copy`. What goes wrong is one line: a `StudyError` speaks for itself, of another error the last line is told."
     if not notebook.exists(): raise StudyError(f'notebook {notebook} is missing: run weldsynth from a complete checkout')
+    named = papermill.inspect_notebook(notebook)
     try:
-        papermill.execute_notebook(notebook, copy, parameters, kernel_name='python3', language='python',
+        papermill.execute_notebook(notebook, copy, {k: v for k, v in parameters.items() if k in named}, kernel_name='python3', language='python',
                                    kernel_manager_class=_ThisPython, progress_bar=False)
         return
     except papermill.PapermillExecutionError as e:
@@ -69,7 +72,7 @@ def execute_one(
     except DeadKernelError: reason = 'its process ended (out of memory?)'
     raise StudyError(f'notebook {notebook.name} failed: {reason}')
 
-# %% ../nbs/05_report.ipynb #a6a84dd4
+# %% ../nbs/05_report.ipynb #a6fe4bca
 def execute(
     study: Study,       # whose parameters the chapters get
     nbs: Path = None,   # the folder of the notebooks; that of the checkout if not given
@@ -80,7 +83,11 @@ def execute(
     nbs, copies = nbs or _CHECKOUT/'nbs', study.path/'notebooks'
     copies.mkdir(parents=True, exist_ok=True)
     given = dict(name=study.name, data=study.data, profile=study.profile.name, group=study.group, seed=study.seed, **more)
-    for c in progress(chapters, 'notebooks'): execute_one(nbs/f'{c}.ipynb', copies/f'{c}.ipynb', {} if c in CASES else given)
+    run = lambda c: execute_one(nbs/f'{c}.ipynb', copies/f'{c}.ipynb', {} if c in CASES else given)
+    first, *others = chapters
+    run(first)  # makes what is missing; the others only look at it, so they run side by side
+    with patch.dict(os.environ, OMP_NUM_THREADS='1'):
+        for _ in progress(Parallel(cores(), 'threading', return_as='generator_unordered')(delayed(run)(c) for c in others), 'notebooks', len(others)): pass
     return copies
 
 # %% ../nbs/05_report.ipynb #5dae6105
@@ -129,7 +136,7 @@ def _output(o, chapters=CHAPTERS):
         data = f'<p class="figure"><img src="data:{kind};base64,{"".join(data.split())}" alt="{about}"></p>'
     return v4.new_output('display_data', {'text/markdown': data})
 
-# %% ../nbs/05_report.ipynb #3d863ab9
+# %% ../nbs/05_report.ipynb #bb0e0fb0
 def prepare(
     notebook,           # an executed notebook
     chapters=CHAPTERS,  # the notebooks that have a page
@@ -140,6 +147,7 @@ def prepare(
         if cell.cell_type == 'markdown': cells.append(v4.new_markdown_cell(_relink(cell.source, chapters)))
         if cell.cell_type != 'code': continue
         source = '\n'.join(l for l in cell.source.splitlines() if not re.match(r'\s*#\s*\|', l)).strip('\n')
+        if re.match(r'#\|\s*echo:\s*false', cell.source): source = ''
         outputs = [new for o in cell.outputs if (new := _output(o, chapters))]
         if cells and cells[-1].cell_type == 'code' and not cells[-1].outputs: source = f'{cells.pop().source}\n\n{source}'.strip('\n')
         if source or outputs: cells.append(v4.new_code_cell(source, outputs=outputs))
