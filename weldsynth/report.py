@@ -54,7 +54,7 @@ class _ThisPython(AsyncKernelManager):
     async def start_kernel(self, **kwargs):
         await super().start_kernel(**kwargs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-# %% ../nbs/05_report.ipynb #4d879dbe
+# %% ../nbs/05_report.ipynb #a84d8627
 def execute_one(
     notebook: Path,    # what to run; it is not changed
     copy: Path,        # where the executed copy is to be
@@ -62,9 +62,9 @@ def execute_one(
 ):
     "Run `notebook` into `copy`. What goes wrong is one line: a `StudyError` speaks for itself, of another error the last line is told."
     if not notebook.exists(): raise StudyError(f'notebook {notebook} is missing: run weldsynth from a complete checkout')
-    named = papermill.inspect_notebook(notebook)
+    [*_, named] = ['', *(c.source for c in nbformat.read(notebook, 4).cells if 'parameters' in c.metadata.get('tags', []))]
     try:
-        papermill.execute_notebook(notebook, copy, {k: v for k, v in parameters.items() if k in named}, kernel_name='python3', language='python',
+        papermill.execute_notebook(notebook, copy, {k: v for k, v in parameters.items() if re.search(rf'^{k}\s*=', named, re.M)}, kernel_name='python3', language='python',
                                    kernel_manager_class=_ThisPython, progress_bar=False)
         return
     except papermill.PapermillExecutionError as e:

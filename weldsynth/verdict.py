@@ -88,27 +88,27 @@ def guard_copies(audit: dict) -> list:
     return [Guard('exact copies', f'{plain[said[0]]} (pixel by pixel).', 'not measured' if exact is None else str(exact), 'none', said[0]),
             Guard('near copies', f'{plain[said[1]]} (nearly so).', 'not measured' if near is None else f'{100*near:.1f} % of samples', f'at most {100*limit:.1f} %', said[1])]
 
-# %% ../nbs/03f_verdict.ipynb #876568ca
+# %% ../nbs/03f_verdict.ipynb #c7f0933e
 def guard_fingerprint(audit: dict) -> Guard:
     "A probe may tell real from synthetic with an AUC of at most .65, or what it reaches between real images and .15, if that is more."
     probe, floor = audit.get('probe'), audit.get('probe_floor')
     limit = max(RULE['most_probe_auc'], floor[0] + RULE['most_probe_added']) if floor else RULE['most_probe_auc']
     said = outcome(probe, most=limit)
-    return Guard('fingerprint', f'That synthetic images carry a trace by which a computer knows them {HOW[said]}.', 'not measured' if probe is None else 'AUC {:.2f} ({:.2f} to {:.2f})'.format(*probe), f'at most {limit:.2f}', said)
+    return Guard('traces of the generator', f'That synthetic images carry a trace by which a computer knows them {HOW[said]}.', 'not measured' if probe is None else 'AUC {:.2f} ({:.2f} to {:.2f})'.format(*probe), f'at most {limit:.2f}', said)
 
-# %% ../nbs/03f_verdict.ipynb #0ca8a3d9
+# %% ../nbs/03f_verdict.ipynb #c68639be
 def guard_autoencoded(change: tuple) -> Guard:
     "False calls on clean images that went through the autoencoder may not rise by more than 2 points over those of real."
     said = outcome(change, most=RULE['most_autoencoded_added'])
-    return Guard('short cut', f'That the classifier takes the trace of the decoder for a flaw {HOW[said]}.', 'not measured' if change is None else points(*change), f'no rise beyond {100*RULE["most_autoencoded_added"]:.0f} points', said)
+    return Guard('no short cut', f'That the classifier takes the trace of the decoder for a flaw {HOW[said]}.', 'not measured' if change is None else points(*change), f'no rise beyond {100*RULE["most_autoencoded_added"]:.0f} points', said)
 
-# %% ../nbs/03f_verdict.ipynb #7810ffff
+# %% ../nbs/03f_verdict.ipynb #65590ceb
 def guard_gate(audit: dict) -> Guard:
     "A judge's macro F1 on autoencoded validation images is at least .97 of that on the originals."
     ratio = (audit.get('gate') or {}).get('macro')
     said = 'not assessed' if ratio is None else 'holds' if ratio >= RULE['least_gate'] else 'fails'
     plain = {'holds': 'The generator\'s compressed pictures keep the flaws.', 'fails': 'The generator\'s compressed pictures lose a part of the flaws.', 'not assessed': 'Whether compressed pictures keep the flaws was not assessed.'}
-    return Guard('autoencoder gate', plain[said], 'not measured' if ratio is None else f'{100*ratio:.1f} % of macro F1 kept', f'at least {100*RULE["least_gate"]:.0f} %', said)
+    return Guard('flaws kept by compression', plain[said], 'not measured' if ratio is None else f'{100*ratio:.1f} % of macro F1 kept', f'at least {100*RULE["least_gate"]:.0f} %', said)
 
 # %% ../nbs/03f_verdict.ipynb #828c9748
 def guard_review(review: dict) -> Guard:
@@ -127,7 +127,7 @@ def best_control(
     "The free control with the highest estimate. Picking the best by its estimate makes the comparison harder for synthetic images, never easier."
     return max((a for a in FREE_CONTROLS if a in means), key=means.get)
 
-# %% ../nbs/03f_verdict.ipynb #c16af7c2
+# %% ../nbs/03f_verdict.ipynb #32af3a98
 def decide_shipping(
     gains: dict,          # 'real' and the best control -> (estimate, low, high) of macro F1, real+synthetic less that arm
     guards: list,         # of `Guard`
@@ -138,7 +138,7 @@ def decide_shipping(
     hopeless = [arm for arm, (_, _, high) in gains.items() if high < RULE['least_gain']]
     said = lambda arms: ' and '.join(f'{a} alone' if a == 'real' else a for a in arms)
     if hopeless: return 'DO NOT SHIP', f'a gain of {100*RULE["least_gain"]:.0f} point over {said(hopeless)} is ruled out' + (f'; also failing: {", ".join(failing)}' if failing else '')
-    if failing: return 'DO NOT SHIP', f'a safeguard fails beyond doubt: {", ".join(failing)}'
+    if failing: return 'DO NOT SHIP', f'{"a safeguard fails" if len(failing) == 1 else "safeguards fail"} beyond doubt: {", ".join(failing)}'
     if not groups_known: return 'INCONCLUSIVE', 'the data do not say which patches share a weld'
     short = [arm for arm, (mean, low, _) in gains.items() if not (mean >= RULE['least_gain'] and low > 0)]
     if short: return 'INCONCLUSIVE', f'the gain over {said(short)} is not clear: the interval leaves both answers open'
@@ -253,7 +253,7 @@ def detection(study: Study) -> pd.DataFrame:
     size = fold.table['size'].to_numpy(float)[flawed]
     return pd.DataFrame([dict(arm=arm, unit=fold.size_unit, **pod_fit(size, c.called[:, flawed] > 0)) for arm, c in calls.items()])
 
-# %% ../nbs/03f_verdict.ipynb #51a086bc
+# %% ../nbs/03f_verdict.ipynb #3d870969
 def risk_register(
     guards: list,
     alone: float,   # macro F1 of synthetic over that of real
@@ -269,7 +269,7 @@ def risk_register(
             ('drift: new film, source or supplier', f'tested on {groups} welds of one data set; held-out films: {by["held-out films"].measured}', 'score each new film batch in shadow first', 'process owner', 'score on a new batch below the interval of this report'),
             ('memorised parts of a customer', f'exact copies {by["exact copies"].measured}, near copies {by["near copies"].measured}', 'no synthetic image leaves the site; copies stay in quarantine', 'data owner', 'a copy is found'),
             ('wrong labels', f'synthetic-only reaches {100*alone:.0f} % of the real-only score; judges see the intended class in {_percent((audit.get("label_agreement") or {}).get("synthetic"))} of samples', 'retrain, look at samples, filter', 'model owner', 'either figure falls after a retraining'),
-            ('short cut: decoder means flaw', f'fingerprint {by["fingerprint"].measured}; false calls on autoencoded cleans change by {by["short cut"].measured} points', 'repeat the audit at every retraining', 'model owner', 'the fingerprint safeguard fails'),
+            ('short cut: decoder means flaw', f'traces of the generator: {by["traces of the generator"].measured}; false calls on autoencoded cleans change by {by["no short cut"].measured} points', 'repeat the audit at every retraining', 'model owner', 'the safeguard on traces fails'),
             ('one-supplier bias', f'{groups} test welds', 'add films of every supplier before full use', 'data owner', 'a supplier whose score lies below the interval')]
     return [dict(zip(('risk', 'measured', 'action', 'owner', 'trigger'), r)) for r in rows]
 
