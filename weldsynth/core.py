@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'RULE', 'ARM_COLOURS', 'StudyError', 'Profile', 'choose_profile', 'digest', 'stream_seed', 'torch_stream',
-           'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'hardware', 'versions', 'Study',
-           'open_study', 'write_atomic', 'progress', 'show', 'markdown_table', 'show_table', 'patch_rows']
+           'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'cores', 'workers', 'hardware',
+           'versions', 'Study', 'open_study', 'write_atomic', 'progress', 'show', 'markdown_table', 'show_table',
+           'patch_rows']
 
 # %% ../nbs/00_core.ipynb #2d3ce1b2
 import ast, hashlib, html, io, json, os, platform, shutil, tempfile, time
@@ -179,13 +180,23 @@ def process() -> PartialState:
     "This process among those of an `accelerate launch` or `torchrun`: its number, how many there are, its device."
     return PartialState(cpu=not torch.cuda.is_available())
 
-# %% ../nbs/00_core.ipynb #93835e46
+# %% ../nbs/00_core.ipynb #592839ad
+def cores() -> int:
+    "How many cores this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+# %% ../nbs/00_core.ipynb #34a803d2
+def workers() -> int:
+    "How many processes may run side by side: one per core; 1 beside a GPU and under `nbdev_test`, which runs notebooks side by side itself."
+    return 1 if torch.cuda.is_available() or os.environ.get('IN_TEST') else cores()
+
+# %% ../nbs/00_core.ipynb #83d3a786
 def hardware() -> str:
-    "The processor that does the work, in words: the GPU's name, or the CPU's model and the threads used."
+    "The processor that does the work, in words: the GPU's name, or the CPU's model and how many cores this process may use."
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     model = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')),
                  platform.processor()) if Path('/proc/cpuinfo').exists() else platform.processor()
-    return f'{model}, {torch.get_num_threads()} threads'
+    return f'{model}, {cores()} cores'
 
 # %% ../nbs/00_core.ipynb #b7932637
 def versions() -> dict:
