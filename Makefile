@@ -16,7 +16,7 @@ report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo G
 
 test: $(READY)  ## what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 1
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lab: $(READY)  ## the notebooks, to read and run
 	$(BIN)/jupyter lab nbs

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'RULE', 'ARM_COLOURS', 'StudyError', 'Profile', 'choose_profile', 'digest', 'stream_seed', 'torch_stream',
-           'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'cores', 'workers', 'hardware',
-           'versions', 'Study', 'open_study', 'write_atomic', 'progress', 'show', 'markdown_table', 'show_table',
-           'patch_rows']
+           'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'cores', 'hardware', 'versions',
+           'Study', 'open_study', 'write_atomic', 'progress', 'show', 'markdown_table', 'show_table', 'patch_rows']
 
 # %% ../nbs/00_core.ipynb #2d3ce1b2
 import ast, hashlib, html, io, json, os, platform, shutil, tempfile, time
@@ -184,11 +183,6 @@ def process() -> PartialState:
 def cores() -> int:
     "How many cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
-# %% ../nbs/00_core.ipynb #34a803d2
-def workers() -> int:
-    "How many processes may run side by side: one per core; 1 beside a GPU and under `nbdev_test`, which runs notebooks side by side itself."
-    return 1 if torch.cuda.is_available() or os.environ.get('IN_TEST') else cores()
 
 # %% ../nbs/00_core.ipynb #83d3a786
 def hardware() -> str:

@@ -27,8 +27,9 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-# %% ../nbs/05_report.ipynb #f2e516e1
-from .core import Study, StudyError, progress, workers, write_atomic
+# %% ../nbs/05_report.ipynb #2ad78e96
+from .classify import cores
+from .core import Study, StudyError, progress, write_atomic
 
 # %% ../nbs/05_report.ipynb #5eb8333a
 CHAPTERS = ('04_eval', '01_data', '01a_simulate', '02_ldm', '03_sample', '03a_classify', '03a_controls', '03a_sweep',
@@ -71,7 +72,7 @@ def execute_one(
     except DeadKernelError: reason = 'its process ended (out of memory?)'
     raise StudyError(f'notebook {notebook.name} failed: {reason}')
 
-# %% ../nbs/05_report.ipynb #2ea9b4f4
+# %% ../nbs/05_report.ipynb #a6fe4bca
 def execute(
     study: Study,       # whose parameters the chapters get
     nbs: Path = None,   # the folder of the notebooks; that of the checkout if not given
@@ -86,7 +87,7 @@ def execute(
     first, *others = chapters
     run(first)  # makes what is missing; the others only look at it, so they run side by side
     with patch.dict(os.environ, OMP_NUM_THREADS='1'):
-        for _ in progress(Parallel(workers(), 'threading', return_as='generator_unordered')(delayed(run)(c) for c in others), 'notebooks', len(others)): pass
+        for _ in progress(Parallel(cores(), 'threading', return_as='generator_unordered')(delayed(run)(c) for c in others), 'notebooks', len(others)): pass
     return copies
 
 # %% ../nbs/05_report.ipynb #5dae6105
