@@ -29,9 +29,9 @@ from pygments.lexers import PythonLexer
 # %% ../nbs/05_report.ipynb #1065844a
 from .core import Study, StudyError, progress, write_atomic
 
-# %% ../nbs/05_report.ipynb #5eb8333a
+# %% ../nbs/05_report.ipynb #670684d2
 CHAPTERS = ('04_eval', '01_data', '01a_simulate', '02_ldm', '03_sample', '03a_classify', '03a_controls', '03a_sweep',
-            '03b_quality', '03c_stress', '03d_arms', '03e_stats', '03f_verdict', '08_case_gdxray')
+            '03b_quality', '03c_stress', '03d_arms', '03e_stats', '03ea_review', '03f_verdict', '08_case_gdxray')
 CASES = {'08_case_gdxray'}
 
 # %% ../nbs/05_report.ipynb #fab2f500
@@ -129,7 +129,7 @@ def _output(o, chapters=CHAPTERS):
         data = f'<p class="figure"><img src="data:{kind};base64,{"".join(data.split())}" alt="{about}"></p>'
     return v4.new_output('display_data', {'text/markdown': data})
 
-# %% ../nbs/05_report.ipynb #3d863ab9
+# %% ../nbs/05_report.ipynb #bb0e0fb0
 def prepare(
     notebook,           # an executed notebook
     chapters=CHAPTERS,  # the notebooks that have a page
@@ -140,6 +140,7 @@ def prepare(
         if cell.cell_type == 'markdown': cells.append(v4.new_markdown_cell(_relink(cell.source, chapters)))
         if cell.cell_type != 'code': continue
         source = '\n'.join(l for l in cell.source.splitlines() if not re.match(r'\s*#\s*\|', l)).strip('\n')
+        if re.match(r'#\|\s*echo:\s*false', cell.source): source = ''
         outputs = [new for o in cell.outputs if (new := _output(o, chapters))]
         if cells and cells[-1].cell_type == 'code' and not cells[-1].outputs: source = f'{cells.pop().source}\n\n{source}'.strip('\n')
         if source or outputs: cells.append(v4.new_code_cell(source, outputs=outputs))
