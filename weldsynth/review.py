@@ -77,7 +77,7 @@ def shortage(
     if n.sum() >= EACH and n.max() - n.min() <= 1: return ''
     return f'There were not enough images to be even: {n.sum()} of {EACH} of each source (' + ', '.join(f'{c.replace("_", " ")} {k}' for c, k in n.items()) + ').'
 
-# %% ../nbs/03ea_review.ipynb #c309ed21
+# %% ../nbs/03ea_review.ipynb #2f72f305
 FORMAT = 'weldsynth review answers 1'
 
 def own_order(
@@ -85,12 +85,12 @@ def own_order(
     dice: np.random.Generator,
 ) -> list:
     "Ids in an order for one reviewer: practice first, and a repeat well after its first showing."
-    practice, rest = (list(dice.permutation(key.item[key.part.eq('practice') == p])) for p in (True, False))
+    practice, rest = (dice.permutation(key.item[key.part.eq('practice') == p]).tolist() for p in (True, False))
     pairs = key.loc[key.part == 'repeat', ['of', 'item']].to_numpy()
     while True:
         at = {item: i for i, item in enumerate(rest)}
         if all(abs(at[a] - at[b]) >= len(rest)//8 for a, b in pairs): break
-        rest = list(dice.permutation(rest))
+        rest = dice.permutation(rest).tolist()
     for first, again in pairs:
         if at[first] > at[again]: rest[at[first]], rest[at[again]] = again, first
     return practice + rest

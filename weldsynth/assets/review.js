@@ -157,7 +157,7 @@ function change(fields) {  // one step that can be undone
   tell('said', '');
   keep();
   fill();
-  draw();
+  if ('x' in fields) draw();
 }
 function put(field, value) { change(field === 'artefact' && !value ? { artefact: false, x: null, y: null, note: '' } : { [field]: value }); }
 function undo() {
@@ -297,7 +297,7 @@ $('file').addEventListener('change', async event => {
 });
 $('questions').addEventListener('submit', event => { event.preventDefault(); next(); });
 $('resume').addEventListener('click', () => go(state.at));
-$('pause-save').addEventListener('click', () => download('pause-said'));
+$('pause-save').addEventListener('click', () => { download('pause-said'); $('resume').focus(); });
 $('save-file').addEventListener('click', () => download('saved'));
 $('save').addEventListener('click', () => download('end-said'));
 $('again').addEventListener('click', () => go(PRACTICE));
