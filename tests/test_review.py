@@ -167,6 +167,7 @@ DAMAGED = {
     'an image twice': (lambda a: json.dumps(signed(a, answers=[*a['answers'], a['answers'][3]])), 'twice: ask reviewer A'),
     'an image of elsewhere': (lambda a: json.dumps(first(a, item='ffffffff')), 'answers image ffffffff, which is not in the set'),
     'a class of elsewhere': (lambda a: json.dumps(first(a, label='<b>')), "names a class that the set has not ('<b>')"),
+    'half a character': (lambda a: json.dumps(first(a, artefact=True, note='\ud83d')), 'has half a character in the note'),
     'a place outside': (lambda a: json.dumps(first(a, artefact=True, x=16, y=0)), 'marks a place that image'),
     'half a place': (lambda a: json.dumps(first(a, artefact=True, x=1, y=None)), 'marks a place that image'),
     'a place without artefact': (lambda a: json.dumps(first(a, artefact=False, x=1, y=1)), 'marks a place that image'),

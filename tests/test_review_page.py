@@ -331,6 +331,8 @@ def test_wcag_aa(open_page, data, size):
         page.keyboard.press('Tab')
         style = page.evaluate('(s => [s.outlineStyle, parseFloat(s.outlineWidth)])(getComputedStyle(document.activeElement))')
         assert page.evaluate('document.activeElement === document.body') or style == ['solid', 3]
+    page.set_viewport_size(dict(width=320, height=640))
+    assert page.evaluate('document.documentElement.scrollWidth') <= 320, 'text reflows at 320 px'
     page.evaluate("pause(texts.pause, 'x')")
     assert violations() == []
     page.evaluate("show('end')")

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['REVIEWERS', 'EACH', 'REPEATS', 'PRACTICE', 'PAUSE', 'FORMAT', 'ASSETS', 'even_shares', 'pick', 'choose_items',
-           'shortage', 'own_order', 'seal', 'sealed_set', 'exported', 'load_set', 'review_page', 'export_review',
+           'shortage', 'own_order', 'seal', 'exported', 'sealed_set', 'load_set', 'review_page', 'export_review',
            'checksum', 'answers_problem', 'items_problem', 'counts', 'read_answers', 'simulated_answers',
            'answers_folder', 'count_answers', 'counted', 'answer_table', 'exact_share', 'signal_detection', 'repeats',
            'by_reviewer', 'kappa', 'krippendorff_alpha', 'item_weights', 'with_interval', 'cliffs_delta', 'together',
            'by_class', 'score_review', 'reviewed', 'share_text', 'review_sentence', 'export_text', 'score_text',
            'as_text', 'pictures', 'artefact_list']
 
-# %% ../nbs/03ea_review.ipynb #3f19b682
-import base64, hashlib, json, zlib
+# %% ../nbs/03ea_review.ipynb #4173093b
+import base64, hashlib, json, re, zlib
 from pathlib import Path
 
 # %% ../nbs/03ea_review.ipynb #c359e740
@@ -114,23 +114,23 @@ def seal(
                 items=dict(sorted(pictures.items())), orders={r: own_order(key, dice) for r in REVIEWERS})
     return dict(data, set=(sum_ := digest(data, key.to_dict('records')))[:8], hash=sum_), key
 
-# %% ../nbs/03ea_review.ipynb #446ea5b4
-def sealed_set(study: Study) -> Artefact:
-    "The artefact with `set.json` and `key.csv`. It does not depend on this module's code, so a set that was sent out stays the study's set as long as its images are."
-    inputs = [prepare(study), all_samples(study)]
-    def build(folder):
-        patches, dice = study_patches(study), numpy_stream('review', study.seed, *[i.key for i in inputs])
-        data, key = seal(choose_items(patches.fold('train'), patches.fold('validation'), usable_patches(study), dice), dice)
-        (folder/'set.json').write_text(json.dumps(data))
-        key.to_csv(folder/'key.csv', index=False)
-    return study.make('review/set', '', build, inputs, each=EACH, repeats=REPEATS, practice=PRACTICE)
-
 # %% ../nbs/03ea_review.ipynb #c1688f46
 def exported(study: Study) -> Artefact:
     "The sealed set of the images that the study has now, or None where none was exported."
     inputs = [i.key for i in (prepare(study), all_samples(study))]
     found = [Artefact(f.parent, info['key']) for f in study.path.glob('review/set-*/artefact.json') if (info := json.loads(f.read_text()))['inputs'] == inputs]
     return found[0] if found else None
+
+# %% ../nbs/03ea_review.ipynb #111dcf3c
+def sealed_set(study: Study) -> Artefact:
+    "The artefact with `set.json` and `key.csv`. A set that was sent out stays the study's set as long as its images are, whatever becomes of this module's code."
+    inputs = [prepare(study), all_samples(study)]
+    def build(folder):
+        patches, dice = study_patches(study), numpy_stream('review', study.seed, *[i.key for i in inputs])
+        data, key = seal(choose_items(patches.fold('train'), patches.fold('validation'), usable_patches(study), dice), dice)
+        (folder/'set.json').write_text(json.dumps(data))
+        key.to_csv(folder/'key.csv', index=False)
+    return exported(study) or study.make('review/set', '', build, inputs, each=EACH, repeats=REPEATS, practice=PRACTICE)
 
 # %% ../nbs/03ea_review.ipynb #0b3d6d93
 def load_set(
@@ -192,13 +192,14 @@ def answers_problem(
     if answers['hash'] != data['hash']: return f'answers another set ({answers["set"]}, and this study\'s is {data["set"]}): ask {who} to use the page of this study, or score it with its own'
     return items_problem(answers, data, who)
 
-# %% ../nbs/03ea_review.ipynb #28c849f3
+# %% ../nbs/03ea_review.ipynb #0447c9df
 def items_problem(answers: dict, data: dict, who: str) -> str:
     "What is wrong with the items of well-formed answers to the right set."
     items, wanted = [a['item'] for a in answers['answers']], data['orders'][answers['reviewer']]
     if twice := {i for i in items if items.count(i) > 1}: return f'answers image {min(twice)} twice: ask {who} for the original'
     if strange := set(items) - set(wanted): return f'answers image {min(strange)}, which is not in the set: ask {who} for the original'
     for a in answers['answers']:
+        if re.search('[\ud800-\udfff]', a['note']): return f'has half a character in the note on image {a["item"]}: ask {who} for the original'
         if a['label'] not in data['classes']: return f"names a class that the set has not ('{a['label'][:40]}'): ask {who} for the original"
         if (a['x'] is None) != (a['y'] is None) or max(a['x'] or 0, a['y'] or 0) >= data['px'] or (a['x'] is not None and not a['artefact']): return f'marks a place that image {a["item"]} has not: ask {who} for the original'
     left = len(wanted) - len(items)
@@ -429,11 +430,13 @@ def reviewed(study: Study) -> dict:
     scores = score_review(study)
     return json.loads((scores.path/'review.json').read_text()) if scores else {}
 
-# %% ../nbs/03ea_review.ipynb #cc3bc317
-def share_text(value) -> str:
-    "A share, alone or with its interval, in percent."
-    if value is None or np.isnan(value if np.isscalar(value) else value[0] if value[0] is not None else np.nan): return 'not defined'
-    return f'{100*value:.0f} %' if np.isscalar(value) else f'{100*value[0]:.0f} % ({100*value[1]:.0f} to {100*value[2]:.0f})'
+# %% ../nbs/03ea_review.ipynb #ff207d46
+def share_text(
+    value,  # a share, or one with its interval; None or NaN where it is not defined
+) -> str:
+    "A share in percent."
+    share, *bounds = (float('nan') if v is None else 100*v for v in np.atleast_1d(value))
+    return 'not defined' if np.isnan(share) else f'{share:.0f} %' + (' ({:.0f} to {:.0f})'.format(*bounds) if bounds else '')
 
 # %% ../nbs/03ea_review.ipynb #a6ab5274
 def review_sentence(

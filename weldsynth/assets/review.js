@@ -255,9 +255,9 @@ function digit(key) {  // the question that a digit answers: the focused one if 
   return focused && has(focused) ? focused : '';
 }
 document.addEventListener('keydown', event => {
-  const key = event.key.toLowerCase(), at = event.target;
+  const at = event.target, key = (/^[ -~]+$/.test(event.key) ? event.key : event.code.replace('Key', '')).toLowerCase();  // the same place on a keyboard of another script
   if (screen === 'pause' && key === 'enter' && !event.repeat && at.tagName !== 'BUTTON') return go(state.at);
-  if (screen !== 'item' || frozen || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (screen !== 'item' || frozen || event.isComposing || event.ctrlKey || event.altKey || event.metaKey) return;
   const used = act => { event.preventDefault(); if (!event.repeat) act(); };
   if (at.id === 'note') { if (key === 'enter') used(next); else if (key === 'escape') $('next').focus(); return; }
   if (at.id === 'film' && answer().artefact && key.startsWith('arrow')) { event.preventDefault(); return move(event.key, event.shiftKey); }
