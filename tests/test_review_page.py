@@ -204,6 +204,15 @@ def test_undo_back_and_no_way_past_an_open_question(open_page, data):
     assert page.inner_text('#said') == 'There is nothing to undo.'
 
 
+def test_the_question_that_has_the_focus_is_in_sight(open_page, data):
+    page = open_page('phone')
+    begin(page)
+    for key in 'r23':
+        page.keyboard.press(key)
+        top, bottom, film = page.evaluate("(e => [e.closest('fieldset').getBoundingClientRect().top, e.getBoundingClientRect().bottom, document.getElementById('film').getBoundingClientRect().bottom])(document.activeElement)")
+        assert film <= top + 1 and bottom <= 844, 'below the picture, above the lower edge'
+
+
 def test_where_storage_is_forbidden_a_file_goes_on(open_page, data, tmp_path):
     forbidden = "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('denied', 'SecurityError'); } });"
     page, meant = open_page(before=forbidden), made_up(data, 'A')

@@ -126,8 +126,8 @@ function go(at) {
   keep();
   draw();
   fill();
-  focusOn(open(answer()));
   scrollTo(0, 0);
+  focusOn(open(answer()));
 }
 function fill() {  // the form as the state has it
   const a = answer(), n = state.at + 1 - PRACTICE, total = order().length - PRACTICE, first = open(a);
@@ -149,7 +149,9 @@ function fill() {  // the form as the state has it
 }
 function focusOn(field) {
   const inputs = field ? [...document.querySelectorAll(`#ask-${field} input`)] : [$('next')];
-  (inputs.find(i => i.checked) || inputs[0]).focus({ preventScroll: true });
+  const to = inputs.find(i => i.checked) || inputs[0];
+  to.focus({ preventScroll: true });
+  to.closest('fieldset, .turn').scrollIntoView({ block: 'nearest' });
 }
 function change(fields) {  // one step that can be undone
   undone.push([state.at, { ...answer() }]);
