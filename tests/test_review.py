@@ -161,7 +161,7 @@ DAMAGED = {
     'edited': (lambda a: json.dumps(a | dict(answers=[a['answers'][0] | dict(realism=a['answers'][0]['realism'] % 5 + 1), *a['answers'][1:]])), 'was changed after the page saved it'),
     'mark taken off': (lambda a: json.dumps(a | dict(simulated=False)), 'was changed after the page saved it'),
     'reordered': (lambda a: json.dumps(a | dict(answers=a['answers'][::-1])), 'was changed after the page saved it'),
-    'another set': (lambda a: json.dumps(signed(a, set='0'*8, hash='0'*32)), 'answers another set (00000000, and this study'),
+    'another set': (lambda a: json.dumps(signed(a, set='0'*8, hash='0'*32)), "answers another set ('00000000', and this study"),
     'the same name, another set': (lambda a: json.dumps(signed(a, hash='0'*32)), 'answers another set'),
     'unfinished': (lambda a: json.dumps(drop(a, 12)), 'lacks 12 of 138 images: reviewer A can load it on the page'),
     'an image twice': (lambda a: json.dumps(signed(a, answers=[*a['answers'], a['answers'][3]])), 'twice: ask reviewer A'),

@@ -63,7 +63,7 @@ def train(
         made = train_denoiser(study, generator)
         if process().is_main_process: print(f"Generator: {made.path/'pipeline'}, trained in {made.info['processes']} process(es).")
 
-# %% ../nbs/06_cli.ipynb #5fa63380
+# %% ../nbs/06_cli.ipynb #d96ed90b
 def review(
     action: Param('export the page, or score answers', str, choices=('export', 'score')),
     study: str,     # the study's folder under studies/
@@ -78,7 +78,7 @@ def review(
     if not answers: raise StudyError('no file of answers is given: name the files that the reviewers sent')
     problems = count_answers(found, answers)
     print(score_text(found))
-    for problem in problems[:-1]: print(f'weldsynth: {problem}', file=sys.stderr)
+    for problem in problems[:-1]: print(f"weldsynth: {' '.join(problem.split())}", file=sys.stderr)
     if problems: raise StudyError(problems[-1])
 
 # %% ../nbs/06_cli.ipynb #d9219a1c

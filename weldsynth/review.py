@@ -178,7 +178,7 @@ def checksum(
     text = json.dumps({k: v for k, v in answers.items() if k != 'checksum'}, ensure_ascii=False, separators=(',', ':'))
     return f'{zlib.crc32(text.encode("utf-8", "surrogatepass")):08x}'
 
-# %% ../nbs/03ea_review.ipynb #82520d69
+# %% ../nbs/03ea_review.ipynb #9cba554e
 def answers_problem(
     answers,     # what was read from a file
     data: dict,  # of the sealed set
@@ -189,10 +189,10 @@ def answers_problem(
         return f"is no file that the review page saved ({' / '.join(map(str, e.absolute_path)) or 'file'}: {e.message[:120]}): ask the reviewer for the original"
     who = f'reviewer {answers["reviewer"]}'
     if checksum(answers) != answers['checksum']: return f'was changed after the page saved it (its checksum is not that of its contents): ask {who} for the original'
-    if answers['hash'] != data['hash']: return f'answers another set ({answers["set"]}, and this study\'s is {data["set"]}): ask {who} to use the page of this study, or score it with its own'
+    if answers['hash'] != data['hash']: return f'answers another set ({answers["set"][:40]!r}, and this study\'s is {data["set"]}): ask {who} to use the page of this study, or score it with its own'
     return items_problem(answers, data, who)
 
-# %% ../nbs/03ea_review.ipynb #0447c9df
+# %% ../nbs/03ea_review.ipynb #59c2c103
 def items_problem(answers: dict, data: dict, who: str) -> str:
     "What is wrong with the items of well-formed answers to the right set."
     items, wanted = [a['item'] for a in answers['answers']], data['orders'][answers['reviewer']]
@@ -200,7 +200,7 @@ def items_problem(answers: dict, data: dict, who: str) -> str:
     if strange := set(items) - set(wanted): return f'answers image {min(strange)}, which is not in the set: ask {who} for the original'
     for a in answers['answers']:
         if re.search('[\ud800-\udfff]', a['note']): return f'has half a character in the note on image {a["item"]}: ask {who} for the original'
-        if a['label'] not in data['classes']: return f"names a class that the set has not ('{a['label'][:40]}'): ask {who} for the original"
+        if a['label'] not in data['classes']: return f'names a class that the set has not ({a["label"][:40]!r}): ask {who} for the original'
         if (a['x'] is None) != (a['y'] is None) or max(a['x'] or 0, a['y'] or 0) >= data['px'] or (a['x'] is not None and not a['artefact']): return f'marks a place that image {a["item"]} has not: ask {who} for the original'
     left = len(wanted) - len(items)
     return f'lacks {left} of {len(wanted)} images: {who} can load it on the page, finish it and save again' if left else ''
