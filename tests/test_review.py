@@ -416,5 +416,6 @@ def test_the_chapter_and_the_first_page(study, sent, countable, n, chapters, mon
     said, text = 'Realism: 1 of 3 reviews' if n == 1 else 'Three reviewers saw the intended flaw', page.main.get_text()
     assert said in text and ('To have it reviewed' in text) == ('stay sealed until three reviewers' in text) == (n == 1)
     assert len(page('img')) == (2 if n == 1 else 4) and 'told right' in text and (HOSTILE in text) == (n == 3)
+    assert text.count('saw the intended flaw') == 1, 'nothing made up stands in a report'
     assert not page('script') and not any(i['src'].startswith('http') for i in page('img')) and 'nan' not in text.split() and page.main.find('math') is None
     if n == 3: assert page_problems(pages) == [] and said in read('index').main.get_text() and 'not reviewed' not in read('index').main.get_text()
