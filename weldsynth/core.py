@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PROFILES', 'RULE', 'ARM_COLOURS', 'StudyError', 'Profile', 'choose_profile', 'digest', 'stream_seed', 'torch_stream',
            'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'cores', 'hardware', 'versions',
-           'Study', 'open_study', 'write_atomic', 'progress', 'show', 'markdown_table', 'show_table', 'patch_rows']
+           'Study', 'open_study', 'find_study', 'write_atomic', 'progress', 'show', 'markdown_table', 'show_table',
+           'patch_rows']
 
 # %% ../nbs/00_core.ipynb #2d3ce1b2
 import ast, hashlib, html, io, json, os, platform, shutil, tempfile, time
@@ -285,6 +286,18 @@ def open_study(
     study = Study(name, home()/'studies'/name, chosen, data, group, seed)
     _record_plan(study)
     return study
+
+# %% ../nbs/00_core.ipynb #84bb1704
+def find_study(
+    name: str,  # its folder under `studies/`
+) -> Study:
+    "The study called `name`, with the plan it was started with; `StudyError` if there is none."
+    file = home()/'studies'/name/'study.json'
+    if Path(name).name != name or not file.exists():
+        there = ', '.join(sorted(f.parent.name for f in (home()/'studies').glob('*/study.json')))
+        raise StudyError(f"there is no study '{name}' in {home()/'studies'}: " + (f'choose one of {there}' if there else 'start one with `weldsynth report`'))
+    plan = json.loads(file.read_text())['plan']
+    return open_study(name, plan['data'], plan['profile']['name'], plan['group'], plan['seed'])
 
 # %% ../nbs/00_core.ipynb #f3e11c9d
 def _record_plan(study: Study):

@@ -14,13 +14,14 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/03f_verdict.ipynb #17f101ca
+# %% ../nbs/03f_verdict.ipynb #d7307df6
 import jsonschema, numpy as np, pandas as pd, weldsynth
 from scipy.stats import t as student
 from .arms import ARMS, FREE_CONTROLS, Calls, fit_arms, open_test, study_arms, test_predictions
 from .core import RULE, Artefact, Study, open_study, show, show_table
 from .data import GUESSED, PatchSet, study_patches
 from .quality import audit_samples, no_nan
+from .review import reviewed, score_review
 from .stats import brier, calibration, calibration_error, group_counts, interval, minimum_detectable, more_groups, pod_fit, points, ranking, resample, scores, standard_error
 
 # %% ../nbs/03f_verdict.ipynb #cd2c2787
@@ -207,7 +208,7 @@ def autoencoded_change(study: Study) -> tuple:
     half = student.ppf((1 + RULE['level'])/2, len(change) - 1)*change.std(ddof=1)/np.sqrt(len(change)) if len(change) > 1 else np.nan
     return float(change.mean()), float(change.mean() - half), float(change.mean() + half)
 
-# %% ../nbs/03f_verdict.ipynb #9fbf32a6
+# %% ../nbs/03f_verdict.ipynb #906c7e11
 def study_guards(study: Study, drawn: dict, fold: PatchSet, calls: dict, gain: tuple) -> list:
     "Every safeguard of a study."
     groups, audit = fold.table.group.nunique(), json.loads((audit_samples(study).path/'audit.json').read_text())
@@ -215,7 +216,7 @@ def study_guards(study: Study, drawn: dict, fold: PatchSet, calls: dict, gain: t
     film, which = film_gain(study, study_patches(study), gain)
     return [*(guard_recall(c, interval(change['recall'][..., i], groups), len(fold.of(c))) for i, c in enumerate(fold.classes[1:])),
             guard_false_calls(interval(change['false_call_rate'], groups)), guard_brier(brier_ratio(study, fold, calls)), guard_film(film, which),
-            *guard_copies(audit), guard_fingerprint(audit), guard_autoencoded(autoencoded_change(study)), guard_gate(audit), guard_review({})]
+            *guard_copies(audit), guard_fingerprint(audit), guard_autoencoded(autoencoded_change(study)), guard_gate(audit), guard_review(reviewed(study))]
 
 # %% ../nbs/03f_verdict.ipynb #f46e02bd
 def tidy(study: Study) -> pd.DataFrame:
@@ -253,7 +254,7 @@ def detection(study: Study) -> pd.DataFrame:
     size = fold.table['size'].to_numpy(float)[flawed]
     return pd.DataFrame([dict(arm=arm, unit=fold.size_unit, **pod_fit(size, c.called[:, flawed] > 0)) for arm, c in calls.items()])
 
-# %% ../nbs/03f_verdict.ipynb #3d870969
+# %% ../nbs/03f_verdict.ipynb #6ae84d77
 def risk_register(
     guards: list,
     alone: float,   # macro F1 of synthetic over that of real
@@ -268,7 +269,7 @@ def risk_register(
             ('false call: a good weld is repaired', f'rate changes by {by["false calls"].measured} points', 'count calls that inspectors overturn', 'inspection lead', 'rate half a point above the real-only classifier'),
             ('drift: new film, source or supplier', f'tested on {groups} welds of one data set; held-out films: {by["held-out films"].measured}', 'score each new film batch in shadow first', 'process owner', 'score on a new batch below the interval of this report'),
             ('memorised parts of a customer', f'exact copies {by["exact copies"].measured}, near copies {by["near copies"].measured}', 'no synthetic image leaves the site; copies stay in quarantine', 'data owner', 'a copy is found'),
-            ('wrong labels', f'synthetic-only reaches {100*alone:.0f} % of the real-only score; judges see the intended class in {_percent((audit.get("label_agreement") or {}).get("synthetic"))} of samples', 'retrain, look at samples, filter', 'model owner', 'either figure falls after a retraining'),
+            ('wrong labels', f'synthetic-only reaches {100*alone:.0f} % of the real-only score; judges see the intended class in {_percent((audit.get("label_agreement") or {}).get("synthetic"))} of samples; three reviewers (labels right, gross artefacts): {by["realism, three reviewers"].measured}', 'retrain, look at samples, filter', 'model owner', 'either figure falls after a retraining'),
             ('short cut: decoder means flaw', f'traces of the generator: {by["traces of the generator"].measured}; false calls on autoencoded cleans change by {by["no short cut"].measured} points', 'repeat the audit at every retraining', 'model owner', 'the safeguard on traces fails'),
             ('one-supplier bias', f'{groups} test welds', 'add films of every supplier before full use', 'data owner', 'a supplier whose score lies below the interval')]
     return [dict(zip(('risk', 'measured', 'action', 'owner', 'trigger'), r)) for r in rows]
@@ -297,10 +298,10 @@ def check_verdict(
     schema = json.loads(Path(weldsynth.__path__[0], 'assets', 'verdict.schema.json').read_text())
     jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(verdict)))
 
-# %% ../nbs/03f_verdict.ipynb #e0ad71ff
+# %% ../nbs/03f_verdict.ipynb #9161eca2
 def evaluate(study: Study) -> Artefact:
     "The artefact with the study's tables (`tidy.csv`, `effects.csv`, `guards.csv`, `pod.csv`, `calibration.csv`) and its `verdict.json`."
-    test, audits = open_test(study), audit_samples(study)
+    test, audits, review = open_test(study), audit_samples(study), score_review(study)
     def build(folder):
         p, patches, calls = study.profile, study_patches(study), test_predictions(study)
         fold = patches.fold('test')
@@ -326,7 +327,7 @@ def evaluate(study: Study) -> Artefact:
         tables = dict(tidy=tidy(study), effects=table, guards=pd.DataFrame(guards), pod=detection(study), calibration=calibrations(fold, calls))
         for name, t in tables.items(): t.to_csv(folder/f'{name}.csv', index=False)
         (folder/'verdict.json').write_text(json.dumps(verdict, indent=1))
-    return study.make('eval/verdict', 'stats verdict', build, [test, audits], resamples=study.profile.resamples, rule=RULE, simulated=study.data == 'simulated')
+    return study.make('eval/verdict', 'stats verdict', build, [test, audits, *([review] if review else [])], resamples=study.profile.resamples, rule=RULE, simulated=study.data == 'simulated')
 
 # %% ../nbs/03f_verdict.ipynb #2c1956f9
 def calibrations(
