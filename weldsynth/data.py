@@ -9,9 +9,10 @@ __all__ = ['IMAGE_SUFFIXES', 'LEAST_SIDE', 'MOST_PIXELS', 'MOST_BYTES', 'SYNTHET
            'grey_problems', 'spelled', 'inside', 'read_real', 'assemble', 'label_problems', 'spelling_problems',
            'Patch', 'folder_problems', 'read_folder', 'mask_problems', 'read_table', 'table_problems', 'size_problems',
            'read_manifest', 'read_windows', 'overlap_problems', 'read_simulated', 'source_table', 'read_source',
-           'perceptual_hash', 'group_lookalikes', 'fold_shares', 'held_out_films', 'split', 'balanced_rows', 'twins',
-           'duplicates_across_folds', 'grain', 'near_duplicates_across_folds', 'refuse_duplicates', 'source_files',
-           'count_problems', 'prepare', 'study_patches', 'thinned', 'training_fold']
+           'perceptual_hash', 'group_lookalikes', 'fold_shares', 'held_out_films', 'spread_problems', 'split',
+           'balanced_rows', 'twins', 'duplicates_across_folds', 'grain', 'near_duplicates_across_folds',
+           'refuse_duplicates', 'source_files', 'count_problems', 'prepare', 'study_patches', 'thinned',
+           'training_fold']
 
 # %% ../nbs/01_data.ipynb #b5f27534
 import csv, hashlib, io, json, re, unicodedata, warnings
@@ -248,7 +249,7 @@ def window(
     low, high = (torch.quantile(flat, q, dim=1).view(-1, 1, 1, 1) for q in (.01, .99))
     return ((x - low)/(high - low).clamp(min=1e-6)).clamp(0, 1).mul(255).round().to(torch.uint8)
 
-# %% ../nbs/01_data.ipynb #9fe883eb
+# %% ../nbs/01_data.ipynb #56e15033
 def grey_problems(
     name: str,         # of the image, to tell the problems of
     grey: np.ndarray,  # H x W
@@ -260,7 +261,7 @@ def grey_problems(
     if low == high: return (yield Problem(name, 'is one grey throughout', 'replace or remove it'))
     ends = ((grey == low) | (grey == high)).mean()
     if ends > .25: yield Problem(name, f'has {100*ends:.0f} % of its pixels at the ends of its scale', 'digitise it with a wider range of densities', False)
-    if ends <= .25 and (n := len(np.unique(grey[::2, ::2]))) < 16: yield Problem(name, f'has hardly more than {n} greys', 'digitise it with 8 bits or more', False)
+    if ends <= .25 and (n := len(np.unique(grey))) < 5: yield Problem(name, f'has only {n} greys', 'digitise it with 8 bits or more', False)
     if max(h, w) > 1.5*min(h, w): yield Problem(name, f'is {w} x {h} pixels', 'cut square patches: it will be squeezed into one', False)
 
 # %% ../nbs/01_data.ipynb #e190aff3
@@ -305,7 +306,7 @@ def read_real(
 # %% ../nbs/01_data.ipynb #8ec7dfdc
 CLEAN_NAMES = {'clean', 'good', 'ok', 'no_defect', 'no_flaw', 'normal'}
 
-# %% ../nbs/01_data.ipynb #c791616c
+# %% ../nbs/01_data.ipynb #4652fcdc
 def assemble(
     images: list,         # uint8 tensors, 1 x H x W
     table: pd.DataFrame,  # id, label, group, size and, if known, film
@@ -313,12 +314,12 @@ def assemble(
     size_unit: str = '',
     tell=stop,            # gets what is wrong
 ) -> PatchSet:
-    "A `PatchSet` of real images, its classes in order with 'clean' first; None if the labels were told to be wrong."
+    "A `PatchSet` of real images, its classes in order with 'clean' first."
     table = table.reset_index(drop=True).assign(origin='real')
     table['label'] = [('clean' if l.strip().lower() in CLEAN_NAMES else unicodedata.normalize('NFC', l.strip())) for l in table.label.astype(str)]
     table['group'] = table.group.astype(str)
     table['film'] = table.film.astype(str) if 'film' in table else table.group
-    if not _usable(tell, [*label_problems(table.label), *spelling_problems('group', table.group)]): return None
+    _usable(tell, [*label_problems(table.label), *spelling_problems('group', table.group)])
     return PatchSet(torch.stack(images), table, ('clean', *sorted(set(table.label) - {'clean'})),
                     None if masks is None else torch.stack(masks), size_unit)
 
@@ -707,7 +708,15 @@ def held_out_films(
         if len(films) > 2 and not held & set(films): held.add(numpy_stream('held-out film', seed, label).choice(sorted(films)))
     return held
 
-# %% ../nbs/01_data.ipynb #82b6cf0d
+# %% ../nbs/01_data.ipynb #72da0896
+def spread_problems(
+    table: pd.DataFrame,  # label, group
+):
+    "Yields classes that come from too few groups to be in all three folds."
+    for label, n in table.groupby('label').group.nunique().items():
+        if n < 3: yield Problem(f"class '{label}'", f"comes from {n} group{'s'*(n > 1)}, and three folds need three", 'name groups more finely, or add welds with it')
+
+# %% ../nbs/01_data.ipynb #d5163a21
 def split(
     patches: PatchSet,
     seed: int = 0,
@@ -716,8 +725,7 @@ def split(
     "`patches` with the column `fold`: 'train', 'validation' or 'test', each group in one of them and each class in all; 'film' for films held out whole."
     held = patches.table.film.isin(held_out_films(patches.table, seed)).to_numpy()
     table = patches.table[~held].reset_index(drop=True)
-    for label, n in table.groupby('label').group.nunique().items():
-        if n < 3: stop(Problem(f"class '{label}'", f"comes from {n} group{'s'*(n > 1)}, and three folds need three", 'name groups more finely, or add welds with it'))
+    _usable(stop, spread_problems(table))
     uneven = lambda folds: np.log(fold_shares(table, folds).clip(lower=1e-9)/pd.Series(SHARES)).abs().to_numpy().max()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # a class with fewer groups than folds: looked for below
