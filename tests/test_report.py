@@ -265,7 +265,7 @@ command, folder, *options = sys.argv[1:]
 assert command == 'render' and '--no-execute' in options
 site = pathlib.Path(folder, '_site'); site.mkdir()
 for nb in pathlib.Path(folder).glob('*.ipynb'):
-    page = '<title>t</title><meta name="generator" content="quarto-1.6.40"><meta http-equiv="Content-Security-Policy" content="default-src \'none\'"><h1>t</h1><p class="verdict"></p>Pages by Quarto'
+    page = '<title>t</title><meta name="generator" content="quarto-1.6.40"><meta http-equiv="Content-Security-Policy" content="default-src"><h1>t</h1><p class="verdict"></p>Pages by Quarto'
     if nb.stem != {skip!r}: (site/(nb.stem + '.html')).write_text(page)
 pathlib.Path(os.environ['QUARTO_LOG']).write_text({log!r})
 '''
