@@ -1,5 +1,5 @@
 """Every kind of bad data: planted in a good set, told by the check with its place and a fix, refused by a study, and the source left as it was."""
-import hashlib, io, os, shutil, struct, unicodedata, zlib
+import functools, hashlib, io, os, shutil, struct, unicodedata, zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
+from weldsynth import check, data
 from weldsynth.check import check_data, prepare_or_count, tally
 from weldsynth.cli import main
 from weldsynth.core import StudyError, open_study
@@ -88,7 +89,10 @@ def good(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def studies(tmp_path, monkeypatch): monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path/'home'))
+def studies(tmp_path, monkeypatch):
+    "Studies go to a folder of the test's own, and one shuffle is enough for a split."
+    monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path/'home'))
+    for module in (data, check): monkeypatch.setattr(module, 'split', functools.partial(data.split, shuffles=1))
 
 
 def state(root):

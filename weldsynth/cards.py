@@ -9,10 +9,10 @@ __all__ = ['model_card', 'data_card', 'finish', 'verify', 'verify_named']
 import json, shutil
 from pathlib import Path
 
-# %% ../nbs/05a_cards.ipynb #bebf3039
+# %% ../nbs/05a_cards.ipynb #a8d66f9a
 import pandas as pd
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
-from .core import Artefact, Study, StudyError, checkout, code_version, digest, file_hash, file_hashes, home, inert, markdown_table, open_study, show_table, versions, write_atomic
+from .core import Artefact, Study, StudyError, checkout, code_version, digest, file_changes, file_hash, file_hashes, home, inert, markdown_table, open_study, show_table, versions, write_atomic
 from .data import prepare, study_patches
 from .ldm import train_autoencoder, train_denoiser
 from .quality import audit_samples
@@ -102,7 +102,7 @@ def finish(study: Study):
     record = json.loads((study.path/'study.json').read_text())
     write_atomic(study.path/'study.json', json.dumps(dict(record, hashes=hashes), indent=1))
 
-# %% ../nbs/05a_cards.ipynb #4ddd402a
+# %% ../nbs/05a_cards.ipynb #995a46d7
 def _record_problems(folder: Path, record: dict):
     "Yields (file, what) where the plan, the cards or the artefacts are not those of `study.json`."
     hashes = record['hashes']
@@ -111,23 +111,16 @@ def _record_problems(folder: Path, record: dict):
         file = folder/name/'artefact.json'
         if not file.is_file(): yield name, 'is missing'
         elif file_hash(file) != want: yield f'{name}/artefact.json', 'was changed'
-    yield from _file_problems(folder/'cards', hashes['cards'], 'cards')
+    yield from ((f'cards/{f}', what) for f, what in file_changes(folder/'cards', hashes['cards']))
 
-# %% ../nbs/05a_cards.ipynb #33025f4b
-def _file_problems(folder: Path, want: dict, name: str):
-    "Yields (file, what) for files below `folder` that are missing, changed or new."
-    have = file_hashes(folder) if folder.is_dir() else {}
-    for f in sorted({*want, *have}):
-        if have.get(f) != want.get(f): yield f'{name}/{f}', 'is missing' if f not in have else 'was not made by the study' if f not in want else 'was changed'
-
-# %% ../nbs/05a_cards.ipynb #d31075f4
+# %% ../nbs/05a_cards.ipynb #d3347da6
 def _artefact_problems(folder: Path, name: str, keys: set):
     "Yields (file, what) where an artefact is not what its own record says."
     info = Artefact(folder, '').info
     if 'files' not in info: return (yield name, 'was made before hashes were kept')
     if digest(info['stage'], info['config'], info['inputs'], *info['code'].values()) != info['key'] or name != f"{info['stage']}-{info['key'][:10]}": yield f'{name}/artefact.json', 'the key is not that of stage, configuration, inputs and code'
     for key in set(info['inputs']) - keys: yield name, f'its input {key[:10]} is missing'
-    yield from _file_problems(folder, info['files'], name)
+    yield from ((f'{name}/{f}', what) for f, what in file_changes(folder, info['files']))
     if info['stage'].startswith('samples/'): yield from ((name, p) for p in sample_problems(folder))
 
 # %% ../nbs/05a_cards.ipynb #847b6eee

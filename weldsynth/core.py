@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROFILES', 'RULE', 'ARM_COLOURS', 'StudyError', 'Profile', 'choose_profile', 'digest', 'stream_seed', 'torch_stream',
            'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'hardware', 'versions', 'Study',
-           'file_hashes', 'file_hash', 'open_study', 'write_atomic', 'progress', 'inert', 'show', 'markdown_table',
-           'show_table', 'patch_rows']
+           'file_hashes', 'file_changes', 'file_hash', 'open_study', 'write_atomic', 'progress', 'inert', 'show',
+           'markdown_table', 'show_table', 'patch_rows']
 
 # %% ../nbs/00_core.ipynb #4112dc92
 import ast, hashlib, html, io, json, os, platform, re, shutil, tempfile, time
@@ -225,6 +225,24 @@ def file_hashes(
     files = sorted(p for p in folder.rglob('*') if p.is_file() and p != folder/'artefact.json')
     return {str(p.relative_to(folder)): file_hash(p) for p in files}
 
+# %% ../nbs/00_core.ipynb #a26e6164
+def file_changes(
+    folder: Path,
+    recorded: dict,  # from `file_hashes`
+) -> list:
+    "Pairs of file and what has happened to it since."
+    now = file_hashes(folder) if folder.is_dir() else {}
+    return [(f, 'is missing' if f not in now else 'was not made by the study' if f not in recorded else 'was changed')
+            for f in sorted({*recorded, *now}) if now.get(f) != recorded.get(f)]
+
+# %% ../nbs/00_core.ipynb #9359e200
+@lru_cache(maxsize=None)
+def _sound(folder: Path, recorded: int) -> Path:
+    "`folder` if its files are those of its record, which was written at the time `recorded`; looked at once in a process."
+    changed = file_changes(folder, info['files']) if 'files' in (info := Artefact(folder, '').info) else []
+    if changed: raise StudyError(f'{folder/changed[0][0]} {changed[0][1]}: remove the folder {folder.name}, and the next run makes it again')
+    return folder
+
 # %% ../nbs/00_core.ipynb #89b458e2
 def file_hash(
     file: Path,
@@ -249,7 +267,7 @@ def _put_in_place(part: Path, path: Path):
         if not path.exists(): raise
         shutil.rmtree(part)
 
-# %% ../nbs/00_core.ipynb #00272e7a
+# %% ../nbs/00_core.ipynb #cad4f758
 @patch
 def make(
     self: Study,
@@ -264,7 +282,7 @@ def make(
     code = {m: code_version(m) for m in modules.split()}
     key = digest(stage, config, [i.key for i in inputs], *code.values())
     path = self.path/f'{stage}-{key[:10]}'
-    if path.exists(): return Artefact(path, key)
+    if path.exists(): return Artefact(_sound(path, (path/'artefact.json').stat().st_mtime_ns), key)
     state, start = process(), time.perf_counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(broadcast_object_list([tempfile.mkdtemp(prefix='.part-', dir=path.parent)] if state.is_main_process else [None])[0])

@@ -473,7 +473,7 @@ def read_table(
     if not rows: bad('has a header and no lines', 'add a line per image')
     return pd.DataFrame([fields for _, fields in rows], columns=header, index=[n for n, _ in rows], dtype=str)
 
-# %% ../nbs/01_data.ipynb #46f3c588
+# %% ../nbs/01_data.ipynb #9df3f54f
 def table_problems(
     rows: pd.DataFrame,  # from `read_table`
     name: str,           # of the file
@@ -489,8 +489,8 @@ def table_problems(
     for n in rows.index[text('origin').str.lower() == 'synthetic']: yield Problem(at(n), 'a synthetic image is offered as real', 'take it out')
     for column in ('size_mm', 'flaw_px'): yield from size_problems(rows[column], text('label'), at) if column in rows else ()
     for n in rows.index[rows.duplicated()]: yield Problem(at(n), 'repeats an earlier line', 'remove it')
-    place = [c for c in (('film', 'x', 'y', 'size') if 'x' in needed else ('image',)) if c in rows]
-    for n in rows.index[rows.duplicated(place) & ~rows.duplicated()]: yield Problem(at(n), f"names the {' '.join(place)} of an earlier line with other entries", 'keep the line that is right')
+    place = ['film', 'x', 'y', 'size'] if 'x' in needed else ['image']
+    for n in rows.index[rows.duplicated(place) & ~rows.duplicated()] if set(place) <= set(rows) else (): yield Problem(at(n), f"names the {' '.join(place)} of an earlier line with other entries", 'keep the line that is right')
     for column in ('split', 'fold'):
         folds = rows[text(column) != ''].groupby(group)[column].unique() if column in rows and group in rows and column != group else {}
         for g, names in folds.items():
@@ -687,15 +687,15 @@ def fold_shares(
     "The share of each class (rows) that lies in each fold (columns)."
     return pd.crosstab(table.label, folds, normalize='index').reindex(columns=list(SHARES), fill_value=0.)
 
-# %% ../nbs/01_data.ipynb #e5747219
+# %% ../nbs/01_data.ipynb #d7687059
 def _candidates(table: pd.DataFrame, seed: int, shuffles: int):
     "Fold names for each row, in many ways, groups whole."
-    groups, zeros = table.group.nunique(), np.zeros(len(table))
-    for s in range(shuffles):
-        for rest, test in StratifiedGroupKFold(min(4, groups), shuffle=True, random_state=seed + s).split(zeros, table.label, table.group):
+    zeros, most = np.zeros(len(table)), lambda t, k: min(k, t.group.nunique(), t.label.value_counts().max())  # as many parts as there are groups and images
+    for s in range(shuffles if most(table, 4) > 1 else 0):
+        for rest, test in StratifiedGroupKFold(most(table, 4), shuffle=True, random_state=seed + s).split(zeros, table.label, table.group):
             inner = table.iloc[rest]
-            folds = StratifiedGroupKFold(min(5, inner.group.nunique()), shuffle=True, random_state=seed + s)
-            for _, validation in folds.split(zeros[rest], inner.label, inner.group):
+            if (k := most(inner, 5)) < 2: continue
+            for _, validation in StratifiedGroupKFold(k, shuffle=True, random_state=seed + s).split(zeros[rest], inner.label, inner.group):
                 names = np.full(len(table), 'train', dtype=object)
                 names[test], names[rest[validation]] = 'test', 'validation'
                 yield names
@@ -720,7 +720,7 @@ def spread_problems(
     for label, n in table.groupby('label').group.nunique().items():
         if n < 3: yield Problem(f"class '{label}'", f"comes from {n} group{'s'*(n > 1)}, and three folds need three", 'name groups more finely, or add welds with it')
 
-# %% ../nbs/01_data.ipynb #04fb32cd
+# %% ../nbs/01_data.ipynb #a9722e2f
 def split(
     patches: PatchSet,
     seed: int = 0,
@@ -736,7 +736,8 @@ def split(
         return np.abs(np.log((counts/counts.sum(0)).clip(1e-9)/wanted)).max()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # a class with fewer groups than folds: looked for below
-        best = min(_candidates(table, seed, shuffles), key=uneven)
+        best = min(_candidates(table, seed, shuffles), key=uneven, default=None)
+    if best is None: stop(Problem('images', 'cannot be spread over three folds', 'name groups more finely, or add images'))
     missing = fold_shares(table, best).eq(0).stack()
     if missing.any(): stop(Problem("class '{}'".format(missing.idxmax()[0]), f'is missing from the {missing.idxmax()[1]} fold: its welds cannot be spread over three', 'name groups more finely, or add welds'))
     folds = np.full(len(held), 'film', dtype=object)

@@ -106,16 +106,20 @@ def _relink(
     def link(m): return f"[{m[1]}]({_page(m[2], chapters)}.html{(m[3] or '').lower()})" if m[2] in chapters else m[1]
     return _LINK.sub(link, text)
 
-# %% ../nbs/05_report.ipynb #898d738a
+# %% ../nbs/05_report.ipynb #86fa468e
 _ACTIVE = ['script', 'style', 'iframe', 'frame', 'object', 'embed', 'applet', 'base', 'form', 'input', 'button', 'meta', 'link', 'audio', 'video', 'template', 'noscript']
+
+_LEADING = ('href', 'src', 'srcset', 'srcdoc', 'action', 'formaction', 'data', 'poster', 'ping', 'background')
 
 def _harmless(soup: BeautifulSoup) -> BeautifulSoup:
     "`soup` without anything that could act."
     for tag in soup(_ACTIVE): tag.decompose()
     for tag in soup(True):
         for name, value in list(tag.attrs.items()):
-            leads = urlsplit(re.sub(r'[\s\x00-\x1f]', '', str(value))).scheme.lower() if name.split(':')[-1] in ('href', 'src', 'action', 'srcset', 'data', 'poster') else ''
-            if name.startswith('on') or name in ('srcdoc', 'formaction', 'ping') or leads not in ('', 'http', 'https', 'mailto', 'data') or leads == 'data' and tag.name != 'img': del tag[name]
+            scheme = re.match(r'([a-z][a-z0-9+.-]*:|//)?', re.sub(r'[\s\x00-\x1f]', '', str(value)).lower())[0]
+            allowed = ('', 'http:', 'https:', '//', 'mailto:') if name == 'href' and tag.name == 'a' else ('data:',) if name == 'src' and tag.name == 'img' else ()
+            if name.startswith('on') or name.split(':')[-1] in _LEADING and scheme not in allowed: del tag[name]
+    for tag in soup('img', src=False): tag.decompose()
     return soup
 
 # %% ../nbs/05_report.ipynb #2255872b
