@@ -4,7 +4,7 @@ BIN     := .venv/bin
 READY   := .venv/.ready
 OPTIONS  = $(foreach o,data:DATA name:NAME profile:PROFILE group:GROUP seed:SEED prevalence:PREVALENCE missed_cost:MISSED_COST false_cost:FALSE_COST,$(if $($(lastword $(subst :, ,$o))),--$(firstword $(subst :, ,$o)) '$($(lastword $(subst :, ,$o)))'))
 
-.PHONY: report test lab case reference readme clean
+.PHONY: report check verify test soak lab case reference readme clean
 
 $(READY): setup.py settings.ini pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -14,9 +14,18 @@ $(READY): setup.py settings.ini pyproject.toml
 report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo GROUP=film SEED=0 PREVALENCE=0.02 MISSED_COST=100 FALSE_COST=1
 	@$(BIN)/weldsynth report $(OPTIONS)
 
+check: $(READY)  ## all that is wrong with a data set: DATA=folder PROFILE=demo GROUP=film SEED=0
+	@$(BIN)/weldsynth check '$(DATA)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(GROUP),--group '$(GROUP)') $(if $(SEED),--seed '$(SEED)')
+
+verify: $(READY)  ## are all hashes of a finished study right? NAME=x
+	@$(BIN)/weldsynth verify '$(NAME)'
+
 test: $(READY)  ## what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 1
 	$(BIN)/python -m pytest
+
+soak: $(READY)  ## the long variants of the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -s
 
 lab: $(READY)  ## the notebooks, to read and run
 	$(BIN)/jupyter lab nbs

@@ -106,8 +106,8 @@ def _relink(
     def link(m): return f"[{m[1]}]({_page(m[2], chapters)}.html{(m[3] or '').lower()})" if m[2] in chapters else m[1]
     return _LINK.sub(link, text)
 
-# %% ../nbs/05_report.ipynb #86fa468e
-_ACTIVE = ['script', 'style', 'iframe', 'frame', 'object', 'embed', 'applet', 'base', 'form', 'input', 'button', 'meta', 'link', 'audio', 'video', 'template', 'noscript']
+# %% ../nbs/05_report.ipynb #7f867569
+_ACTIVE = ['script', 'style', 'iframe', 'frame', 'object', 'embed', 'applet', 'base', 'form', 'input', 'button', 'meta', 'link', 'audio', 'video', 'svg', 'template', 'noscript']
 
 _LEADING = ('href', 'src', 'srcset', 'srcdoc', 'action', 'formaction', 'data', 'poster', 'ping', 'background')
 
