@@ -107,7 +107,7 @@ def test_a_case_gets_no_parameters(tmp_path, monkeypatch):
     monkeypatch.setattr(report, 'CASES', {'ca'})
     given = []
     monkeypatch.setattr(report.papermill, 'execute_notebook', lambda nb, out, parameters, **_: given.append(parameters))
-    study = source_study(tmp_path, a=notebook(), b=notebook())
+    study = source_study(tmp_path, a=notebook(parameters_cell()), b=notebook(parameters_cell()))
     execute(study, tmp_path/'nbs', ['ca', 'cb'])
     assert given == [{}, dict(name='made-up', data='simulated', profile='fixture', group='film', seed=7)]
 

@@ -116,6 +116,6 @@ def test_a_broken_verdict_is_refused(verdict, break_it):
 
 def test_the_register_names_the_worst_class():
     guards = [guard_recall('slag', (-.01, -.02, 0), 50), guard_recall('crack', (-.1, -.2, 0), 50)]
-    others = [guard_false_calls((0, 0, 0)), guard_film(None, 'films'), *guard_copies({}), guard_fingerprint({}), guard_autoencoded(None)]
+    others = [guard_false_calls((0, 0, 0)), guard_film(None, 'films'), *guard_copies({}), guard_fingerprint({}), guard_autoencoded(None), guard_review({})]
     assert 'crack' in risk_register(guards + others, .5, 16, {})[0]['measured']
     assert isinstance(guards[0], Guard)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'RULE', 'ARM_COLOURS', 'StudyError', 'Profile', 'choose_profile', 'digest', 'stream_seed', 'torch_stream',
-           'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'hardware', 'versions', 'Study',
-           'file_hashes', 'file_changes', 'file_hash', 'open_study', 'write_atomic', 'progress', 'inert', 'show',
-           'markdown_table', 'show_table', 'patch_rows']
+           'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'cores', 'hardware', 'versions',
+           'Study', 'file_hashes', 'file_changes', 'file_hash', 'open_study', 'find_study', 'write_atomic', 'progress',
+           'inert', 'show', 'markdown_table', 'show_table', 'patch_rows']
 
 # %% ../nbs/00_core.ipynb #4112dc92
 import ast, hashlib, html, io, json, os, platform, re, shutil, tempfile, time
@@ -183,13 +183,18 @@ def process() -> PartialState:
     "This process among those of an `accelerate launch` or `torchrun`: its number, how many there are, its device."
     return PartialState(cpu=not torch.cuda.is_available())
 
-# %% ../nbs/00_core.ipynb #93835e46
+# %% ../nbs/00_core.ipynb #592839ad
+def cores() -> int:
+    "How many cores this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+# %% ../nbs/00_core.ipynb #83d3a786
 def hardware() -> str:
-    "The processor that does the work, in words: the GPU's name, or the CPU's model and the threads used."
+    "The processor that does the work, in words: the GPU's name, or the CPU's model and how many cores this process may use."
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     model = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')),
                  platform.processor()) if Path('/proc/cpuinfo').exists() else platform.processor()
-    return f'{model}, {torch.get_num_threads()} threads'
+    return f'{model}, {cores()} cores'
 
 # %% ../nbs/00_core.ipynb #b7932637
 def versions() -> dict:
@@ -318,6 +323,18 @@ def open_study(
     study = Study(name, home()/'studies'/name, chosen, data, group, seed)
     _record_plan(study)
     return study
+
+# %% ../nbs/00_core.ipynb #84bb1704
+def find_study(
+    name: str,  # its folder under `studies/`
+) -> Study:
+    "The study called `name`, with the plan it was started with; `StudyError` if there is none."
+    file = home()/'studies'/name/'study.json'
+    if Path(name).name != name or not file.exists():
+        there = ', '.join(sorted(f.parent.name for f in (home()/'studies').glob('*/study.json')))
+        raise StudyError(f"there is no study '{name}' in {home()/'studies'}: " + (f'choose one of {there}' if there else 'start one with `weldsynth report`'))
+    plan = json.loads(file.read_text())['plan']
+    return open_study(name, plan['data'], plan['profile']['name'], plan['group'], plan['seed'])
 
 # %% ../nbs/00_core.ipynb #f3e11c9d
 def _record_plan(study: Study):

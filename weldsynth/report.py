@@ -12,10 +12,11 @@ from pathlib import Path
 from unittest.mock import patch
 from urllib.parse import unquote, urlsplit
 
-# %% ../nbs/05_report.ipynb #1c88a2d2
+# %% ../nbs/05_report.ipynb #a41b7817
 import jinja2, latex2mathml.converter, nbformat, papermill, quarto, weldsynth
 from bs4 import BeautifulSoup
 from ipykernel.kernelspec import get_kernel_dict
+from joblib import Parallel, delayed
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
@@ -26,12 +27,13 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-# %% ../nbs/05_report.ipynb #1065844a
+# %% ../nbs/05_report.ipynb #2ad78e96
+from .classify import cores
 from .core import Study, StudyError, progress, write_atomic
 
-# %% ../nbs/05_report.ipynb #a9b569fd
+# %% ../nbs/05_report.ipynb #bbf021ad
 CHAPTERS = ('04_eval', '01_data', '01a_simulate', '01b_check', '02_ldm', '03_sample', '03a_classify', '03a_controls', '03a_sweep',
-            '03b_quality', '03c_stress', '03d_arms', '03e_stats', '03f_verdict', '08_case_gdxray')
+            '03b_quality', '03c_stress', '03d_arms', '03e_stats', '03ea_review', '03f_verdict', '08_case_gdxray')
 CASES = {'08_case_gdxray'}
 
 # %% ../nbs/05_report.ipynb #fab2f500
@@ -52,16 +54,17 @@ class _ThisPython(AsyncKernelManager):
     async def start_kernel(self, **kwargs):
         await super().start_kernel(**kwargs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-# %% ../nbs/05_report.ipynb #f07fefe8
+# %% ../nbs/05_report.ipynb #a84d8627
 def execute_one(
     notebook: Path,    # what to run; it is not changed
     copy: Path,        # where the executed copy is to be
-    parameters: dict,  # for its parameters cell
+    parameters: dict,  # for its parameters cell; what that does not name is left out
 ):
     "Run `notebook` into `copy`. What goes wrong is one line: a `StudyError` speaks for itself, of another error the last line is told."
     if not notebook.exists(): raise StudyError(f'notebook {notebook} is missing: run weldsynth from a complete checkout')
+    [*_, named] = ['', *(c.source for c in nbformat.read(notebook, 4).cells if 'parameters' in c.metadata.get('tags', []))]
     try:
-        papermill.execute_notebook(notebook, copy, parameters, kernel_name='python3', language='python',
+        papermill.execute_notebook(notebook, copy, {k: v for k, v in parameters.items() if re.search(rf'^{k}\s*=', named, re.M)}, kernel_name='python3', language='python',
                                    kernel_manager_class=_ThisPython, progress_bar=False)
         return
     except papermill.PapermillExecutionError as e:
@@ -69,7 +72,7 @@ def execute_one(
     except DeadKernelError: reason = 'its process ended (out of memory?)'
     raise StudyError(f'notebook {notebook.name} failed: {reason}')
 
-# %% ../nbs/05_report.ipynb #a6a84dd4
+# %% ../nbs/05_report.ipynb #a6fe4bca
 def execute(
     study: Study,       # whose parameters the chapters get
     nbs: Path = None,   # the folder of the notebooks; that of the checkout if not given
@@ -80,7 +83,11 @@ def execute(
     nbs, copies = nbs or _CHECKOUT/'nbs', study.path/'notebooks'
     copies.mkdir(parents=True, exist_ok=True)
     given = dict(name=study.name, data=study.data, profile=study.profile.name, group=study.group, seed=study.seed, **more)
-    for c in progress(chapters, 'notebooks'): execute_one(nbs/f'{c}.ipynb', copies/f'{c}.ipynb', {} if c in CASES else given)
+    run = lambda c: execute_one(nbs/f'{c}.ipynb', copies/f'{c}.ipynb', {} if c in CASES else given)
+    first, *others = chapters
+    run(first)  # makes what is missing; the others only look at it, so they run side by side
+    with patch.dict(os.environ, OMP_NUM_THREADS='1'):
+        for _ in progress(Parallel(cores(), 'threading', return_as='generator_unordered')(delayed(run)(c) for c in others), 'notebooks', len(others)): pass
     return copies
 
 # %% ../nbs/05_report.ipynb #5dae6105

@@ -14,13 +14,14 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/03f_verdict.ipynb #17f101ca
+# %% ../nbs/03f_verdict.ipynb #d7307df6
 import jsonschema, numpy as np, pandas as pd, weldsynth
 from scipy.stats import t as student
 from .arms import ARMS, FREE_CONTROLS, Calls, fit_arms, open_test, study_arms, test_predictions
 from .core import RULE, Artefact, Study, open_study, show, show_table
 from .data import GUESSED, PatchSet, study_patches
 from .quality import audit_samples, no_nan
+from .review import reviewed, score_review
 from .stats import brier, calibration, calibration_error, group_counts, interval, minimum_detectable, more_groups, pod_fit, points, ranking, resample, scores, standard_error
 
 # %% ../nbs/03f_verdict.ipynb #cd2c2787
@@ -88,27 +89,27 @@ def guard_copies(audit: dict) -> list:
     return [Guard('exact copies', f'{plain[said[0]]} (pixel by pixel).', 'not measured' if exact is None else str(exact), 'none', said[0]),
             Guard('near copies', f'{plain[said[1]]} (nearly so).', 'not measured' if near is None else f'{100*near:.1f} % of samples', f'at most {100*limit:.1f} %', said[1])]
 
-# %% ../nbs/03f_verdict.ipynb #876568ca
+# %% ../nbs/03f_verdict.ipynb #c7f0933e
 def guard_fingerprint(audit: dict) -> Guard:
     "A probe may tell real from synthetic with an AUC of at most .65, or what it reaches between real images and .15, if that is more."
     probe, floor = audit.get('probe'), audit.get('probe_floor')
     limit = max(RULE['most_probe_auc'], floor[0] + RULE['most_probe_added']) if floor else RULE['most_probe_auc']
     said = outcome(probe, most=limit)
-    return Guard('fingerprint', f'That synthetic images carry a trace by which a computer knows them {HOW[said]}.', 'not measured' if probe is None else 'AUC {:.2f} ({:.2f} to {:.2f})'.format(*probe), f'at most {limit:.2f}', said)
+    return Guard('traces of the generator', f'That synthetic images carry a trace by which a computer knows them {HOW[said]}.', 'not measured' if probe is None else 'AUC {:.2f} ({:.2f} to {:.2f})'.format(*probe), f'at most {limit:.2f}', said)
 
-# %% ../nbs/03f_verdict.ipynb #0ca8a3d9
+# %% ../nbs/03f_verdict.ipynb #c68639be
 def guard_autoencoded(change: tuple) -> Guard:
     "False calls on clean images that went through the autoencoder may not rise by more than 2 points over those of real."
     said = outcome(change, most=RULE['most_autoencoded_added'])
-    return Guard('short cut', f'That the classifier takes the trace of the decoder for a flaw {HOW[said]}.', 'not measured' if change is None else points(*change), f'no rise beyond {100*RULE["most_autoencoded_added"]:.0f} points', said)
+    return Guard('no short cut', f'That the classifier takes the trace of the decoder for a flaw {HOW[said]}.', 'not measured' if change is None else points(*change), f'no rise beyond {100*RULE["most_autoencoded_added"]:.0f} points', said)
 
-# %% ../nbs/03f_verdict.ipynb #7810ffff
+# %% ../nbs/03f_verdict.ipynb #65590ceb
 def guard_gate(audit: dict) -> Guard:
     "A judge's macro F1 on autoencoded validation images is at least .97 of that on the originals."
     ratio = (audit.get('gate') or {}).get('macro')
     said = 'not assessed' if ratio is None else 'holds' if ratio >= RULE['least_gate'] else 'fails'
     plain = {'holds': 'The generator\'s compressed pictures keep the flaws.', 'fails': 'The generator\'s compressed pictures lose a part of the flaws.', 'not assessed': 'Whether compressed pictures keep the flaws was not assessed.'}
-    return Guard('autoencoder gate', plain[said], 'not measured' if ratio is None else f'{100*ratio:.1f} % of macro F1 kept', f'at least {100*RULE["least_gate"]:.0f} %', said)
+    return Guard('flaws kept by compression', plain[said], 'not measured' if ratio is None else f'{100*ratio:.1f} % of macro F1 kept', f'at least {100*RULE["least_gate"]:.0f} %', said)
 
 # %% ../nbs/03f_verdict.ipynb #828c9748
 def guard_review(review: dict) -> Guard:
@@ -127,7 +128,7 @@ def best_control(
     "The free control with the highest estimate. Picking the best by its estimate makes the comparison harder for synthetic images, never easier."
     return max((a for a in FREE_CONTROLS if a in means), key=means.get)
 
-# %% ../nbs/03f_verdict.ipynb #c16af7c2
+# %% ../nbs/03f_verdict.ipynb #32af3a98
 def decide_shipping(
     gains: dict,          # 'real' and the best control -> (estimate, low, high) of macro F1, real+synthetic less that arm
     guards: list,         # of `Guard`
@@ -138,7 +139,7 @@ def decide_shipping(
     hopeless = [arm for arm, (_, _, high) in gains.items() if high < RULE['least_gain']]
     said = lambda arms: ' and '.join(f'{a} alone' if a == 'real' else a for a in arms)
     if hopeless: return 'DO NOT SHIP', f'a gain of {100*RULE["least_gain"]:.0f} point over {said(hopeless)} is ruled out' + (f'; also failing: {", ".join(failing)}' if failing else '')
-    if failing: return 'DO NOT SHIP', f'a safeguard fails beyond doubt: {", ".join(failing)}'
+    if failing: return 'DO NOT SHIP', f'{"a safeguard fails" if len(failing) == 1 else "safeguards fail"} beyond doubt: {", ".join(failing)}'
     if not groups_known: return 'INCONCLUSIVE', 'the data do not say which patches share a weld'
     short = [arm for arm, (mean, low, _) in gains.items() if not (mean >= RULE['least_gain'] and low > 0)]
     if short: return 'INCONCLUSIVE', f'the gain over {said(short)} is not clear: the interval leaves both answers open'
@@ -207,7 +208,7 @@ def autoencoded_change(study: Study) -> tuple:
     half = student.ppf((1 + RULE['level'])/2, len(change) - 1)*change.std(ddof=1)/np.sqrt(len(change)) if len(change) > 1 else np.nan
     return float(change.mean()), float(change.mean() - half), float(change.mean() + half)
 
-# %% ../nbs/03f_verdict.ipynb #9fbf32a6
+# %% ../nbs/03f_verdict.ipynb #906c7e11
 def study_guards(study: Study, drawn: dict, fold: PatchSet, calls: dict, gain: tuple) -> list:
     "Every safeguard of a study."
     groups, audit = fold.table.group.nunique(), json.loads((audit_samples(study).path/'audit.json').read_text())
@@ -215,7 +216,7 @@ def study_guards(study: Study, drawn: dict, fold: PatchSet, calls: dict, gain: t
     film, which = film_gain(study, study_patches(study), gain)
     return [*(guard_recall(c, interval(change['recall'][..., i], groups), len(fold.of(c))) for i, c in enumerate(fold.classes[1:])),
             guard_false_calls(interval(change['false_call_rate'], groups)), guard_brier(brier_ratio(study, fold, calls)), guard_film(film, which),
-            *guard_copies(audit), guard_fingerprint(audit), guard_autoencoded(autoencoded_change(study)), guard_gate(audit), guard_review({})]
+            *guard_copies(audit), guard_fingerprint(audit), guard_autoencoded(autoencoded_change(study)), guard_gate(audit), guard_review(reviewed(study))]
 
 # %% ../nbs/03f_verdict.ipynb #f46e02bd
 def tidy(study: Study) -> pd.DataFrame:
@@ -253,7 +254,7 @@ def detection(study: Study) -> pd.DataFrame:
     size = fold.table['size'].to_numpy(float)[flawed]
     return pd.DataFrame([dict(arm=arm, unit=fold.size_unit, **pod_fit(size, c.called[:, flawed] > 0)) for arm, c in calls.items()])
 
-# %% ../nbs/03f_verdict.ipynb #51a086bc
+# %% ../nbs/03f_verdict.ipynb #6ae84d77
 def risk_register(
     guards: list,
     alone: float,   # macro F1 of synthetic over that of real
@@ -268,8 +269,8 @@ def risk_register(
             ('false call: a good weld is repaired', f'rate changes by {by["false calls"].measured} points', 'count calls that inspectors overturn', 'inspection lead', 'rate half a point above the real-only classifier'),
             ('drift: new film, source or supplier', f'tested on {groups} welds of one data set; held-out films: {by["held-out films"].measured}', 'score each new film batch in shadow first', 'process owner', 'score on a new batch below the interval of this report'),
             ('memorised parts of a customer', f'exact copies {by["exact copies"].measured}, near copies {by["near copies"].measured}', 'no synthetic image leaves the site; copies stay in quarantine', 'data owner', 'a copy is found'),
-            ('wrong labels', f'synthetic-only reaches {100*alone:.0f} % of the real-only score; judges see the intended class in {_percent((audit.get("label_agreement") or {}).get("synthetic"))} of samples', 'retrain, look at samples, filter', 'model owner', 'either figure falls after a retraining'),
-            ('short cut: decoder means flaw', f'fingerprint {by["fingerprint"].measured}; false calls on autoencoded cleans change by {by["short cut"].measured} points', 'repeat the audit at every retraining', 'model owner', 'the fingerprint safeguard fails'),
+            ('wrong labels', f'synthetic-only reaches {100*alone:.0f} % of the real-only score; judges see the intended class in {_percent((audit.get("label_agreement") or {}).get("synthetic"))} of samples; three reviewers (labels right, gross artefacts): {by["realism, three reviewers"].measured}', 'retrain, look at samples, filter', 'model owner', 'either figure falls after a retraining'),
+            ('short cut: decoder means flaw', f'traces of the generator: {by["traces of the generator"].measured}; false calls on autoencoded cleans change by {by["no short cut"].measured} points', 'repeat the audit at every retraining', 'model owner', 'the safeguard on traces fails'),
             ('one-supplier bias', f'{groups} test welds', 'add films of every supplier before full use', 'data owner', 'a supplier whose score lies below the interval')]
     return [dict(zip(('risk', 'measured', 'action', 'owner', 'trigger'), r)) for r in rows]
 
@@ -297,10 +298,10 @@ def check_verdict(
     schema = json.loads(Path(weldsynth.__path__[0], 'assets', 'verdict.schema.json').read_text())
     jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(verdict)))
 
-# %% ../nbs/03f_verdict.ipynb #e0ad71ff
+# %% ../nbs/03f_verdict.ipynb #9161eca2
 def evaluate(study: Study) -> Artefact:
     "The artefact with the study's tables (`tidy.csv`, `effects.csv`, `guards.csv`, `pod.csv`, `calibration.csv`) and its `verdict.json`."
-    test, audits = open_test(study), audit_samples(study)
+    test, audits, review = open_test(study), audit_samples(study), score_review(study)
     def build(folder):
         p, patches, calls = study.profile, study_patches(study), test_predictions(study)
         fold = patches.fold('test')
@@ -326,7 +327,7 @@ def evaluate(study: Study) -> Artefact:
         tables = dict(tidy=tidy(study), effects=table, guards=pd.DataFrame(guards), pod=detection(study), calibration=calibrations(fold, calls))
         for name, t in tables.items(): t.to_csv(folder/f'{name}.csv', index=False)
         (folder/'verdict.json').write_text(json.dumps(verdict, indent=1))
-    return study.make('eval/verdict', 'stats verdict', build, [test, audits], resamples=study.profile.resamples, rule=RULE, simulated=study.data == 'simulated')
+    return study.make('eval/verdict', 'stats verdict', build, [test, audits, *([review] if review else [])], resamples=study.profile.resamples, rule=RULE, simulated=study.data == 'simulated')
 
 # %% ../nbs/03f_verdict.ipynb #2c1956f9
 def calibrations(
