@@ -151,7 +151,7 @@ def hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp('hostile')
     (folder/'nbs').mkdir()
     (folder/'payloads.json').write_text(json.dumps(PAYLOADS))
-    cells = [v4.new_markdown_cell('# Hostile'), v4.new_code_cell("name = ''; data = ''; profile = ''; group = ''; seed = 0", metadata=dict(tags=['parameters'])), v4.new_code_cell(HOSTILE),
+    cells = [v4.new_markdown_cell('# Hostile'), v4.new_code_cell("name = ''\ndata = ''\nprofile = ''\ngroup = ''\nseed = 0", metadata=dict(tags=['parameters'])), v4.new_code_cell(HOSTILE),
              *(v4.new_markdown_cell(f'## {inert(p)}') for p in PAYLOADS)]
     nbformat.write(v4.new_notebook(cells=cells), folder/'nbs'/'c.ipynb')
     study = Study(PAYLOADS[1], folder/'made', choose_profile('fixture'), str(folder/'payloads.json'))
