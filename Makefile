@@ -4,7 +4,7 @@ BIN     := .venv/bin
 READY   := .venv/.ready
 OPTIONS  = $(foreach o,data:DATA name:NAME profile:PROFILE group:GROUP seed:SEED prevalence:PREVALENCE missed_cost:MISSED_COST false_cost:FALSE_COST,$(if $($(lastword $(subst :, ,$o))),--$(firstword $(subst :, ,$o)) '$($(lastword $(subst :, ,$o)))'))
 
-.PHONY: report test review lab case reference readme clean
+.PHONY: report check verify test soak review lab case reference readme clean
 
 $(READY): setup.py settings.ini pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -14,6 +14,12 @@ $(READY): setup.py settings.ini pyproject.toml
 report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo GROUP=film SEED=0 PREVALENCE=0.02 MISSED_COST=100 FALSE_COST=1
 	@$(BIN)/weldsynth report $(OPTIONS)
 
+check: $(READY)  ## all that is wrong with a data set: DATA=folder PROFILE=demo GROUP=film SEED=0
+	@$(BIN)/weldsynth check '$(DATA)' $(if $(PROFILE),--profile '$(PROFILE)') $(if $(GROUP),--group '$(GROUP)') $(if $(SEED),--seed '$(SEED)')
+
+verify: $(READY)  ## are all hashes of a finished study right? NAME=x
+	@$(BIN)/weldsynth verify '$(NAME)'
+
 test: $(READY)  ## what CI runs; the browser tests want Debian's chromium, which is installed where that can be done
 	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && apt-get install -y -qq chromium > /dev/null; } || echo 'no chromium here: the browser tests are skipped'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 1
@@ -21,6 +27,9 @@ test: $(READY)  ## what CI runs; the browser tests want Debian's chromium, which
 
 review: $(READY)  ## the page for three reviewers, or their score: NAME=study ANSWERS='a.json b.json c.json'
 	@$(BIN)/weldsynth review $(if $(ANSWERS),score,export) '$(NAME)' $(ANSWERS)
+
+soak: $(READY)  ## the long variants of the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -s
 
 lab: $(READY)  ## the notebooks, to read and run
 	$(BIN)/jupyter lab nbs

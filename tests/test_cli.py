@@ -16,6 +16,9 @@ def steps(tmp_path, monkeypatch):
     verdict = types.ModuleType('weldsynth.verdict')
     verdict.recommend = lambda study: done.append(study) or dict(decision='SHIP', sentence='Ship it.', figures=[['recall', '0.9'], ['false calls', '12.5']])
     monkeypatch.setitem(sys.modules, 'weldsynth.verdict', verdict)
+    cards, check = types.ModuleType('weldsynth.cards'), types.ModuleType('weldsynth.check')
+    cards.finish, check.prepare_or_count = lambda study: done.append('finish'), lambda study: None
+    monkeypatch.setitem(sys.modules, 'weldsynth.cards', cards), monkeypatch.setitem(sys.modules, 'weldsynth.check', check)
     monkeypatch.setattr(sweep, 'learning_curve', lambda study: done.append('learning curve'))
     monkeypatch.setattr(report, 'execute', lambda study, **more: done.append(('execute', more)))
     monkeypatch.setattr(report, 'render', lambda study: done.append('render') or study.path/'report'/'index.html')
@@ -28,7 +31,7 @@ def test_report_ends_with_the_recommendation(steps, tmp_path, capsys):
     assert main(['report', '--profile', 'fixture', '--seed', '3', '--group', 'film', '--name', 'mine']) == 0
     study = steps[0]
     assert (study.name, study.profile.name, study.seed, study.group, study.data) == ('mine', 'fixture', 3, 'film', 'simulated')
-    assert steps[1:] == ['learning curve', ('execute', dict(prevalence=.02, missed_cost=100., false_cost=1.)), 'render']
+    assert steps[1:] == ['learning curve', ('execute', dict(prevalence=.02, missed_cost=100., false_cost=1.)), 'render', 'finish']
     assert capsys.readouterr().out.splitlines() == ['', 'Ship it.', '', '  recall        0.9', '  false calls  12.5', '',
                                                     f'Report: {tmp_path}/studies/mine/report/index.html']
 

