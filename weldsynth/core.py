@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'RULE', 'ARM_COLOURS', 'StudyError', 'Profile', 'choose_profile', 'digest', 'stream_seed', 'torch_stream',
-           'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'cores', 'hardware', 'versions',
-           'Study', 'file_hashes', 'file_changes', 'file_hash', 'open_study', 'find_study', 'write_atomic', 'progress',
-           'inert', 'show', 'markdown_table', 'show_table', 'patch_rows']
+           'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'hardware', 'versions', 'Study',
+           'file_hashes', 'file_changes', 'file_hash', 'open_study', 'find_study', 'write_atomic', 'progress', 'inert',
+           'show', 'markdown_table', 'show_table', 'patch_rows']
 
 # %% ../nbs/00_core.ipynb #4112dc92
 import ast, hashlib, html, io, json, os, platform, re, shutil, tempfile, time
@@ -17,8 +17,8 @@ from pathlib import Path
 # %% ../nbs/00_core.ipynb #5a687957
 for _switch in ('HF_HUB_OFFLINE', 'HF_HUB_DISABLE_TELEMETRY', 'DO_NOT_TRACK'): os.environ.setdefault(_switch, '1')
 
-# %% ../nbs/00_core.ipynb #99aa5046
-import accelerate, diffusers, matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns, torch, tqdm.std, weldsynth
+# %% ../nbs/00_core.ipynb #1e182f70
+import accelerate, diffusers, joblib, matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns, torch, tqdm.std, weldsynth
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from fastcore.basics import patch
@@ -183,18 +183,13 @@ def process() -> PartialState:
     "This process among those of an `accelerate launch` or `torchrun`: its number, how many there are, its device."
     return PartialState(cpu=not torch.cuda.is_available())
 
-# %% ../nbs/00_core.ipynb #592839ad
-def cores() -> int:
-    "How many cores this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
-# %% ../nbs/00_core.ipynb #83d3a786
+# %% ../nbs/00_core.ipynb #c918207f
 def hardware() -> str:
     "The processor that does the work, in words: the GPU's name, or the CPU's model and how many cores this process may use."
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     model = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')),
                  platform.processor()) if Path('/proc/cpuinfo').exists() else platform.processor()
-    return f'{model}, {cores()} cores'
+    return f'{model}, {joblib.cpu_count()} cores'
 
 # %% ../nbs/00_core.ipynb #b7932637
 def versions() -> dict:
