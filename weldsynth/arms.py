@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np, pandas as pd, seaborn as sns, torch
 from safetensors.torch import load_file, save_file
 
-# %% ../nbs/03d_arms.ipynb #2c9f493c
+# %% ../nbs/03d_arms.ipynb #973da699
 from .classify import choose_threshold, decide, fit_all, load_classifier, macro_f1, probabilities
 from .controls import augmented, cut_paste, repeated
-from .core import ARM_COLOURS, Artefact, Study, StudyError, digest, open_study, process, progress, show, show_table
+from .core import ARM_COLOURS, Artefact, Study, StudyError, digest, open_study, process, progress, show, show_table, write_atomic
 from .data import PatchSet, prepare, study_patches
 from .ldm import load_autoencoder, reconstruct
 from .quality import filter_samples, train_judges, usable_patches
@@ -90,7 +90,7 @@ def study_arms(study: Study) -> tuple:
     masks = study_patches(study).fold('train').masks
     return tuple(a for a in ARMS if a != 'cut-paste' or masks is not None and bool(masks.any()))
 
-# %% ../nbs/03d_arms.ipynb #4b0fd9e7
+# %% ../nbs/03d_arms.ipynb #999897b3
 def fit_arms(study: Study) -> Artefact:
     "The artefact with every arm's classifiers (`weights/<arm>-<seed>.safetensors`), their probabilities on the validation fold, and `false_calls.csv`."
     p, arms, pools = study.profile, study_arms(study), {g: Pool(study, g) for g in range(study.profile.generators)}
@@ -101,14 +101,14 @@ def fit_arms(study: Study) -> Artefact:
         sets = {key: ARMS[arm].make(pools[int(key.split('/')[1])]) for (key, _), arm in jobs.items()}
         (folder/'weights').mkdir()
         seen, validation = {}, study_patches(study).fold('validation')
-        for key, s, weights, probs in fit_all(sets, list(jobs), study, validation, 'fitting classifiers'):
+        for key, s, weights, probs in fit_all(sets, list(jobs), study, validation, 'fitting classifiers', folder/'resume'):
             save_file(weights, folder/'weights'/f'{jobs[key, s]}-{s}.safetensors')
             seen[f'{jobs[key, s]}/{s}'] = probs
         save_file(seen, folder/'validation.safetensors')
         thresholds = {fit: choose_threshold(probs, validation.labels) for fit, probs in seen.items()}
         (folder/'thresholds.json').write_text(json.dumps(thresholds, indent=1))
         _false_calls(study, folder, thresholds).to_csv(folder/'false_calls.csv', index=False)
-    return study.make('eval/fits', 'classify controls arms', build, inputs, arms=arms, seeds=p.seeds, added=pools[0].added, **recipe(study))
+    return study.make('eval/fits', 'classify controls arms', build, inputs, shared=True, arms=arms, seeds=p.seeds, added=pools[0].added, **recipe(study))
 
 # %% ../nbs/03d_arms.ipynb #904bbac7
 def _fits(study, folder, thresholds):
@@ -138,11 +138,11 @@ def test_log(study: Study) -> list:
     log = study.path/'eval'/'test-opened.jsonl'
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
-# %% ../nbs/03d_arms.ipynb #ae89d046
+# %% ../nbs/03d_arms.ipynb #6748a558
 def _record(study: Study, event: str, plan: str):
     "Append a line to the log of the test fold."
-    with open(study.path/'eval'/'test-opened.jsonl', 'a') as log:
-        log.write(json.dumps(dict(event=event, when=time.strftime('%Y-%m-%d %H:%M:%S'), plan=plan)) + '\n')
+    line = json.dumps(dict(event=event, when=time.strftime('%Y-%m-%d %H:%M:%S'), plan=plan))
+    write_atomic(study.path/'eval'/'test-opened.jsonl', ''.join(json.dumps(e) + '\n' for e in test_log(study)) + line + '\n')
 
 # %% ../nbs/03d_arms.ipynb #c6f95d29
 def ask_to_open(
@@ -162,7 +162,7 @@ def times_opened(study: Study) -> int:
     "How many plans the study's test fold was opened under."
     return len({e['plan'] for e in test_log(study) if e['event'] == 'opened'})
 
-# %% ../nbs/03d_arms.ipynb #b0616d08
+# %% ../nbs/03d_arms.ipynb #eff73a1e
 def open_test(study: Study) -> Artefact:
     "The artefact with every fit's probabilities on the test fold and on held-out films, and `stress.csv` and `strangers.csv`: the one function that shows test images to a network."
     fits = fit_arms(study)
@@ -181,8 +181,9 @@ def open_test(study: Study) -> Artefact:
         pd.DataFrame(stressed, columns=['arm', 'seed', 'kind', 'strength', 'macro_f1', 'recall', 'false_call_rate']).to_csv(folder/'stress.csv', index=False)
         pd.DataFrame(strange, columns=['arm', 'seed', 'kind', 'auroc']).to_csv(folder/'strangers.csv', index=False)
         (folder/'plan.json').write_text(json.dumps(plan, indent=1))
-        _record(study, 'done', plan['hash'])
-    return study.make('eval/test', 'classify stress arms', build, [fits])
+    made = study.make('eval/test', 'classify stress arms', build, [fits])
+    if process().is_main_process and not any(e['event'] == 'done' for e in test_log(study)): _record(study, 'done', json.loads((made.path/'plan.json').read_text())['hash'])
+    return made
 
 # %% ../nbs/03d_arms.ipynb #0a0969db
 def stress(

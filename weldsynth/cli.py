@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'summary', 'report', 'check', 'verify', 'train', 'review', 'adopt', 'case', 'usage', 'main']
 
-# %% ../nbs/06_cli.ipynb #403efd24
-import sys
+# %% ../nbs/06_cli.ipynb #a0ac7648
+import signal, sys, threading
+from contextlib import contextmanager
 
 # %% ../nbs/06_cli.ipynb #21080849
 from fastcore.script import Param, anno_parser
@@ -22,7 +23,7 @@ def summary(
     lines = [f'  {label:<{widths[0]}}  {value:>{widths[1]}}' for label, value in figures]
     return '\n'.join(['', recommendation['sentence'], '', *lines, *['']*bool(lines), f'Report: {index}'])
 
-# %% ../nbs/06_cli.ipynb #f527799e
+# %% ../nbs/06_cli.ipynb #c30c1e83
 def report(
     data: str = 'simulated',  # 'simulated', a folder of images, or a manifest CSV
     name: str = '',           # the study's folder under studies/; made of data and profile if not given
@@ -42,12 +43,13 @@ def report(
     from weldsynth.verdict import recommend
     if not 0 < prevalence < 1 or missed_cost < 0 or false_cost < 0: raise StudyError('prevalence lies between 0 and 1 and costs are not negative: mend these options')
     study = open_study(name, data, profile, group, seed)
-    prepare_or_count(study)
-    recommendation = recommend(study)
-    learning_curve(study)
-    execute(study, prevalence=prevalence, missed_cost=missed_cost, false_cost=false_cost)
-    index = render(study)
-    finish(study)
+    with study.alone():
+        prepare_or_count(study)
+        recommendation = recommend(study)
+        learning_curve(study)
+        execute(study, prevalence=prevalence, missed_cost=missed_cost, false_cost=false_cost)
+        index = render(study)
+        finish(study)
     if problems := page_problems(index.parent): raise StudyError(f'the report has {len(problems)} broken places, the first: {problems[0]}')
     print(summary(recommendation, index))
 
@@ -74,7 +76,7 @@ def verify(
     from weldsynth.cards import verify_named
     print(verify_named(study))
 
-# %% ../nbs/06_cli.ipynb #74d68b5a
+# %% ../nbs/06_cli.ipynb #219e87ca
 def train(
     data: str = 'simulated',  # as for `weldsynth report`
     name: str = '',
@@ -82,13 +84,18 @@ def train(
     group: str = 'group',
     seed: int = 0,
 ):
-    "Train the generators of a study, in one process or in many."
+    "Train the networks of a study and draw its samples, in one process or in many."
+    from weldsynth.arms import fit_arms
     from weldsynth.core import open_study, process
     from weldsynth.ldm import train_denoiser
+    from weldsynth.sweep import learning_curve
     study = open_study(name, data, profile, group, seed)
-    for generator in range(study.profile.generators):
-        made = train_denoiser(study, generator)
-        if process().is_main_process: print(f"Generator: {made.path/'pipeline'}, trained in {made.info['processes']} process(es).")
+    with study.alone():
+        made = [train_denoiser(study, generator) for generator in range(study.profile.generators)]
+        fits, _ = fit_arms(study), learning_curve(study)
+    if process().is_main_process:
+        for m in made: print(f"Generator: {m.path/'pipeline'}, trained in {m.info['processes']} process(es).")
+        print(f"Classifiers: {fits.path/'weights'}, fitted in {fits.info['processes']} process(es).")
 
 # %% ../nbs/06_cli.ipynb #d96ed90b
 def review(
@@ -149,20 +156,31 @@ def usage() -> str:
     lines = [f'  {name:<{width}}  {f.__doc__.splitlines()[0]}' for name, f in COMMANDS.items()]
     return '\n'.join(['usage: weldsynth COMMAND [options]', '', *lines, '', 'weldsynth COMMAND --help tells the options of COMMAND.'])
 
-# %% ../nbs/06_cli.ipynb #765f635d
+# %% ../nbs/06_cli.ipynb #10ab1459
 def _run(
     command,        # a function of `COMMANDS`
     options: dict,  # its arguments
 ) -> int:           # exit code
     "Call `command`; a `StudyError` is one line and exit code 1."
-    from weldsynth.core import StudyError
-    try: command(**options)
+    from weldsynth.core import StudyError, disk, home
+    try:
+        with disk(home()/'studies'): command(**options)
     except StudyError as e:
         print(f"weldsynth: {' '.join(str(e).split())}", file=sys.stderr)
         return 1
     return 0
 
-# %% ../nbs/06_cli.ipynb #fcd2bfc8
+# %% ../nbs/06_cli.ipynb #716b28f4
+@contextmanager
+def _stoppable():
+    "While it lasts, SIGTERM interrupts as Ctrl-C does, with its number."
+    def stop(number, frame): raise KeyboardInterrupt(int(number))
+    if threading.current_thread() is not threading.main_thread(): return (yield)
+    before = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+# %% ../nbs/06_cli.ipynb #656d98f3
 def main(
     argv: list = None,  # the arguments; those of the process if not given
 ) -> int:               # exit code
@@ -175,7 +193,8 @@ def main(
         print(f"weldsynth: '{name}' is no command: choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     options = vars(anno_parser(COMMANDS[name], prog=f'weldsynth {name}').parse_args(rest))
-    try: return _run(COMMANDS[name], {k: v for k, v in options.items() if k not in ('pdb', 'xtra')})
-    except KeyboardInterrupt:
+    try:
+        with _stoppable(): return _run(COMMANDS[name], {k: v for k, v in options.items() if k not in ('pdb', 'xtra')})
+    except KeyboardInterrupt as e:
         print('\nweldsynth: interrupted. Finished steps are kept: the same command goes on from there.', file=sys.stderr)
-        return 130
+        return 128 + next(iter(e.args), signal.SIGINT)

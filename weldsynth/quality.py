@@ -45,7 +45,7 @@ def halves(
     [(_, second), *_] = StratifiedGroupKFold(2, shuffle=True, random_state=seed).split(fold.labels, fold.labels, fold.table.group)
     return np.isin(np.arange(len(fold)), second).astype(int)
 
-# %% ../nbs/03b_quality.ipynb #5da646d9
+# %% ../nbs/03b_quality.ipynb #2aed7f37
 JUDGE_SEED = 1_000_000  # beyond those of the arms
 
 def train_judges(study: Study) -> Artefact:
@@ -55,11 +55,11 @@ def train_judges(study: Study) -> Artefact:
         fold = training_fold(study)
         half, seen = halves(fold, study.seed), torch.zeros(len(fold), len(fold.classes))
         sets = {k: fold.take(half != k) for k in (0, 1)}
-        for k, _, weights, probs in fit_all(sets, [(k, JUDGE_SEED) for k in sets], study, fold, 'training judges'):
+        for k, _, weights, probs in fit_all(sets, [(k, JUDGE_SEED) for k in sets], study, fold, 'training judges', folder/'resume'):
             save_file(weights, folder/f'judge-{k}.safetensors')
             seen[half == k] = probs[half == k]
         save_file(dict(half=torch.from_numpy(half), probs=seen), folder/'unseen.safetensors')
-    return study.make('eval/judges', 'classify quality', build, [source], **recipe(study))
+    return study.make('eval/judges', 'classify quality', build, [source], shared=True, **recipe(study))
 
 # %% ../nbs/03b_quality.ipynb #c8e5a113
 def load_judge(study: Study, k: int) -> nn.Module:

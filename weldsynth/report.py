@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['CHAPTERS', 'CASES', 'execute_one', 'execute', 'adopt', 'prepare', 'render', 'page_problems']
 
-# %% ../nbs/05_report.ipynb #6d4a7b02
-import html, json, os, re, shutil, subprocess, tempfile
+# %% ../nbs/05_report.ipynb #212d4dc2
+import html, json, os, re, shutil, signal, subprocess, tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from copy import deepcopy
 from pathlib import Path
 from unittest.mock import patch
 from urllib.parse import unquote, urlsplit
+from weakref import WeakSet
 
-# %% ../nbs/05_report.ipynb #a41b7817
+# %% ../nbs/05_report.ipynb #1c88a2d2
 import jinja2, latex2mathml.converter, nbformat, papermill, quarto, weldsynth
 from bs4 import BeautifulSoup
 from ipykernel.kernelspec import get_kernel_dict
-from joblib import Parallel, delayed
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
@@ -27,9 +28,9 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-# %% ../nbs/05_report.ipynb #2ad78e96
+# %% ../nbs/05_report.ipynb #cdd2e488
 from .classify import cores
-from .core import Study, StudyError, progress, write_atomic
+from .core import Study, StudyError, disk, part_of, progress, write_atomic
 
 # %% ../nbs/05_report.ipynb #bbf021ad
 CHAPTERS = ('04_eval', '01_data', '01a_simulate', '01b_check', '02_ldm', '03_sample', '03a_classify', '03a_controls', '03a_sweep',
@@ -45,16 +46,19 @@ def _page(chapter: str, chapters=CHAPTERS) -> str:
 _PACKAGE = Path(weldsynth.__path__[0])
 _CHECKOUT, _ASSETS = _PACKAGE.parent, _PACKAGE/'assets'
 
-# %% ../nbs/05_report.ipynb #e81c9b81
+# %% ../nbs/05_report.ipynb #986894d4
 class _ThisPython(AsyncKernelManager):
     "Starts the kernel of the running Python, whatever kernels are registered, and keeps it off the terminal."
     @property
     def kernel_spec(self): return KernelSpec(**get_kernel_dict())
 
     async def start_kernel(self, **kwargs):
+        _kernels.add(self)
         await super().start_kernel(**kwargs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-# %% ../nbs/05_report.ipynb #a84d8627
+_kernels = WeakSet()
+
+# %% ../nbs/05_report.ipynb #65f201a5
 def execute_one(
     notebook: Path,    # what to run; it is not changed
     copy: Path,        # where the executed copy is to be
@@ -63,16 +67,34 @@ def execute_one(
     "Run `notebook` into `copy`. What goes wrong is one line: a `StudyError` speaks for itself, of another error the last line is told."
     if not notebook.exists(): raise StudyError(f'notebook {notebook} is missing: run weldsynth from a complete checkout')
     [*_, named] = ['', *(c.source for c in nbformat.read(notebook, 4).cells if 'parameters' in c.metadata.get('tags', []))]
-    try:
-        papermill.execute_notebook(notebook, copy, {k: v for k, v in parameters.items() if re.search(rf'^{k}\s*=', named, re.M)}, kernel_name='python3', language='python',
-                                   kernel_manager_class=_ThisPython, progress_bar=False)
-        return
-    except papermill.PapermillExecutionError as e:
-        reason = ' '.join(e.evalue.split()) if e.ename == 'StudyError' else f'{e.ename}: {e.evalue}'.strip().splitlines()[-1].strip()
-    except DeadKernelError: reason = 'its process ended (out of memory?)'
+    with disk(copy), part_of(copy.parent) as part:
+        try:
+            papermill.execute_notebook(notebook, part/copy.name, {k: v for k, v in parameters.items() if re.search(rf'^{k}\s*=', named, re.M)}, kernel_name='python3', language='python',
+                                       kernel_manager_class=_ThisPython, progress_bar=False)
+            return
+        except papermill.PapermillExecutionError as e:
+            reason = ' '.join(e.evalue.split()) if e.ename == 'StudyError' else f'{e.ename}: {e.evalue}'.strip().splitlines()[-1].strip()
+        except DeadKernelError: reason = 'its process ended (out of memory?)'
+        finally: (part/copy.name).replace(copy)
     raise StudyError(f'notebook {notebook.name} failed: {reason}')
 
-# %% ../nbs/05_report.ipynb #a6fe4bca
+# %% ../nbs/05_report.ipynb #5db55e94
+def _in_threads(
+    run,             # chapter -> None
+    chapters: list,
+    threads: int,
+):
+    "Run the chapters; yields as each ends. Whatever ends this early ends their kernels by SIGTERM, so that a training in one of them is kept."
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for done in as_completed([pool.submit(run, c) for c in chapters]): yield done.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for k in list(_kernels):
+            if k.has_kernel and (p := k.provisioner.process): p.send_signal(signal.SIGTERM)
+        pool.shutdown()
+
+# %% ../nbs/05_report.ipynb #89395605
 def execute(
     study: Study,       # whose parameters the chapters get
     nbs: Path = None,   # the folder of the notebooks; that of the checkout if not given
@@ -85,9 +107,10 @@ def execute(
     given = dict(name=study.name, data=study.data, profile=study.profile.name, group=study.group, seed=study.seed, **more)
     run = lambda c: execute_one(nbs/f'{c}.ipynb', copies/f'{c}.ipynb', {} if c in CASES else given)
     first, *others = chapters
-    run(first)  # makes what is missing; the others only look at it, so they run side by side
-    with patch.dict(os.environ, OMP_NUM_THREADS='1'):
-        for _ in progress(Parallel(cores(), 'threading', return_as='generator_unordered')(delayed(run)(c) for c in others), 'notebooks', len(others)): pass
+    with study.alone():
+        for _ in _in_threads(run, [first], 1): pass  # makes what is missing; the others only look at it, so they run side by side
+        with patch.dict(os.environ, OMP_NUM_THREADS='1'):
+            for _ in progress(_in_threads(run, others, cores()), 'notebooks', len(others)): pass
     return copies
 
 # %% ../nbs/05_report.ipynb #5dae6105
@@ -278,7 +301,7 @@ def _replace(part: Path, path: Path):
     part.rename(path)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/05_report.ipynb #540c7df6
+# %% ../nbs/05_report.ipynb #6b6f0025
 def render(
     study: Study,       # its chapters have been executed
     chapters=CHAPTERS,  # in reading order; the first is the index
@@ -288,11 +311,9 @@ def render(
     for c in chapters:
         if not (copy := study.path/'notebooks'/f'{c}.ipynb').exists(): raise StudyError(f'{copy} is missing: execute the chapters first')
         notebooks[_page(c, chapters)] = prepare(nbformat.read(copy, 4), chapters)
-    part = Path(tempfile.mkdtemp(prefix='.part-', dir=study.path))
-    try:
+    with study.alone(), disk(study.path/'report'), part_of(study.path) as part:
         (_quarto if quarto.path() else _built_in)(notebooks, study.name, part)
         _replace(part, study.path/'report')
-    finally: shutil.rmtree(part, ignore_errors=True)
     return study.path/'report'/'index.html'
 
 # %% ../nbs/05_report.ipynb #ee2fd95d

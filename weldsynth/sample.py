@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['TRAINED', 'OURS', 'MARKED', 'class_plan', 'sample_rows', 'generate', 'xmp', 'marked_png', 'read_mark', 'weights_hash',
-           'write_samples', 'sample_problems', 'draw_samples', 'load_samples', 'first_of_each']
+           'in_halves', 'draw_batches', 'write_samples', 'sample_problems', 'draw_samples', 'load_samples',
+           'first_of_each']
 
-# %% ../nbs/03_sample.ipynb #c286bf71
+# %% ../nbs/03_sample.ipynb #10685561
 import hashlib, io
+from collections.abc import Callable
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -17,8 +19,8 @@ from diffusers import DiTPipeline
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-# %% ../nbs/03_sample.ipynb #0482ffaf
-from .core import Artefact, Study, file_hash, open_study, patch_rows, progress, show, show_table, stream_seed
+# %% ../nbs/03_sample.ipynb #88041062
+from .core import Artefact, Study, StudyError, file_hash, keep, kept, meet, open_study, patch_rows, process, progress, show, show_table, stream_seed, tell
 from .data import PatchSet, read_grey, read_picture, study_patches, window
 from .ldm import draw, load_pipeline, train_denoiser
 
@@ -41,7 +43,7 @@ def sample_rows(
     rows = [(f'{label}/{i:05d}.png', label, classes.index(label), stream_seed('sample', seed, label, i)) for label, n in plan.items() for i in range(n)]
     return pd.DataFrame(rows, columns=['image', 'label', 'number', 'seed'])
 
-# %% ../nbs/03_sample.ipynb #a470e58f
+# %% ../nbs/03_sample.ipynb #ae30b505
 def generate(
     pipe: DiTPipeline,
     labels,              # class numbers
@@ -51,7 +53,7 @@ def generate(
     batch: int = 128,
 ) -> torch.Tensor:
     "Images for `labels` and `seeds`, windowed as real ones are; uint8, N x 1 x H x W."
-    parts = [draw(pipe, labels[i:i + batch], seeds[i:i + batch], guidance, steps) for i in progress(range(0, len(labels), batch), 'sampling')]
+    parts = [draw(pipe, labels[i:i + batch], seeds[i:i + batch], guidance, steps) for i in range(0, len(labels), batch)]
     return window(torch.cat(parts).float())
 
 # %% ../nbs/03_sample.ipynb #e15bceb8
@@ -95,6 +97,37 @@ def weights_hash(
     "The SHA-256 hash of the denoiser's weights."
     return file_hash(next((model.path/'pipeline'/'transformer').glob('*.safetensors')))
 
+# %% ../nbs/03_sample.ipynb #a988a56b
+def in_halves(
+    f: Callable,  # lists -> tensor with a row per item
+    *lists,       # of equal length
+) -> torch.Tensor:
+    "`f(*lists)`; where memory runs out, that of the two halves."
+    try: return f(*lists)
+    except torch.OutOfMemoryError: half = len(lists[0])//2
+    if not half: raise StudyError(f'not even one image at a time fits into the memory of process {process().process_index}: choose a smaller profile')
+    torch.cuda.empty_cache()
+    tell(f'out of memory: batches of {len(lists[0])} are drawn in halves')
+    return torch.cat([in_halves(f, *(x[:half] for x in lists)), in_halves(f, *(x[half:] for x in lists))])
+
+# %% ../nbs/03_sample.ipynb #54184bb6
+def draw_batches(
+    pipe: DiTPipeline,
+    rows: pd.DataFrame,  # from `sample_rows`
+    guidance: float,
+    steps: int,
+    batch: int,
+    resume: Path,        # where batches are kept
+) -> torch.Tensor:
+    "`generate` for all `rows`, shared by the processes of a launch; uint8, N x 1 x H x W."
+    numbers, seeds, starts, me = rows.number.tolist(), rows.seed.tolist(), range(0, len(rows), batch), process()
+    for i in progress(starts[me.process_index::me.num_processes], 'sampling'):
+        if kept(resume, f'images-{i:06d}'): continue
+        images = in_halves(lambda n, s: generate(pipe, n, s, guidance, steps, batch), numbers[i:i + batch], seeds[i:i + batch])
+        keep(resume, f'images-{i:06d}', dict(images=images))
+    meet('the end of sampling')
+    return torch.cat([kept(resume, f'images-{i:06d}')[0]['images'] for i in starts])
+
 # %% ../nbs/03_sample.ipynb #0888f1d1
 MARKED = ('label', 'seed', 'checkpoint', 'weights', 'guidance', 'steps', 'solver')
 
@@ -122,7 +155,7 @@ def sample_problems(
         elif file_hash(file) != row['sha256']: yield f"{row['image']} was changed: its hash is not that of manifest.csv"
         elif read_mark(file) != dict(DigitalSourceType=TRAINED, **{c: row[c] for c in MARKED}): yield f"{row['image']} carries another mark than manifest.csv says"
 
-# %% ../nbs/03_sample.ipynb #404ea106
+# %% ../nbs/03_sample.ipynb #9d4d07bb
 def draw_samples(
     study: Study,
     guidance: float,       # guidance scale
@@ -136,9 +169,9 @@ def draw_samples(
     def build(folder):
         pipe, classes = load_pipeline(study, generator, fraction), study_patches(study).classes
         rows = sample_rows(classes, dict(clean=n) if clean else class_plan(classes, n), seed)
-        images = generate(pipe, rows.number.tolist(), rows.seed.tolist(), guidance, p.solver_steps, p.sample_batch)
+        images = draw_batches(pipe, rows, guidance, p.solver_steps, p.sample_batch, folder/'resume')
         write_samples(folder, images, rows.assign(origin='synthetic', checkpoint=model.key, weights=weights_hash(model), guidance=guidance, steps=p.solver_steps, solver=type(pipe.scheduler).__name__))
-    return study.make('samples/cleans' if clean else 'samples/defects', 'sample', build, [model], seed=seed, n=n, guidance=guidance, steps=p.solver_steps)
+    return study.make('samples/cleans' if clean else 'samples/defects', 'sample', build, [model], shared=True, seed=seed, n=n, guidance=guidance, steps=p.solver_steps)
 
 # %% ../nbs/03_sample.ipynb #134976fe
 def load_samples(

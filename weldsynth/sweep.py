@@ -6,8 +6,9 @@
 __all__ = ['REAL_FRACTIONS', 'score_sets', 'recipe', 'sweep_guidance', 'best_of', 'real_defects', 'all_samples',
            'synthetic_patches', 'sweep_share', 'picked', 'fraction_sets', 'learning_curve', 'real_equivalents']
 
-# %% ../nbs/03a_sweep.ipynb #ffc9b2b4
+# %% ../nbs/03a_sweep.ipynb #a6113efc
 import json
+from pathlib import Path
 
 # %% ../nbs/03a_sweep.ipynb #5e55854e
 import numpy as np, pandas as pd, seaborn as sns
@@ -20,16 +21,17 @@ from .core import ARM_COLOURS, Artefact, Study, open_study, show, show_table
 from .data import PatchSet, prepare, study_patches, training_fold
 from .sample import draw_samples, first_of_each, load_samples
 
-# %% ../nbs/03a_sweep.ipynb #a1d793c8
+# %% ../nbs/03a_sweep.ipynb #b8ed2ae8
 def score_sets(
     study: Study,
     sets: dict,   # name -> PatchSet to train on
     what: str,    # for the progress bar
+    resume: Path, # where fits are kept
 ) -> pd.DataFrame:
     "Macro F1 on the validation fold of each set and sweep seed: columns set, seed, f1."
     validation, rows = study_patches(study).fold('validation'), []
     jobs = [(name, s) for s in range(study.profile.sweep_seeds) for name in sets]
-    for name, s, _, probs in fit_all(sets, jobs, study, validation, what):
+    for name, s, _, probs in fit_all(sets, jobs, study, validation, what, resume):
         called = decide(probs, choose_threshold(probs, validation.labels))
         rows.append((name, s, macro_f1(validation.labels, called, len(validation.classes))))
     return pd.DataFrame(rows, columns=['set', 'seed', 'f1']).sort_values(['set', 'seed'], ignore_index=True)
@@ -40,7 +42,7 @@ def recipe(study: Study) -> dict:
     p = study.profile
     return dict(kind=p.classifier, steps=p.fit_steps, batch=p.fit_batch, lr=p.fit_lr)
 
-# %% ../nbs/03a_sweep.ipynb #a9de6a9c
+# %% ../nbs/03a_sweep.ipynb #9a807e1a
 def sweep_guidance(study: Study) -> Artefact:
     "The artefact with `scores.csv`: real + synthetic for each guidance scale of the profile."
     p = study.profile
@@ -48,8 +50,8 @@ def sweep_guidance(study: Study) -> Artefact:
     def build(folder):
         real = training_fold(study)
         sets = {g: real + load_samples(samples, real.classes) for g, samples in drawn.items()}
-        score_sets(study, sets, 'trying guidance scales').to_csv(folder/'scores.csv', index=False)
-    return study.make('eval/guidance', 'classify sweep', build, drawn.values(), seeds=p.sweep_seeds, **recipe(study))
+        score_sets(study, sets, 'trying guidance scales', folder/'resume').to_csv(folder/'scores.csv', index=False)
+    return study.make('eval/guidance', 'classify sweep', build, drawn.values(), shared=True, seeds=p.sweep_seeds, **recipe(study))
 
 # %% ../nbs/03a_sweep.ipynb #be17c3c8
 def best_of(
@@ -80,15 +82,15 @@ def synthetic_patches(study: Study, generator: int = 0) -> PatchSet:
     "All synthetic defects of a generator."
     return load_samples(all_samples(study, generator), study_patches(study).classes)
 
-# %% ../nbs/03a_sweep.ipynb #d0fe7939
+# %% ../nbs/03a_sweep.ipynb #ca479901
 def sweep_share(study: Study) -> Artefact:
     "The artefact with `scores.csv`: real + synthetic for each share of the profile; share 0 is real alone."
     p, samples = study.profile, all_samples(study)
     def build(folder):
         real, synthetic = training_fold(study), synthetic_patches(study)
         sets = {share: real + first_of_each(synthetic, round(share*real_defects(study))) for share in p.shares}
-        score_sets(study, {0.: real, **sets}, 'trying shares').to_csv(folder/'scores.csv', index=False)
-    return study.make('eval/share', 'classify sweep', build, [samples], shares=p.shares, seeds=p.sweep_seeds, **recipe(study))
+        score_sets(study, {0.: real, **sets}, 'trying shares', folder/'resume').to_csv(folder/'scores.csv', index=False)
+    return study.make('eval/share', 'classify sweep', build, [samples], shared=True, shares=p.shares, seeds=p.sweep_seeds, **recipe(study))
 
 # %% ../nbs/03a_sweep.ipynb #89a9e5ca
 def picked(study: Study) -> dict:
@@ -114,18 +116,18 @@ def fraction_sets(
     return {(fraction, 'real'): real, (fraction, 'real+synthetic'): real + synthetic,
             (fraction, 'real-repeated'): real + repeated(real, n, study.seed), (fraction, 'real-augmented'): real + augmented(real, n, study.seed)}
 
-# %% ../nbs/03a_sweep.ipynb #62fdb99a
+# %% ../nbs/03a_sweep.ipynb #e9a14191
 def learning_curve(study: Study) -> pd.DataFrame:
     "Macro F1 on validation for parts of the real defects: columns fraction, defects_per_class, arm, seed, f1."
     p, source = study.profile, prepare(study)
     samples = {f: all_samples(study, fraction=f) for f in (*p.fractions, 1.)}
     def build(folder):
         sets = {k: s for f in REAL_FRACTIONS for k, s in fraction_sets(study, f, samples.get(f)).items()}
-        rows = score_sets(study, {json.dumps(k): s for k, s in sets.items()}, 'learning curve')
+        rows = score_sets(study, {json.dumps(k): s for k, s in sets.items()}, 'learning curve', folder/'resume')
         rows[['fraction', 'arm']] = [json.loads(k) for k in rows.set]
         size = {f: (training_fold(study, f).table.label != 'clean').sum()/(len(study_patches(study).classes) - 1) for f in REAL_FRACTIONS}
         rows.assign(defects_per_class=rows.fraction.map(size))[['fraction', 'defects_per_class', 'arm', 'seed', 'f1']].to_csv(folder/'curve.csv', index=False)
-    made = study.make('eval/learning', 'classify controls sweep', build, [source, *samples.values()], seeds=p.sweep_seeds, n=p.synthetics, **recipe(study))
+    made = study.make('eval/learning', 'classify controls sweep', build, [source, *samples.values()], shared=True, seeds=p.sweep_seeds, n=p.synthetics, **recipe(study))
     return pd.read_csv(made.path/'curve.csv')
 
 # %% ../nbs/03a_sweep.ipynb #94f544cc
