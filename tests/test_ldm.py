@@ -62,5 +62,5 @@ def test_the_networks_of_the_full_profile_run(tmp_path):
     study = Study('full', tmp_path, replace(PROFILES['full'], **few))
     assert load_pipeline(study).transformer.config.sample_size == 24
     drawn, real = load_samples(draw_samples(study, 2., 5), study_patches(study).classes), training_fold(study)
-    scores = score_sets(study, {'real+synthetic': real + drawn}, 'fitting')
+    scores = score_sets(study, {'real+synthetic': real + drawn}, 'fitting', tmp_path/'fits')
     assert drawn.images.shape == (5, 1, 96, 96) and scores.f1.between(0, 1).all()

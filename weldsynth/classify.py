@@ -6,9 +6,10 @@
 __all__ = ['make_classifier', 'classifier_batch', 'fit', 'logits', 'probabilities', 'fit_job', 'cores', 'noted', 'side_by_side',
            'fit_all', 'load_classifier', 'decide', 'macro_f1', 'choose_threshold']
 
-# %% ../nbs/03a_classify.ipynb #83fd2253
-import os, tempfile
+# %% ../nbs/03a_classify.ipynb #7c312adc
+import multiprocessing, os, signal, tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 # %% ../nbs/03a_classify.ipynb #c6bc16d8
@@ -118,7 +119,7 @@ def noted(
     except StudyError as e: raise StudyError(f'fit {what}: {e}') from None
     finally: note.unlink(missing_ok=True)
 
-# %% ../nbs/03a_classify.ipynb #465b08b4
+# %% ../nbs/03a_classify.ipynb #0aa2dfe0
 def side_by_side(
     f: Callable,  # (name, seed) -> what a fit gives
     jobs: list,   # pairs (name, seed)
@@ -129,10 +130,12 @@ def side_by_side(
         job = lambda name, s: (name, s, noted(Path(notes), f'{name}, seed {s}', f, name, s))
         run = joblib.Parallel(n, return_as='generator_unordered', timeout=PATIENCE if n > 1 else None)
         try: yield from run(joblib.delayed(job)(*j) for j in jobs)
-        except (TimeoutError, TerminatedWorkerError) as e:
+        except (multiprocessing.TimeoutError, TerminatedWorkerError) as e:
             longest = min(Path(notes).iterdir(), key=lambda p: p.stat().st_mtime, default=None)
             who = f'fit {longest.read_text()}, process {longest.name}' if longest else 'a fit'
-            what = f'has not ended in {PATIENCE:g} s' if isinstance(e, TimeoutError) else 'or one beside it was ended by the system (out of memory?)'
+            with suppress(ProcessLookupError):
+                if longest: os.kill(int(longest.name), signal.SIGKILL)  # or this process would wait for it at its own end
+            what = f'has not ended in {PATIENCE:g} s' if isinstance(e, multiprocessing.TimeoutError) else 'or one beside it was ended by the system (out of memory?)'
             raise StudyError(f'{who}, {what}: run the same command again, which goes on from there') from None
 
 # %% ../nbs/03a_classify.ipynb #92027ce9

@@ -182,12 +182,14 @@ class Artefact:
         "What made it: stage, configuration, input keys, code versions, hashes of its files, seconds, hardware, versions, time."
         return json.loads((self.path/'artefact.json').read_text())
 
-# %% ../nbs/00_core.ipynb #b6e95cd0
+# %% ../nbs/00_core.ipynb #3455d25d
 PATIENCE = float(os.environ.get('WELDSYNTH_PATIENCE', 4*3600))  # seconds that nothing in a study takes; who stays away longer hangs
 
 def process() -> PartialState:
     "This process among those of an `accelerate launch` or `torchrun`: its number, how many there are, its device."
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=min(PATIENCE, 1800)))
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(seconds=min(PATIENCE, 1800)))
+    if state.num_processes > 1: _meeting()
+    return state
 
 # %% ../nbs/00_core.ipynb #0e6fdc69
 def tell(
@@ -196,9 +198,11 @@ def tell(
     "One line on the terminal beside the bars, once, whatever the number of processes."
     if process().is_main_process: tqdm.std.tqdm.write(f'weldsynth: {line}', file=sys.stderr)
 
-# %% ../nbs/00_core.ipynb #06a097f0
+# %% ../nbs/00_core.ipynb #67c94804
 @lru_cache
-def _meeting(): return torch.distributed.new_group(backend='gloo')
+def _meeting():
+    "The group of all processes in which they meet, made once by all of them."
+    return torch.distributed.new_group(backend='gloo')
 
 def meet(
     what: str,                # what they meet for

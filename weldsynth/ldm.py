@@ -319,13 +319,14 @@ def from_folder(
     except (OSError, ValueError, SafetensorError) as e:
         raise StudyError(f"{folder} cannot be read ({' '.join(str(e).split())[:120]}): remove the folder {folder.parent.name}, and the next run makes it again") from e
 
-# %% ../nbs/02_ldm.ipynb #f649021a
+# %% ../nbs/02_ldm.ipynb #fcb71af5
 def load_autoencoder(
     study: Study,
     fraction: float = 1.,  # of the real defects it learnt from
 ) -> AutoencoderDC:
     "The study's trained autoencoder; trained first if need be."
     net = from_folder(AutoencoderDC, train_autoencoder(study, fraction).path/'vae')
+    net.register_to_config(_name_or_path='vae')  # not where the study lies: what is saved of it would differ from place to place
     return net.eval().requires_grad_(False).to(process().device)
 
 # %% ../nbs/02_ldm.ipynb #fd7a0f7f
@@ -391,7 +392,7 @@ def make_pipeline(
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
-# %% ../nbs/02_ldm.ipynb #b97d6418
+# %% ../nbs/02_ldm.ipynb #1442da54
 def check_finite(
     images,  # numpy, N x ...
     pipe: DiTPipeline, labels: list, seeds: list,
@@ -399,8 +400,8 @@ def check_finite(
     "Raise `StudyError` with the first image that has a value which is no finite number."
     bad = ~torch.from_numpy(images).flatten(1).isfinite().all(1)
     if bad.any():
-        i = bad.nonzero()[0].item()
-        raise StudyError(f"the image of class {pipe.config.id2label.get(str(labels[i]), labels[i])} with seed {seeds[i]} has values that are no finite numbers: nothing is drawn with this generator; remove its folder ldm/denoiser-..., so that it is trained again, or choose a lower guidance scale")
+        i, names = bad.nonzero()[0].item(), {n: c for c, n in pipe.labels.items()}
+        raise StudyError(f"the image of class {names.get(labels[i], labels[i])} with seed {seeds[i]} has values that are no finite numbers: nothing is drawn with this generator; remove its folder ldm/denoiser-..., so that it is trained again, or choose a lower guidance scale")
 
 # %% ../nbs/02_ldm.ipynb #15fd836c
 def draw(
