@@ -198,7 +198,7 @@ def tell(
     "One line on the terminal beside the bars, once, whatever the number of processes."
     if process().is_main_process: tqdm.std.tqdm.write(f'weldsynth: {line}', file=sys.stderr)
 
-# %% ../nbs/00_core.ipynb #67c94804
+# %% ../nbs/00_core.ipynb #2dcc9bd0
 @lru_cache
 def _meeting():
     "The group of all processes in which they meet, made once by all of them."
@@ -213,7 +213,7 @@ def meet(
     try: torch.distributed.monitored_barrier(_meeting(), timeout=timedelta(seconds=limit), wait_all_ranks=True)
     except RuntimeError as e:
         missing = re.search(r'Ranks ([\d, ]+) failed', str(e))
-        raise StudyError(f'process {missing[1].strip(" ,") if missing else 0} of the {process().num_processes} did not come to {what} within {limit:g} s: look what keeps it, end all, and run the same command again, which goes on from there') from None
+        raise StudyError(f'process {missing[1].strip(" ,") if missing else 0} of the {process().num_processes} has ended, or did not come to {what} within {limit:g} s: look what keeps it, end all, and run the same command again, which goes on from there') from None
 
 # %% ../nbs/00_core.ipynb #c918207f
 def hardware() -> str:
@@ -409,7 +409,7 @@ def _flush(folder: Path):
         try: os.fsync(fd)
         finally: os.close(fd)
 
-# %% ../nbs/00_core.ipynb #6f3ae6ef
+# %% ../nbs/00_core.ipynb #819fb6c0
 @contextmanager
 def _begun(study: Study, part: Path):
     "Holds `part`, empty but for `resume`, and yields the seconds that went into it before. What cannot be taken up again is removed at the end."
@@ -422,6 +422,7 @@ def _begun(study: Study, part: Path):
             if p.name != 'resume': shutil.rmtree(p) if p.is_dir() else p.unlink()
         sweep(study.path, part)
         before = float(clock.read_text() or 0) if clock.exists() else 0.
+        if process().num_processes > 1: clock.parent.mkdir(exist_ok=True)  # the others look for it
         try: yield before
         finally:
             if clock.parent.is_dir(): clock.write_text(f'{before + time.perf_counter() - start:.1f}')
