@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PROFILES', 'RULE', 'PATIENCE', 'ARM_COLOURS', 'StudyError', 'Profile', 'choose_profile', 'digest', 'stream_seed',
            'torch_stream', 'numpy_stream', 'checkout', 'home', 'code_version', 'Artefact', 'process', 'tell', 'meet',
-           'hardware', 'versions', 'Study', 'file_hashes', 'file_changes', 'file_hash', 'disk', 'held', 'sweep',
-           'part_of', 'write_atomic', 'keep', 'kept', 'deferred_signals', 'open_study', 'find_study', 'progress',
-           'inert', 'show', 'markdown_table', 'show_table', 'patch_rows']
+           'cores', 'hardware', 'versions', 'Study', 'file_hashes', 'file_changes', 'file_hash', 'disk', 'held',
+           'sweep', 'part_of', 'write_atomic', 'keep', 'kept', 'deferred_signals', 'open_study', 'find_study',
+           'progress', 'inert', 'show', 'markdown_table', 'show_table', 'patch_rows']
 
 # %% ../nbs/00_core.ipynb #872cf6b2
 import ast, errno, fcntl, hashlib, html, io, json, os, platform, re, shutil, signal, socket, sys, tempfile, threading, time
@@ -32,7 +32,7 @@ from safetensors.torch import load, save
 class StudyError(ValueError):
     "Something the user can put right, said in one line: what is wrong, then the fix."
 
-# %% ../nbs/00_core.ipynb #9fcc1478
+# %% ../nbs/00_core.ipynb #e60cf9a5
 @dataclass(frozen=True)
 class Profile:
     "Every number that shapes a study. Sizes in images, `px` in pixels; `fit` is one training of the classifier."
@@ -42,18 +42,16 @@ class Profile:
     cleans: int = 6_000          # simulated cleans, all folds together
     plates: int = 60             # simulated plates: the groups that a split keeps whole
     synthetics: int = 2_000      # synthetic defects to draw
-    ae_widths: tuple = (16, 32, 64)  # autoencoder channels at px, px/2 and px/4
-    ae_layers: int = 1           # residual blocks at each of the two lower levels
-    latents: int = 4             # latent channels
-    ae_steps: int = 800
+    latents: int = 6             # latent channels, at most 16
+    ae_steps: int = 600
     ae_batch: int = 32
     heads: int = 4               # denoiser: attention heads of 32 channels each
     layers: int = 6              # denoiser: transformer blocks
     ldm_steps: int = 1_000
     ldm_batch: int = 64
-    ldm_lr: float = 1e-3
+    ldm_lr: float = 2e-3
     generators: int = 1          # generator seeds; classifier seed s learns from generator s modulo this
-    solver_steps: int = 12       # solver steps per sample
+    solver_steps: int = 10       # solver steps per sample
     sample_batch: int = 128
     synthetic_cleans: int = 600  # synthetic cleans, for the arm that has nothing real
     classifier: str = 'small'    # 'small' or 'resnet18'
@@ -61,26 +59,26 @@ class Profile:
     fit_batch: int = 64
     fit_lr: float = 5e-3         # peak learning rate
     seeds: int = 3               # classifier seeds per arm
-    guidances: tuple = (1.5, 3.) # guidance scales tried on validation; 1 is none
+    guidances: tuple = (2., 4.)  # guidance scales tried on validation; 1 is none
     shares: tuple = (.5, 1., 1.5)  # synthetic over real defects, tried on validation
     fractions: tuple = ()        # parts of the real defects for which autoencoder and denoiser are trained anew
     sweep_samples: int = 600     # synthetic defects per guidance scale tried
     sweep_seeds: int = 1         # classifier seeds per value tried
     resamples: int = 10_000      # bootstrap resamples behind each interval
 
-# %% ../nbs/00_core.ipynb #bbe84e48
+# %% ../nbs/00_core.ipynb #6f5c5007
 _profiles = (
-    Profile('fixture', px=32, defects=300, cleans=300, plates=16, synthetics=40, ae_widths=(8, 16, 32), ae_steps=20, ae_batch=16,
+    Profile('fixture', px=32, defects=300, cleans=300, plates=16, synthetics=40, ae_steps=20, ae_batch=16,
             heads=2, layers=2, ldm_steps=20, ldm_batch=16, solver_steps=4, synthetic_cleans=20, fit_steps=20, fit_batch=32, seeds=2,
             guidances=(1.5, 3.), shares=(.1, .2), sweep_samples=20, resamples=200),
-    Profile('smoke', px=32, defects=400, cleans=800, plates=16, synthetics=200, ae_widths=(8, 16, 32), ae_steps=200,
+    Profile('smoke', px=32, defects=400, cleans=800, plates=16, synthetics=200, ae_steps=200,
             heads=2, layers=4, ldm_steps=300, solver_steps=8, synthetic_cleans=60, fit_steps=150, sweep_samples=100, shares=(.4, .8), resamples=2_000),
     Profile('demo'),
-    Profile('thorough', generators=2, seeds=6, guidances=(1.5, 2., 3., 5.), shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5), sweep_seeds=2),
-    Profile('full', px=96, defects=2_000, cleans=18_000, plates=80, synthetics=4_000, ae_widths=(32, 96, 192), ae_layers=2, latents=8,
-            ae_steps=8_000, ae_batch=128, heads=12, layers=12, ldm_steps=20_000, ldm_batch=256, ldm_lr=3e-4, generators=3, solver_steps=20, sample_batch=512,
+    Profile('thorough', ldm_steps=1_500, generators=2, seeds=6, guidances=(2., 3., 5.), shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5), sweep_seeds=2),
+    Profile('full', px=96, defects=2_000, cleans=18_000, plates=80, synthetics=4_000, latents=8,
+            ae_steps=3_000, ae_batch=128, heads=12, layers=12, ldm_steps=20_000, ldm_batch=256, ldm_lr=3e-4, generators=3, solver_steps=20, sample_batch=512,
             synthetic_cleans=4_000, classifier='resnet18', fit_steps=3_000, fit_batch=128, fit_lr=1e-3, seeds=10,
-            guidances=(1.5, 2., 3., 5.), shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5), sweep_samples=2_000, sweep_seeds=2),
+            guidances=(2., 3., 5., 8.), shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5), sweep_samples=2_000, sweep_seeds=2),
 )
 PROFILES = {p.name: p for p in _profiles}
 
@@ -214,6 +212,11 @@ def meet(
     except RuntimeError as e:
         missing = re.search(r'Ranks ([\d, ]+) failed', str(e))
         raise StudyError(f'process {missing[1].strip(" ,") if missing else 0} of the {process().num_processes} has ended, or did not come to {what} within {limit:g} s: look what keeps it, end all, and run the same command again, which goes on from there') from None
+
+# %% ../nbs/00_core.ipynb #0e5cd91f
+def cores() -> int:
+    "How many processes may run side by side: the cores this process may use; 1 beside a GPU, in a launch of several processes, and under `nbdev_test`, which runs notebooks side by side itself."
+    return 1 if torch.cuda.is_available() or process().num_processes > 1 or os.environ.get('IN_TEST') else joblib.cpu_count()
 
 # %% ../nbs/00_core.ipynb #c918207f
 def hardware() -> str:

@@ -824,11 +824,17 @@ def source_files(
     named = dict.fromkeys(f for c in ('image', 'mask') if c in rows for f in rows[c] if f and '\0' not in f)
     return [table, *(p for f in named if (p := table.parent/f).is_file())]
 
-# %% ../nbs/01_data.ipynb #4dc51685
+# %% ../nbs/01_data.ipynb #8acac3a1
+@lru_cache(maxsize=None)
+def _hash_once(file: Path, size: int, changed: int) -> str:
+    "`file_hash`, taken once in a process while the file stays as it is."
+    return file_hash(file)
+
+# %% ../nbs/01_data.ipynb #490bce8c
 def _fingerprint(data: str):
-    "What a change of the source changes: each file's path, size and time; the simulator's code."
+    "What a change of the source changes: each file's path and contents; the simulator's code."
     if data == 'simulated': return code_version('simulate')
-    return digest([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in source_files(data)])
+    return digest([(str(p), _hash_once(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in source_files(data)])
 
 # %% ../nbs/01_data.ipynb #f07efbbb
 LEAST_IMAGES = 10

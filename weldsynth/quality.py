@@ -6,8 +6,9 @@
 __all__ = ['JUDGE_SEED', 'MEASURES', 'LEAST_KEPT', 'halves', 'train_judges', 'load_judge', 'unseen_probabilities', 'features',
            'frechet_distance', 'kid', 'prdc', 'compare', 'Inception', 'lookers', 'fidelity', 'reduced', 'whitening',
            'nearest', 'copy_threshold', 'flag_copies', 'find_copies', 'usable_patches', 'radial_spectrum',
-           'probe_features', 'probe_auc', 'fingerprint', 'mean_and_range', 'class_f1', 'autoencoder_gate',
-           'filter_thresholds', 'judged', 'passing', 'filter_samples', 'filter_table', 'no_nan', 'audit_samples']
+           'octave_power', 'spectrum_table', 'probe_features', 'probe_auc', 'fingerprint', 'mean_and_range', 'class_f1',
+           'autoencoder_gate', 'filter_thresholds', 'judged', 'passing', 'filter_samples', 'filter_table', 'no_nan',
+           'audit_samples']
 
 # %% ../nbs/03b_quality.ipynb #c869e205
 import json, os
@@ -263,6 +264,25 @@ def radial_spectrum(
     total = torch.zeros(len(x), bands).index_add_(1, ring, power.flatten(1))
     return (total/ring.bincount(minlength=bands).clamp(min=1) + 1e-3).log().numpy()
 
+# %% ../nbs/03b_quality.ipynb #a37b43ef
+def octave_power(
+    images: torch.Tensor,  # uint8, N x 1 x px x px
+) -> pd.Series:
+    "Mean power in each octave of radial frequency, from one cycle per patch to the corners beyond the Nyquist frequency, under the octave's upper end in cycles per pixel."
+    x, px = images[:, 0].float(), images.shape[-1]
+    power = torch.fft.fft2(x - x.mean((1, 2), keepdim=True)).abs().square().mean(0).flatten()
+    radius = (torch.fft.fftfreq(px)[:, None].square() + torch.fft.fftfreq(px).square()).sqrt().flatten()
+    octave = (radius*px).clamp(min=1e-3).log2().floor().long()
+    return pd.Series({2**(o + 1)/px: power[octave == o].mean().item() for o in range(px.bit_length() - 1)})
+
+def spectrum_table(
+    real: PatchSet, synthetic: PatchSet, held: PatchSet,
+) -> pd.DataFrame:
+    "Power of synthetic and of held-out real defects over that of real ones in each octave, means over the classes: octave, synthetic, held_out."
+    classes = [c for c in real.classes[1:] if all(len(s.of(c)) for s in (real, synthetic, held))]
+    mean = lambda patches: sum(octave_power(patches.of(c).images) for c in classes)/len(classes)
+    return pd.DataFrame(dict(synthetic=mean(synthetic)/mean(real), held_out=mean(held)/mean(real))).rename_axis('octave').reset_index()
+
 # %% ../nbs/03b_quality.ipynb #8e0afaa1
 def probe_features(
     images: torch.Tensor,  # uint8, N x 1 x H x W
@@ -397,13 +417,14 @@ def no_nan(
     if isinstance(value, (list, tuple)): return [no_nan(v) for v in value]
     return None if isinstance(value, (float, np.floating)) and np.isnan(value) else value
 
-# %% ../nbs/03b_quality.ipynb #bb194b19
+# %% ../nbs/03b_quality.ipynb #99f9efce
 def audit_samples(study: Study) -> Artefact:
-    "The artefact with `fidelity.csv`, `probe.csv`, `gate.csv`, `filter.csv`, and `audit.json` with the figures that the verdict's guards ask for."
+    "The artefact with `fidelity.csv`, `probe.csv`, `gate.csv`, `filter.csv`, `spectrum.csv`, and `audit.json` with the figures that the verdict's guards ask for."
     copies, judges, inputs = find_copies(study), train_judges(study), [all_samples(study, g) for g in range(study.profile.generators)]
     def build(folder):
         filters = pd.concat([filter_table(study, g) for g in range(study.profile.generators)])
-        tables = dict(fidelity=fidelity(study), probe=fingerprint(study), gate=autoencoder_gate(study), filter=filters)
+        tables = dict(fidelity=fidelity(study), probe=fingerprint(study), gate=autoencoder_gate(study), filter=filters,
+                      spectrum=spectrum_table(training_fold(study), usable_patches(study), study_patches(study).fold('validation')))
         for name, table in tables.items(): table.to_csv(folder/f'{name}.csv', index=False)
         found, held = (pd.read_csv(copies.path/f'{t}.csv') for t in ('copies', 'heldout'))
         probe, gate, passed = tables['probe'].query("`class` == 'all'"), tables['gate'].set_index('class').ratio, tables['filter']
