@@ -12,10 +12,11 @@ from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
+from faults import record
 from weldsynth import check, data
 from weldsynth.check import check_data, prepare_or_count, tally
 from weldsynth.cli import main
-from weldsynth.core import StudyError, open_study
+from weldsynth.core import StudyError, digest, open_study
 from weldsynth.data import prepare, read_grey, read_manifest, read_picture, to_patch
 from weldsynth.sample import marked_png, xmp
 
@@ -352,6 +353,15 @@ def test_the_check_tells_it_and_a_study_refuses_it(kind, good, tmp_path):
 def test_how_many_kinds():
     print(f'{len(FAULTS)} kinds of bad data planted, {len(found_kinds)} told with place and fix; {sum(f[2] == E for f in FAULTS.values())} are errors, {sum(f[2] == W for f in FAULTS.values())} warnings')
     assert len(FAULTS) >= 40
+
+
+@pytest.mark.soak
+def test_all_kinds_for_the_record(good, tmp_path, monkeypatch):
+    for kind in FAULTS:
+        (folder := tmp_path/digest(kind)).mkdir()
+        monkeypatch.setenv('WELDSYNTH_HOME', str(folder/'home'))
+        test_the_check_tells_it_and_a_study_refuses_it(kind, good, folder)
+    record('bad data: kinds planted', tried=len(FAULTS), told=len(found_kinds), errors=sum(f[2] == E for f in FAULTS.values()), warnings=sum(f[2] == W for f in FAULTS.values()))
 
 
 def test_all_problems_are_told_at_once(good, tmp_path, capsys):

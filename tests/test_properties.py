@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from faults import record
 from test_check import dicom
 from weldsynth.check import check_data
 from weldsynth.core import StudyError
@@ -63,13 +64,14 @@ def run_splits(n):
     go()
     print(f'{len(made)} sets split: {sum(made)} with all properties, {len(made) - sum(made)} refused')
     assert sum(made) > n//5 and not all(made)
+    return dict(tried=len(made), read=sum(made), refused=len(made) - sum(made))
 
 
 def test_any_split_keeps_groups_whole_or_is_refused(): run_splits(60)
 
 
 @pytest.mark.soak
-def test_any_split_long(): run_splits(5_000)
+def test_any_split_long(): record('data fuzz: sets split', **run_splits(5_000))
 
 
 @tries(25)
@@ -142,13 +144,14 @@ def run_manifests(root, n):
     go()
     print(f'{len(made)} manifests: {sum(made)} read with every row in its place, {len(made) - sum(made)} refused in one line')
     assert sum(made) > n//10 and not all(made)
+    return dict(tried=len(made), read=sum(made), refused=len(made) - sum(made))
 
 
 def test_any_manifest_is_read_or_refused(images): run_manifests(images, 80)
 
 
 @pytest.mark.soak
-def test_any_manifest_long(images): run_manifests(images, 3_000)
+def test_any_manifest_long(images): record('data fuzz: manifests', **run_manifests(images, 3_000))
 
 
 def damaged(data, dice):
@@ -186,13 +189,14 @@ def run_tables(root, n):
     for file in good: (root/file).unlink()
     print(f'{n} damaged tables: {counts}')
     assert counts['refused'] > n//4
+    return dict(tried=n, **counts)
 
 
 def test_damaged_tables_are_read_or_refused(images): run_tables(images, 150)
 
 
 @pytest.mark.soak
-def test_damaged_tables_long(images): run_tables(images, 10_000)
+def test_damaged_tables_long(images): record('data fuzz: damaged tables', **run_tables(images, 10_000))
 
 
 # --- images ---
@@ -225,13 +229,14 @@ def run_images(n):
             counts['read'] += 1
     print(f'{n} damaged images of {len(good)} kinds: {counts}')
     assert counts['refused'] > n//4 and counts['read']
+    return dict(tried=n, **counts)
 
 
 def test_damaged_images_are_read_or_refused(): run_images(2_000)
 
 
 @pytest.mark.soak
-def test_damaged_images_long(): run_images(200_000)
+def test_damaged_images_long(): record('data fuzz: damaged images', **run_images(200_000))
 
 
 @tries(300)
