@@ -7,14 +7,13 @@ __all__ = ['STOCK_STEPS', 'MATRIX', 'RECORD', 'clock', 'race', 'stamped', 'step_
            'stock_pipeline', 'stock_samples', 'our_samples', 'sample_quality', 'race_sampling', 'picture_loader',
            'stock_step_seconds', 'race_training', 'matrix_rate', 'usage', 'limit', 'training_usage', 'race_fits',
            'study_costs', 'stage_jobs', 'work', 'stage_growth', 'growth', 'exponent', 'exponents', 'recorded',
-           'measure', 'record']
+           'measure', 'record', 'summary', 'faster']
 
-# %% ../nbs/07_speed.ipynb #6decb10c
+# %% ../nbs/07_speed.ipynb #999f6784
 import ctypes, gc, json, math, multiprocessing, os, tempfile, time
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
-from unittest.mock import patch
 
 # %% ../nbs/07_speed.ipynb #0a3966f9
 import joblib, numpy as np, pandas as pd, torch
@@ -369,7 +368,7 @@ def stage_growth(
             rows.append(dict(images=images, px=px, stage=stage, seconds=min(took), memory=memory))
         return rows
 
-# %% ../nbs/07_speed.ipynb #5a211e79
+# %% ../nbs/07_speed.ipynb #e269f003
 def growth(
     images: int = 20_000,         # the whole of the data
     px: int = 32,                 # at which the number of images varies
@@ -380,11 +379,13 @@ def growth(
     "`stage_growth` at an eighth, a quarter, a half and the whole of the images (axis 'images') and at four sizes (axis 'pixels'), each in a process of its own."
     points = [(images//k, px) for k in parts] + [(few, side) for side in sides]
     at_once = 1 if torch.cuda.is_available() else min(joblib.cpu_count(), len(points))
-    with patch.dict(os.environ, IN_TEST='1'), multiprocessing.get_context('spawn').Pool(at_once, maxtasksperchild=1) as fresh:  # IN_TEST: without progress bars
+    with multiprocessing.get_context('spawn').Pool(at_once, _quiet, maxtasksperchild=1) as fresh:
         made = list(progress(fresh.imap(_stage_growth, points[::-1]), 'how cost grows', len(points)))[::-1]  # the longest first
     return pd.DataFrame([dict(axis='images' if i < len(parts) else 'pixels', **row) for i, rows in enumerate(made) for row in rows])
 
-# %% ../nbs/07_speed.ipynb #b85ff1ec
+# %% ../nbs/07_speed.ipynb #972da4a6
+def _quiet(): os.environ['IN_TEST'] = '1'  # no progress bars
+
 def _stage_growth(point): return stage_growth(*point)
 
 # %% ../nbs/07_speed.ipynb #5ba7ba07
@@ -448,3 +449,20 @@ def _short(value):
     if isinstance(value, dict): return {k: _short(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [_short(v) for v in value]
     return value if not isinstance(value, float) else None if math.isnan(value) else float(f'{value:.4g}')
+
+# %% ../nbs/07_speed.ipynb #d3a83543
+def summary(
+    entry: dict,  # from `measure`
+) -> str:
+    "What was measured, a line each: how many times faster than the stock way, KID, and what grows faster than the data."
+    kids = [f"KID, {q['what']}: {q['value']:.3f} ({q['low']:.3f} to {q['high']:.3f})" for q in entry['quality']]
+    return '\n'.join([f"{r['what']}: {r['stock']/r['ours']:.1f} x ({r['about']})" for r in entry['races']] + kids + faster(exponents(pd.DataFrame(entry['growth']))))
+
+# %% ../nbs/07_speed.ipynb #eda98f18
+def faster(
+    table: pd.DataFrame,   # from `exponents`
+    limit: float = 1.15,   # exponents up to this count as proportional
+) -> list:
+    "What grows faster than the data, in words: stage, time or memory, exponent (the larger of the fitted one and that of the last two points), axis."
+    most = [(r.stage, k, max(r[k], r[f'{k}_last']), r.axis) for _, r in table.rename_axis('i').iterrows() for k in ('time', 'memory')] if len(table) else []
+    return [f'{stage}: {k} grows with {axis} to the power {x:.2f}' for stage, k, x, axis in most if x > limit]
