@@ -2,9 +2,11 @@
 PYTHON  ?= python3.11
 BIN     := .venv/bin
 READY   := .venv/.ready
-OPTIONS  = $(foreach o,data:DATA name:NAME profile:PROFILE group:GROUP seed:SEED prevalence:PREVALENCE missed_cost:MISSED_COST false_cost:FALSE_COST,$(if $($(lastword $(subst :, ,$o))),--$(firstword $(subst :, ,$o)) '$($(lastword $(subst :, ,$o)))'))
+given    = $(foreach o,$1,$(if $($(lastword $(subst :, ,$o))),--$(firstword $(subst :, ,$o)) '$($(lastword $(subst :, ,$o)))'))
+STUDY    = $(call given,data:DATA name:NAME profile:PROFILE group:GROUP seed:SEED)
+OPTIONS  = $(STUDY) $(call given,prevalence:PREVALENCE missed_cost:MISSED_COST false_cost:FALSE_COST)
 
-.PHONY: report check verify test soak review lab case reference readme clean
+.PHONY: report check verify test soak review lab case speed reference readme clean
 
 $(READY): setup.py settings.ini pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -36,6 +38,10 @@ lab: $(READY)  ## the notebooks, to read and run
 
 case: $(READY)  ## the case on real radiographs: GDXRAY=folder PROFILE=demo
 	@$(BIN)/weldsynth case '$(GDXRAY)' --profile '$(PROFILE)'
+	$(BIN)/nbdev_clean
+
+speed: $(READY)  ## the speed of this machine against the stock way, into nbs/07_speed.ipynb: NAME=x PROFILE=demo
+	@$(BIN)/weldsynth speed $(STUDY)
 	$(BIN)/nbdev_clean
 
 reference: PROFILE = thorough
