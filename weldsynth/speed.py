@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STOCK_STEPS', 'MATRIX', 'RECORD', 'now', 'clock', 'race', 'stamped', 'step_seconds', 'peak_memory', 'gpu_memory',
            'stock_pipeline', 'stock_samples', 'our_samples', 'sample_quality', 'race_sampling', 'picture_loader',
-           'stock_step_seconds', 'race_training', 'matrix_rate', 'usage', 'limit', 'training_usage', 'race_fits',
-           'study_costs', 'stage_jobs', 'work', 'stage_growth', 'growth', 'exponent', 'exponents', 'recorded',
-           'measure', 'record', 'summary', 'faster']
+           'stock_step_seconds', 'even_batch', 'race_training', 'matrix_rate', 'usage', 'limit', 'training_usage',
+           'race_fits', 'study_costs', 'stage_jobs', 'work', 'stage_growth', 'growth', 'exponent', 'exponents',
+           'recorded', 'measure', 'record', 'summary', 'faster']
 
 # %% ../nbs/07_speed.ipynb #999f6784
 import ctypes, gc, json, math, multiprocessing, os, tempfile, time
@@ -27,11 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-# %% ../nbs/07_speed.ipynb #4dd0e210
+# %% ../nbs/07_speed.ipynb #ff499699
 from .classify import classifier_batch, fit_all, make_classifier
 from .core import PROFILES, Study, checkout, hardware, open_study, process, progress, show, show_table, versions, write_atomic
 from .data import PatchSet, prepare, study_patches, training_fold
-from .ldm import (autoencoder_batch, autoencoder_loss, denoiser_batch, denoiser_loss, encode, flips, load_autoencoder, load_pipeline,
+from .grain import add_grain
+from .ldm import (autoencoder_batch, autoencoder_loss, denoiser_batch, denoiser_loss, encode, flips, load_autoencoder, load_grain, load_pipeline,
                            make_autoencoder, make_denoiser, train, train_denoiser)
 from .quality import compare, features, load_judge, nearest, probe_auc, train_judges
 from .sample import class_plan, generate, sample_rows, write_samples
@@ -103,13 +104,12 @@ def gpu_memory(job) -> float:
     "`peak_memory` on a GPU; None without one, where `job` is not run."
     return peak_memory(job) if torch.cuda.is_available() else None
 
-# %% ../nbs/07_speed.ipynb #3e5c2033
+# %% ../nbs/07_speed.ipynb #982f4c73
 def stock_pipeline(study: Study) -> DiTPipeline:
-    "The study's pipeline as diffusers alone loads it, with DDIM where that is defined for it."
+    "The study's pipeline as diffusers alone loads it, with DDIM."
     pipe = DiffusionPipeline.from_pretrained(train_denoiser(study).path/'pipeline', use_safetensors=True).to(process().device)
     pipe.set_progress_bar_config(disable=True)
-    if pipe.scheduler.config.prediction_type in ('epsilon', 'sample', 'v_prediction'):
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     return pipe
 
 # %% ../nbs/07_speed.ipynb #f9edddcb
@@ -126,16 +126,18 @@ def stock_samples(
         image = pipe(class_labels=[r.number], generator=torch.Generator().manual_seed(r.seed), guidance_scale=guidance, num_inference_steps=STOCK_STEPS).images[0]
         image.save(folder/f'{i}.png')
 
-# %% ../nbs/07_speed.ipynb #c36f4ac5
+# %% ../nbs/07_speed.ipynb #4befec86
 def our_samples(
     pipe: DiTPipeline,
+    grain: torch.Tensor, # profiles, from `load_grain`
     rows: pd.DataFrame,  # from `sample_rows`
     guidance: float,
     study: Study,        # solver_steps and sample_batch of its profile
 ) -> torch.Tensor:
     "The images of `rows`, drawn and written as a study does."
     p = study.profile
-    images = generate(pipe, rows.number.tolist(), rows.seed.tolist(), guidance, p.solver_steps, p.sample_batch)
+    parts = (rows[i:i + p.sample_batch] for i in range(0, len(rows), p.sample_batch))
+    images = torch.cat([generate(pipe, grain, part.number.tolist(), part.seed.tolist(), guidance, p.solver_steps) for part in parts])
     with tempfile.TemporaryDirectory() as tmp:
         write_samples(Path(tmp), images, rows.assign(checkpoint='', weights='', guidance=guidance, steps=p.solver_steps, solver=type(pipe.scheduler).__name__))
     return images
@@ -151,7 +153,7 @@ def sample_quality(
     rows = [compare(real, features(judge, images), study.seed, len(images)).query("metric == 'kid'").iloc[0] for images in sets.values()]
     return [dict(what=what, images=len(sets[what]), **r[['value', 'low', 'high']].astype(float)) for what, r in zip(sets, rows)]
 
-# %% ../nbs/07_speed.ipynb #99363fa2
+# %% ../nbs/07_speed.ipynb #0bf99c33
 def race_sampling(
     study: Study,
     one_by_one: int = 4,  # images of the stock way, each round
@@ -161,13 +163,14 @@ def race_sampling(
     "Seconds per image of both ways, from labels and seeds to PNGs on disk, as a dict; and their KID, from `sample_quality`."
     classes, guidance = study_patches(study).classes, min(g for g in study.profile.guidances if g > 1)
     rows, ours, theirs = sample_rows(classes, class_plan(classes, many), 'speed').sample(frac=1, random_state=0), load_pipeline(study), stock_pipeline(study)
+    grain = load_grain(study)
     with tempfile.TemporaryDirectory() as tmp:
         stock, fast = race(lambda: clock(lambda: stock_samples(theirs, rows[:one_by_one], guidance, Path(tmp)))/one_by_one,
-                           lambda: clock(lambda: our_samples(ours, rows, guidance, study))/many, rounds)
-    whole = torch.cat([_stock_batch(theirs, rows[i:i + 32], guidance) for i in range(0, many, 32)])
-    kids = sample_quality(study, {'stock': whole, 'ours': our_samples(ours, rows, guidance, study)})
+                           lambda: clock(lambda: our_samples(ours, grain, rows, guidance, study))/many, rounds)
+    whole = torch.cat([add_grain(_stock_batch(theirs, rows[i:i + 32], guidance), grain, rows.seed[i:i + 32]) for i in range(0, many, 32)])
+    kids = sample_quality(study, {'stock': whole, 'ours': our_samples(ours, grain, rows, guidance, study)})
     about = f'{type(theirs.scheduler).__name__} {STOCK_STEPS}, one by one, against {type(ours.scheduler).__name__} {study.profile.solver_steps}, guidance {guidance:g}'
-    return dict(what='sampling', about=about, stock=stock, ours=fast, memory=gpu_memory(lambda: our_samples(ours, rows, guidance, study))), kids
+    return dict(what='sampling', about=about, stock=stock, ours=fast, memory=gpu_memory(lambda: our_samples(ours, grain, rows, guidance, study))), kids
 
 # %% ../nbs/07_speed.ipynb #53c31f00
 def _stock_batch(pipe, rows, guidance) -> torch.Tensor:
@@ -206,7 +209,16 @@ def stock_step_seconds(
         optimizer.step(); optimizer.zero_grad()
     return seconds()
 
-# %% ../nbs/07_speed.ipynb #27572647
+# %% ../nbs/07_speed.ipynb #b30f253f
+def even_batch(
+    latents: torch.Tensor,  # 4 x N x C x h x w
+    labels: torch.Tensor,   # N class numbers
+    batch: int,
+):
+    "`denoiser_batch` with the same weight everywhere."
+    return denoiser_batch(latents, labels, torch.zeros_like(latents[:, :, :1]), torch.ones(latents.shape[2]), batch, 'speed')
+
+# %% ../nbs/07_speed.ipynb #22ccc4c5
 def race_training(
     study: Study,
     steps: int = 9,
@@ -215,10 +227,10 @@ def race_training(
     "Seconds per step of the denoiser's training both ways, a dict; on a GPU another for ours compiled."
     p, vae, fold = study.profile, load_autoencoder(study), training_fold(study)
     some = fold.take(np.resize(np.flatnonzero(fold.labels > 0), 8*p.ldm_batch))
-    batch = denoiser_batch(torch.stack([encode(vae, x) for x in flips(some.images)]), some.labels, p.ldm_batch, 'speed')
+    batch = even_batch(torch.stack([encode(vae, x) for x in flips(some.images)]), some.labels, p.ldm_batch)
     rest = [b.to(process().device) for b in batch(1)[1:]]
     def on_the_way(net, x, y):
-        with torch.no_grad(): latents = vae.encode(x).latent*vae.config.scaling_factor
+        with torch.no_grad(): latents = vae.encode(x).latent
         return denoiser_loss(net, latents, *rest)
     with tempfile.TemporaryDirectory() as tmp:
         loader, rows = picture_loader(some, Path(tmp), p.ldm_batch), []
@@ -268,7 +280,7 @@ def limit(
     if busy is not None and busy < .8: return 'launching kernels: the GPU waits'
     return 'memory: operations between the matrix products' if matrix < .5 else 'the size of the matrix products'
 
-# %% ../nbs/07_speed.ipynb #ed6e6473
+# %% ../nbs/07_speed.ipynb #b591fc39
 def training_usage(
     study: Study,
     seconds: float,  # of our training step
@@ -276,11 +288,11 @@ def training_usage(
     "The denoiser's step against the machine's matrix rate: operations, rate (of the step, per second), peak, share, matrix, busy."
     p = study.profile
     latents = torch.randn(4, p.ldm_batch, p.latents, p.px//4, p.px//4)
-    batch = denoiser_batch(latents, torch.arange(p.ldm_batch) % 6, p.ldm_batch, 'speed')
+    batch = even_batch(latents, torch.arange(p.ldm_batch) % 6, p.ldm_batch)
     used, peak = usage(make_denoiser(p).eval(), denoiser_loss, batch(1)), matrix_rate()
     return dict(**used, rate=used['operations']/seconds, peak=peak, share=used['operations']/seconds/peak)
 
-# %% ../nbs/07_speed.ipynb #1a8a51de
+# %% ../nbs/07_speed.ipynb #123e4667
 def race_fits(
     study: Study,
     steps: int = 60,
@@ -291,7 +303,8 @@ def race_fits(
     p, fold = study.profile, training_fold(study)
     some, classes = fold.take(np.resize(np.arange(len(fold)), 16*p.fit_batch)), len(fold.classes)
     short, look = replace(study, profile=replace(p, fit_steps=steps)), fold.take(range(8))
-    def ours(): return clock(lambda: [*fit_all(dict(some=some), [('some', s) for s in range(fits)], short, look, 'fits')])/(fits*steps)
+    def ours():
+        with tempfile.TemporaryDirectory() as new: return clock(lambda: [*fit_all(dict(some=some), [('some', s) for s in range(fits)], short, look, 'fits', Path(new))])/(fits*steps)
     with tempfile.TemporaryDirectory() as tmp:
         loader = picture_loader(some, Path(tmp), p.fit_batch)
         stock, fast = race(lambda: stock_step_seconds(make_classifier(p.classifier, classes), lambda net, x, y: cross_entropy(net(x), y), loader, max(steps//4, 3)), ours, rounds)
@@ -305,7 +318,7 @@ def study_costs(study: Study) -> pd.DataFrame:
     table = rows.groupby('stage').agg(pieces=('seconds', 'size'), seconds=('seconds', 'sum'), longest=('seconds', 'max'), hardware=('hardware', lambda h: ' and '.join(sorted(set(h)))))
     return table.reset_index()
 
-# %% ../nbs/07_speed.ipynb #c7d5c59d
+# %% ../nbs/07_speed.ipynb #b53f5a70
 def stage_jobs(
     images: int,   # real ones, a tenth of them defects; a fifth as many synthetic
     px: int,       # side of a patch
@@ -324,10 +337,10 @@ def stage_jobs(
     train_steps = lambda net, loss, batch: lambda: step_seconds(net, loss, batch, 3)
     return {
         'reading and splitting': lambda: prepare(next(again)),
-        'autoencoder step': train_steps(make_autoencoder(p), autoencoder_loss, autoencoder_batch(fold, p, 0)),
+        'autoencoder step': train_steps(make_autoencoder(fold.images[:256], p.latents), autoencoder_loss, autoencoder_batch(fold, p.ae_batch, 0)),
         'encoding': lambda: encode(vae, fold.images),
-        'denoiser step': train_steps(make_denoiser(p).eval(), denoiser_loss, denoiser_batch(latents, fold.labels, p.ldm_batch, 0)),
-        'sampling to PNG': lambda: our_samples(pipe, rows, 2., big),
+        'denoiser step': train_steps(make_denoiser(p).eval(), denoiser_loss, even_batch(latents, fold.labels, p.ldm_batch)),
+        'sampling to PNG': lambda: our_samples(pipe, load_grain(small), rows, 2., big),
         'classifier step': train_steps(make_classifier(p.classifier, len(fold.classes)).train(), loss, classifier_batch(fold.images, fold.labels, p.fit_batch, 0)),
         'realism': lambda: compare(features(judge, fold.images), features(judge, synthetic), 0, resamples=20),
         'copies': lambda: nearest(synthetic, fold.images),
