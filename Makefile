@@ -30,7 +30,7 @@ test: $(READY)  ## what CI runs; the browser tests want Debian's chromium, which
 review: $(READY)  ## the page for three reviewers, or their score: NAME=study ANSWERS='a.json b.json c.json'
 	@$(BIN)/weldsynth review $(if $(ANSWERS),score,export) '$(NAME)' $(ANSWERS)
 
-soak: $(READY)  ## the long variants of the tests
+soak: $(READY)  ## the long variants of the tests; their figures go to nbs/reliability.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak -s
 
 lab: $(READY)  ## the notebooks, to read and run

@@ -1,8 +1,6 @@
 """kill -9 and a full disk, at many moments of a study: what is made after it is made again is the same, byte for byte."""
 import os, shutil, time
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -26,12 +24,14 @@ CHAPTERS = ('04_eval', '02_ldm')
 
 def pages(study):
     "Two small chapters, executed and rendered."
-    nbs = study.path.parent/'nbs'
-    if not nbs.exists():
-        nbs.mkdir()
-        for c in CHAPTERS: nbformat.write(v4.new_notebook(cells=PAGE), nbs/f'{c}.ipynb')
-    execute(study, nbs, CHAPTERS)
+    execute(study, study.path.parent/'nbs', CHAPTERS)
     render(study, CHAPTERS)
+
+
+def with_chapters(folder):
+    (folder/'nbs').mkdir(parents=True)
+    for c in CHAPTERS: nbformat.write(v4.new_notebook(cells=PAGE), folder/'nbs'/f'{c}.ipynb')
+    return folder
 
 
 def verdict(study): open_test(study), recommend(study)
@@ -46,7 +46,7 @@ BEFORE = {'autoencoder': prepare, 'denoiser': train_autoencoder, 'sampling': swe
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     "Makes a study that was never interrupted, stage by stage, each in a process of its own; stage -> the folder before it, what there is after it, its seconds, and how often it wrote: kind of call -> count."
-    root, made = tmp_path_factory.mktemp('whole'), {}
+    root, made = with_chapters(tmp_path_factory.mktemp('whole')), {}
     os.environ['OMP_NUM_THREADS'] = '1'
     def upto(stage):
         for s in [*STAGES][len(made):[*STAGES].index(stage) + 1]:
@@ -66,6 +66,7 @@ def survives(whole, tmp_path, stage, **fault):
     "A fault in `stage`, then the same command again: returns how the first ended, and whether what is there afterwards is that of the study that was never interrupted."
     told, study = whole(stage), Study('one', tmp_path/stage/'one', TINY)
     shutil.rmtree(tmp_path/stage, ignore_errors=True)
+    with_chapters(study.path.parent)
     shutil.copytree(told['before'], study.path)
     earlier = state(study.path)
     work = lambda: STAGES[stage][0](study)
@@ -128,7 +129,7 @@ def test_killed_at_many_moments(whole, tmp_path):
 def test_a_study_that_is_killed_again_and_again(whole, tmp_path):
     "One study from its data to its pages, killed at random moments of its whole course, resumed each time; then compared."
     [*_, last] = STAGES
-    told, study, dice, kills = whole(last), Study('one', tmp_path/'chain'/'one', TINY), np.random.default_rng(1), 0
+    told, study, dice, kills = whole(last), Study('one', with_chapters(tmp_path/'chain')/'one', TINY), np.random.default_rng(1), 0
     work = lambda: (recommend(study), pages(study))
     while (end := child(work, tmp_path, kill_after=.5 + 6*float(dice.random()))['end']) == 'killed' and kills < 200: kills += 1
     assert end == 'done' and kills >= 5, (end, kills)
