@@ -1,5 +1,5 @@
 """Speed: that what is measured is sane and kept. How fast anything is, is never asserted."""
-import json, math, shutil
+import json, math
 
 import numpy as np
 import pandas as pd
@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from weldsynth import cli, report, speed
-from weldsynth.core import PROFILES, Artefact, Study
+from weldsynth.core import PROFILES, Study
 from weldsynth.data import training_fold
-from weldsynth.ldm import train_denoiser
+from weldsynth.ldm import load_pipeline, train_denoiser
 
 
 @pytest.fixture(scope='module')
@@ -85,13 +85,9 @@ def test_exponents_are_found_and_what_grows_too_fast_is_named(entry):
     assert 'all pairs: time grows with images' in speed.summary(entry) and 'KID, stock' in speed.summary(entry)
 
 
-def test_the_stock_pipeline_takes_ddim_where_it_is_defined(study, tmp_path, monkeypatch):
-    shutil.copytree(train_denoiser(study).path/'pipeline', tmp_path/'pipeline')
-    config = tmp_path/'pipeline'/'scheduler'/'scheduler_config.json'
-    monkeypatch.setattr(speed, 'train_denoiser', lambda study: Artefact(tmp_path, ''))
-    for kind, expected in (('v_prediction', True), ('flow_prediction', False)):
-        config.write_text(json.dumps(json.loads(config.read_text()) | dict(prediction_type=kind, use_flow_sigmas=kind == 'flow_prediction')))
-        assert isinstance(speed.stock_pipeline(study).scheduler, DDIMScheduler) == expected
+def test_the_stock_pipeline_samples_with_ddim_on_the_same_schedule(study):
+    stock, ours = speed.stock_pipeline(study).scheduler, load_pipeline(study).scheduler
+    assert isinstance(stock, DDIMScheduler) and stock.config.prediction_type == 'v_prediction' and torch.equal(stock.alphas_cumprod, ours.alphas_cumprod)
 
 
 def test_the_stock_loader_gives_the_patches(study, tmp_path):
