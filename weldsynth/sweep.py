@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['REAL_FRACTIONS', 'score_sets', 'recipe', 'sweep_guidance', 'best_of', 'real_defects', 'all_samples',
-           'synthetic_patches', 'sweep_share', 'picked', 'fraction_sets', 'learning_curve', 'real_equivalents']
+           'synthetic_patches', 'sweep_share', 'picked', 'fraction_sets', 'learn_from_parts', 'learning_curve',
+           'real_equivalents']
 
 # %% ../nbs/03a_sweep.ipynb #a6113efc
 import json
 from pathlib import Path
 
-# %% ../nbs/03a_sweep.ipynb #5e55854e
+# %% ../nbs/03a_sweep.ipynb #67fc6fdb
 import numpy as np, pandas as pd, seaborn as sns
+from safetensors.torch import load_file, save_file
 from sklearn.isotonic import IsotonicRegression
 
 # %% ../nbs/03a_sweep.ipynb #31e50368
@@ -21,12 +23,13 @@ from .core import ARM_COLOURS, Artefact, Study, open_study, show, show_table
 from .data import PatchSet, prepare, study_patches, training_fold
 from .sample import draw_samples, first_of_each, load_samples
 
-# %% ../nbs/03a_sweep.ipynb #b8ed2ae8
+# %% ../nbs/03a_sweep.ipynb #fe73bbfa
 def score_sets(
     study: Study,
     sets: dict,   # name -> PatchSet to train on
     what: str,    # for the progress bar
     resume: Path, # where fits are kept
+    calls: dict = None,  # gets what each fit calls the validation patches: 'set/seed' -> N class numbers
 ) -> pd.DataFrame:
     "Macro F1 on the validation fold of each set and sweep seed: columns set, seed, f1."
     validation, rows = study_patches(study).fold('validation'), []
@@ -34,6 +37,7 @@ def score_sets(
     for name, s, _, probs in fit_all(sets, jobs, study, validation, what, resume):
         called = decide(probs, choose_threshold(probs, validation.labels))
         rows.append((name, s, macro_f1(validation.labels, called, len(validation.classes))))
+        if calls is not None: calls[f'{name}/{s}'] = called
     return pd.DataFrame(rows, columns=['set', 'seed', 'f1']).sort_values(['set', 'seed'], ignore_index=True)
 
 # %% ../nbs/03a_sweep.ipynb #a4b3e62c
@@ -116,19 +120,23 @@ def fraction_sets(
     return {(fraction, 'real'): real, (fraction, 'real+synthetic'): real + synthetic,
             (fraction, 'real-repeated'): real + repeated(real, n, study.seed), (fraction, 'real-augmented'): real + augmented(real, n, study.seed)}
 
-# %% ../nbs/03a_sweep.ipynb #e9a14191
-def learning_curve(study: Study) -> pd.DataFrame:
-    "Macro F1 on validation for parts of the real defects: columns fraction, defects_per_class, arm, seed, f1."
+# %% ../nbs/03a_sweep.ipynb #26bb46c1
+def learn_from_parts(study: Study) -> Artefact:
+    "The artefact with `curve.csv`, macro F1 on validation for parts of the real defects (fraction, defects_per_class, arm, seed, f1), and `calls.safetensors`, each fit's class numbers."
     p, source = study.profile, prepare(study)
     samples = {f: all_samples(study, fraction=f) for f in (*p.fractions, 1.)}
     def build(folder):
-        sets = {k: s for f in REAL_FRACTIONS for k, s in fraction_sets(study, f, samples.get(f)).items()}
-        rows = score_sets(study, {json.dumps(k): s for k, s in sets.items()}, 'learning curve', folder/'resume')
+        sets, calls = {k: s for f in REAL_FRACTIONS for k, s in fraction_sets(study, f, samples.get(f)).items()}, {}
+        rows = score_sets(study, {json.dumps(k): s for k, s in sets.items()}, 'learning curve', folder/'resume', calls)
         rows[['fraction', 'arm']] = [json.loads(k) for k in rows.set]
         size = {f: (training_fold(study, f).table.label != 'clean').sum()/(len(study_patches(study).classes) - 1) for f in REAL_FRACTIONS}
         rows.assign(defects_per_class=rows.fraction.map(size))[['fraction', 'defects_per_class', 'arm', 'seed', 'f1']].to_csv(folder/'curve.csv', index=False)
-    made = study.make('eval/learning', 'classify controls sweep', build, [source, *samples.values()], shared=True, seeds=p.sweep_seeds, n=p.synthetics, **recipe(study))
-    return pd.read_csv(made.path/'curve.csv')
+        save_file(calls, folder/'calls.safetensors')
+    return study.make('eval/learning', 'classify controls sweep', build, [source, *samples.values()], shared=True, seeds=p.sweep_seeds, n=p.synthetics, **recipe(study))
+
+def learning_curve(study: Study) -> pd.DataFrame:
+    "Macro F1 on validation for parts of the real defects: columns fraction, defects_per_class, arm, seed, f1."
+    return pd.read_csv(learn_from_parts(study).path/'curve.csv')
 
 # %% ../nbs/03a_sweep.ipynb #94f544cc
 def real_equivalents(
