@@ -32,9 +32,9 @@ from pygments.lexers import PythonLexer
 from .classify import cores
 from .core import Study, StudyError, disk, part_of, progress, write_atomic
 
-# %% ../nbs/05_report.ipynb #bbf021ad
+# %% ../nbs/05_report.ipynb #da3de67e
 CHAPTERS = ('04_eval', '01_data', '01a_simulate', '01b_check', '02_ldm', '03_sample', '03a_classify', '03a_controls', '03a_sweep',
-            '03b_quality', '03c_stress', '03d_arms', '03e_stats', '03ea_review', '03f_verdict', '08_case_gdxray')
+            '03b_quality', '03c_stress', '03d_arms', '03e_stats', '03ea_review', '03f_verdict', '08_case_gdxray', '09_reliability')
 CASES = {'08_case_gdxray'}
 
 # %% ../nbs/05_report.ipynb #fab2f500
