@@ -9,9 +9,9 @@ __all__ = ['PROFILES', 'RULE', 'PATIENCE', 'ARM_COLOURS', 'StudyError', 'Profile
            'sweep', 'part_of', 'write_atomic', 'keep', 'kept', 'deferred_signals', 'open_study', 'find_study',
            'progress', 'inert', 'show', 'markdown_table', 'show_table', 'patch_rows']
 
-# %% ../nbs/00_core.ipynb #872cf6b2
+# %% ../nbs/00_core.ipynb #b986b730
 import ast, errno, fcntl, hashlib, html, io, json, os, platform, re, shutil, signal, socket, sys, tempfile, threading, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -345,7 +345,7 @@ def write_atomic(
             f.write(text); f.flush(); os.fsync(f.fileno())
         part.replace(file)
 
-# %% ../nbs/00_core.ipynb #fafacb47
+# %% ../nbs/00_core.ipynb #472c6c04
 @patch
 @contextmanager
 def alone(self: Study):
@@ -353,9 +353,8 @@ def alone(self: Study):
     mine = os.environ.get('WELDSYNTH_RUN', '').split(os.pathsep)
     if str(self.path) in mine or not process().is_main_process: return (yield)
     self.path.mkdir(parents=True, exist_ok=True)
-    lock = self.path/'.lock'
-    lock.touch()
-    with held(lock, wait='IN_TEST' in os.environ) as got:  # nbdev_test runs notebooks side by side
+    (lock := self.path/'.lock').touch()
+    with disk(self.path), held(lock, wait='IN_TEST' in os.environ) as got:  # nbdev_test runs notebooks side by side
         if not got: raise StudyError(f"study '{self.name}' is being made by {lock.read_text().strip() or 'another process'}: wait for it or end it (to read what is finished nothing needs to be made)")
         lock.write_text(f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%Y-%m-%d %H:%M:%S")}')
         os.environ['WELDSYNTH_RUN'] = os.pathsep.join([*filter(None, mine), str(self.path)])
@@ -412,7 +411,7 @@ def _flush(folder: Path):
         try: os.fsync(fd)
         finally: os.close(fd)
 
-# %% ../nbs/00_core.ipynb #819fb6c0
+# %% ../nbs/00_core.ipynb #aa3cbf31
 @contextmanager
 def _begun(study: Study, part: Path):
     "Holds `part`, empty but for `resume`, and yields the seconds that went into it before. What cannot be taken up again is removed at the end."
@@ -428,7 +427,8 @@ def _begun(study: Study, part: Path):
         if process().num_processes > 1: clock.parent.mkdir(exist_ok=True)  # the others look for it
         try: yield before
         finally:
-            if clock.parent.is_dir(): clock.write_text(f'{before + time.perf_counter() - start:.1f}')
+            if clock.parent.is_dir():
+                with suppress(OSError): clock.write_text(f'{before + time.perf_counter() - start:.1f}')
             else: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #585dab86

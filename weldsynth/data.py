@@ -381,7 +381,7 @@ def _patches(fn, rows: pd.DataFrame, tell, what: str) -> tuple:
     _usable(tell, _uniform(made, rows.label) if made else [])
     return made, rows
 
-# %% ../nbs/01_data.ipynb #b08a7d9a
+# %% ../nbs/01_data.ipynb #c4f2185d
 SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 
 def folder_problems(
@@ -394,7 +394,8 @@ def folder_problems(
     for f in images:
         if len(f.parts) == 1: yield Problem(str(f), 'lies outside the class folders', 'move it into the folder of its class')
     if not any(len(f.parts) > 1 for f in images): return (yield Problem(root.name, 'has no images in class folders', 'put PNG, TIFF, JPEG or DICOM files into one sub-folder per class'))
-    others = pd.Series([str(f) for f in files if f not in set(images)], dtype=str)
+    known = set(images)
+    others = pd.Series([str(f) for f in files if f not in known], dtype=str)
     for suffix, some in others.groupby(others.map(lambda f: PurePosixPath(f).suffix.lower() or 'no suffix')): yield Problem(some.iloc[0], f"is not read ({len(some)} file{'s'*(len(some) > 1)} with {suffix})", 'save images as PNG, TIFF, JPEG or DICOM under the suffix of their kind', False)
     for d in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.')):
         if not any(f.parts[0] == d.name for f in images): yield Problem(d.name, 'is a class folder without images', 'fill or remove it')

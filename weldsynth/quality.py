@@ -195,7 +195,7 @@ def whitening(
     spread, directions = torch.linalg.eigh(power)
     return directions*(spread.clamp(min=0) + floor/len(power)).rsqrt()
 
-# %% ../nbs/03b_quality.ipynb #e7d08c64
+# %% ../nbs/03b_quality.ipynb #9c82f91d
 def nearest(
     query: torch.Tensor,  # uint8, N x 1 x H x W
     base: torch.Tensor,   # uint8, M x 1 x H x W
@@ -204,10 +204,9 @@ def nearest(
     small, known = reduced(base), {x.numpy().tobytes() for mirrored in flips(base) for x in mirrored}
     white = whitening(small)
     project = lambda x: normalize(x.flatten(1) @ white)
-    q, alike, row = project(reduced(query)), torch.full((len(query),), -2.), torch.zeros(len(query), dtype=torch.long)
-    for mirrored in flips(small):
-        best, which = (q @ project(mirrored).T).max(1)
-        row, alike = torch.where(best > alike, which, row), torch.maximum(best, alike)
+    there = project(small).T
+    best = [torch.stack([project(mirrored) @ there for mirrored in flips(part)]).amax(0).max(1) for part in reduced(query).split(512)]
+    alike, row = (torch.cat(x) for x in zip(*best))
     return pd.DataFrame(dict(distance=1 - alike.numpy(), row=row.numpy(), exact=[x.numpy().tobytes() in known for x in query]))
 
 # %% ../nbs/03b_quality.ipynb #534e1271

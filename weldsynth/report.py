@@ -28,13 +28,12 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-# %% ../nbs/05_report.ipynb #cdd2e488
-from .classify import cores
-from .core import Study, StudyError, disk, part_of, progress, write_atomic
+# %% ../nbs/05_report.ipynb #ad19ec5d
+from .core import Study, StudyError, cores, disk, part_of, progress, write_atomic
 
 # %% ../nbs/05_report.ipynb #1d8500f1
 CHAPTERS = ('04_eval', '01_data', '01a_simulate', '01b_check', '01c_grain', '02_ldm', '03_sample', '03a_classify', '03a_controls', '03a_sweep',
-            '03b_quality', '03c_stress', '03d_arms', '03e_stats', '03ea_review', '03f_verdict', '07_speed', '08_case_gdxray')
+            '03b_quality', '03c_stress', '03d_arms', '03e_stats', '03ea_review', '03f_verdict', '07_speed', '08_case_gdxray', '09_reliability')
 CASES = {'08_case_gdxray'}
 
 # %% ../nbs/05_report.ipynb #fab2f500
