@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from weldsynth import classify, core, ldm, sample
 from weldsynth.core import Study, StudyError, choose_profile, file_hashes, kept, write_atomic
 from weldsynth.data import prepare, study_patches
-from weldsynth.ldm import load_pipeline, train, train_autoencoder, train_denoiser
+from weldsynth.ldm import load_grain, load_pipeline, train, train_autoencoder, train_denoiser
 from weldsynth.sample import draw_samples
 from weldsynth.sweep import sweep_guidance
 
@@ -85,7 +85,7 @@ def test_a_damaged_checkpoint_is_passed_over(whole, study, monkeypatch, capsys):
 
 def test_sampling_goes_on_with_the_next_batch(whole, study, monkeypatch):
     prepare(study), train_denoiser(study)
-    small = lambda patch: patch.setattr(sample, 'draw_batches', lambda pipe, rows, g, s, batch, resume, real=sample.draw_batches: real(pipe, rows, g, s, 5, resume))
+    small = lambda patch: patch.setattr(sample, 'draw_batches', lambda pipe, grain, rows, g, s, batch, resume, real=sample.draw_batches: real(pipe, grain, rows, g, s, 5, resume))
     with monkeypatch.context() as patch:
         small(patch)
         calls = dies_at(patch, sample, 'generate', 3)
@@ -241,12 +241,12 @@ def test_a_gradient_that_is_no_number_is_found(tmp_path):
 
 def test_samples_that_are_no_numbers_are_named(whole, monkeypatch):
     pipe = load_pipeline(whole)
-    real = type(pipe).__call__
-    def broken(self, **options):
-        out = real(self, **options)
-        out.images[1, 0, 0] = np.nan
+    real = pipe.vae.decode
+    def broken(x):
+        out = real(x)
+        out.sample[1, 0, 0] = np.nan
         return out
-    monkeypatch.setattr(type(pipe), '__call__', broken)
+    monkeypatch.setattr(pipe.vae, 'decode', broken)
     with pytest.raises(StudyError, match='the image of class crack with seed 6 has values that are no finite numbers'): ldm.draw(pipe, [pipe.labels['crack']]*2, [5, 6], 1.5, 2)
 
 
@@ -281,15 +281,15 @@ def test_the_denoiser_in_pieces_has_the_same_curve(whole, study, monkeypatch):
     assert np.allclose(*curves, rtol=1e-4)
 
 
-def test_samples_that_do_not_fit_are_drawn_in_halves(whole, monkeypatch):
-    pipe, real = load_pipeline(whole), ldm.draw
+def test_samples_that_do_not_fit_are_drawn_in_halves(whole, tmp_path, monkeypatch):
+    pipe, grain, real = load_pipeline(whole), load_grain(whole), sample.generate
     rows = sample.sample_rows(study_patches(whole).classes, dict(crack=6, porosity=5), 0)
-    def small(pipe, labels, *rest):
+    def small(pipe, grain, labels, *rest):
         if len(labels) > 3: raise torch.OutOfMemoryError
-        return real(pipe, labels, *rest)
-    at_once = sample.generate(pipe, rows.number.tolist(), rows.seed.tolist(), 1.5, 2)
-    monkeypatch.setattr(sample, 'draw', small)
-    pieces = sample.draw_batches(pipe, rows, 1.5, 2, 128, whole.path/'somewhere')
+        return real(pipe, grain, labels, *rest)
+    at_once = real(pipe, grain, rows.number.tolist(), rows.seed.tolist(), 1.5, 2)
+    monkeypatch.setattr(sample, 'generate', small)
+    pieces = sample.draw_batches(pipe, grain, rows, 1.5, 2, 128, tmp_path)
     assert (pieces.int() - at_once.int()).abs().max() <= 2, 'to within rounding'
 
 

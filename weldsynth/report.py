@@ -57,7 +57,7 @@ class _ThisPython(AsyncKernelManager):
 
 _kernels = WeakSet()
 
-# %% ../nbs/05_report.ipynb #65f201a5
+# %% ../nbs/05_report.ipynb #fa6f5fe9
 def execute_one(
     notebook: Path,    # what to run; it is not changed
     copy: Path,        # where the executed copy is to be
@@ -74,7 +74,8 @@ def execute_one(
         except papermill.PapermillExecutionError as e:
             reason = ' '.join(e.evalue.split()) if e.ename == 'StudyError' else f'{e.ename}: {e.evalue}'.strip().splitlines()[-1].strip()
         except DeadKernelError: reason = 'its process ended (out of memory?)'
-        finally: (part/copy.name).replace(copy)
+        finally:
+            if (part/copy.name).exists(): (part/copy.name).replace(copy)
     raise StudyError(f'notebook {notebook.name} failed: {reason}')
 
 # %% ../nbs/05_report.ipynb #5db55e94
