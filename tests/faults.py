@@ -3,6 +3,7 @@ import builtins, errno, io, json, os, resource, signal, sys, time, traceback
 from pathlib import Path
 
 import safetensors.torch
+from joblib.externals.loky import reusable_executor
 
 from weldsynth.core import StudyError, file_hash, hardware, versions
 
@@ -97,6 +98,7 @@ def child(work, root, kill_after=None, **fault):
         try:
             sys.stderr = open(os.devnull, 'w')
             os.dup2(sys.stderr.fileno(), 2)
+            reusable_executor._executor = None  # a fork has none of the parent's threads, and workers of its own
             injector = Injector(root, report=tell, **fault).install()
             tell(dict(began=True))
             work()
