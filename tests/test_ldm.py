@@ -50,7 +50,7 @@ def test_diffusers_alone_loads_the_pipeline_in_a_process_of_its_own(study, tmp_p
 def test_two_processes_train_the_same_network(study, tmp_path):
     launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '-m', 'weldsynth', 'train', '--name', 'shared', '--profile', 'fixture']
     environment = dict(os.environ, WELDSYNTH_HOME=str(tmp_path), OMP_NUM_THREADS='1')
-    subprocess.run(launch, check=True, env=environment, timeout=300)
+    subprocess.run(launch, check=True, env=environment, timeout=900)
     two = next((tmp_path/'studies'/'shared'/'ldm').glob('denoiser-*'))
     assert json.loads((two/'artefact.json').read_text())['processes'] == 2
     curves = [pd.read_csv(folder/'loss.csv').loss for folder in (train_denoiser(study).path, two)]
