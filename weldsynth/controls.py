@@ -14,9 +14,10 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import gaussian_blur
 
-# %% ../nbs/03a_controls.ipynb #bbf2d140
+# %% ../nbs/03a_controls.ipynb #7f6b5ac3
 from .core import numpy_stream, open_study, patch_rows, show, stream_seed, torch_stream
 from .data import PatchSet, study_patches, window
+from .grain import digitised, grey_levels
 from .ldm import mirrored
 from .sample import class_plan
 
@@ -42,7 +43,7 @@ def strong_augmentation(
         v2.RandomApply([v2.GaussianBlur(3, (.2, 1.))], .3), v2.RandomApply([v2.GaussianNoise(sigma=.04)], .3),
         v2.ColorJitter(brightness=.2, contrast=.3)])
 
-# %% ../nbs/03a_controls.ipynb #ba3f4ddd
+# %% ../nbs/03a_controls.ipynb #65c61fb1
 def augmented(
     real: PatchSet,  # a training fold
     n: int,
@@ -54,7 +55,7 @@ def augmented(
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed('augmentation', seed))
         images = torch.stack([transform(x) for x in wide])
-    return replace(base, images=window(mirrored(images, torch_stream('augmentation', seed))), masks=None)
+    return replace(base, images=window(digitised(mirrored(images, torch_stream('augmentation', seed)), grey_levels(base.images))), masks=None)
 
 # %% ../nbs/03a_controls.ipynb #83eccb1f
 def flaw_layers(
@@ -67,7 +68,7 @@ def flaw_layers(
     background = gaussian_blur(x*around, side)/gaussian_blur(around, side).clamp(min=1e-3)
     return (x - background)*gaussian_blur(1 - around, 3)
 
-# %% ../nbs/03a_controls.ipynb #8f7114ef
+# %% ../nbs/03a_controls.ipynb #9b518df3
 def cut_paste(
     real: PatchSet,  # a training fold; its masks may be missing for some classes
     n: int,
@@ -78,6 +79,6 @@ def cut_paste(
     has = set(real.table.label[masked])
     base = repeated(real.take(masked | ~real.table.label.isin(has).to_numpy()), n, seed)
     paste, clean = base.table.label.isin(has).to_numpy(), real.of('clean')
-    onto = clean.images[numpy_stream('paste', seed).integers(len(clean), size=n)].float()
+    onto = clean.images[numpy_stream('paste', seed).integers(len(clean), size=n)]
     layers = mirrored(flaw_layers(base.images, base.masks), torch_stream('paste', seed))
-    return replace(base, images=torch.where(torch.from_numpy(paste).view(-1, 1, 1, 1), window(onto + layers), base.images), masks=None)
+    return replace(base, images=torch.where(torch.tensor(paste).view(-1, 1, 1, 1), window(digitised(onto + layers, grey_levels(onto))), base.images), masks=None)

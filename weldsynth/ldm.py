@@ -27,10 +27,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import avg_pool2d, max_pool2d, pixel_unshuffle
 
-# %% ../nbs/02_ldm.ipynb #330a9a4f
+# %% ../nbs/02_ldm.ipynb #c840c62f
 from .core import Artefact, Profile, Study, StudyError, deferred_signals, keep, kept, meet, open_study, patch_rows, process, progress, show, show_table, stream_seed, tell, torch_stream
 from .data import PatchSet, balanced_rows, prepare, study_patches, training_fold
-from .grain import grain_profiles
+from .grain import Grain, measure_grain
 
 # %% ../nbs/02_ldm.ipynb #4bbb4c4e
 class Objective(torch.nn.Module):
@@ -330,7 +330,7 @@ def seeded_weights(
         torch.manual_seed(stream_seed(purpose, seed))
         return make()
 
-# %% ../nbs/02_ldm.ipynb #16e912b6
+# %% ../nbs/02_ldm.ipynb #aaa52ac0
 def train_autoencoder(
     study: Study,
     fraction: float = 1.,  # of the real defects to learn from
@@ -344,7 +344,7 @@ def train_autoencoder(
         spread = whiten(net, some)
         if process().is_main_process:
             net.save_pretrained(folder/'vae', safe_serialization=True)
-            save_file(dict(spread=spread, grain=grain_profiles(some)), folder/'known.safetensors')
+            save_file(dict(spread=spread, **measure_grain(some)._asdict()), folder/'known.safetensors')
             curve.to_csv(folder/'loss.csv', index=False)
     return study.make('ldm/autoencoder', 'grain ldm', build, [source], shared=True, seed=study.seed, fraction=fraction, latents=p.latents, steps=p.ae_steps, batch=p.ae_batch)
 
@@ -368,13 +368,14 @@ def load_autoencoder(
     net.register_to_config(_name_or_path='vae')  # not where the study lies: what is saved of it would differ from place to place
     return net.eval().requires_grad_(False).to(process().device)
 
-# %% ../nbs/02_ldm.ipynb #d5889f94
+# %% ../nbs/02_ldm.ipynb #8af18fb1
 def load_grain(
     study: Study,
     fraction: float = 1.,  # of the real defects that the autoencoder learnt from
-) -> torch.Tensor:
-    "The [grain profiles](01c_grain.ipynb) of real patches, for `add_grain`."
-    return load_file(train_autoencoder(study, fraction).path/'known.safetensors')['grain']
+) -> Grain:
+    "The [grain](01c_grain.ipynb) of real patches, for `add_grain`."
+    known = load_file(train_autoencoder(study, fraction).path/'known.safetensors')
+    return Grain(known['power'], known['greys'])
 
 # %% ../nbs/02_ldm.ipynb #fd7a0f7f
 def psnr(

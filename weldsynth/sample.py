@@ -19,10 +19,10 @@ from diffusers import DiTPipeline
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-# %% ../nbs/03_sample.ipynb #89e89e56
+# %% ../nbs/03_sample.ipynb #be4401b8
 from .core import Artefact, Study, StudyError, cores, file_hash, keep, kept, meet, open_study, patch_rows, process, progress, show, show_table, stream_seed, tell
 from .data import PatchSet, read_grey, read_picture, study_patches
-from .grain import add_grain
+from .grain import Grain, add_grain
 from .ldm import draw, load_grain, load_pipeline, train_denoiser
 
 # %% ../nbs/03_sample.ipynb #fe6e0601
@@ -44,18 +44,18 @@ def sample_rows(
     rows = [(f'{label}/{i:05d}.png', label, classes.index(label), stream_seed('sample', seed, label, i)) for label, n in plan.items() for i in range(n)]
     return pd.DataFrame(rows, columns=['image', 'label', 'number', 'seed'])
 
-# %% ../nbs/03_sample.ipynb #d15742d1
+# %% ../nbs/03_sample.ipynb #f1617f8f
 PIECE = 32  # images that a core draws at a time
 
 def generate(
     pipe: DiTPipeline,
-    grain: torch.Tensor, # profiles, from `load_grain`
+    grain: Grain,        # of real patches, from `load_grain`
     labels: list,        # class numbers
     seeds: list,         # one per image
     guidance: float,     # guidance scale; 1 is none
     steps: int,          # solver steps
 ) -> torch.Tensor:
-    "Images for `labels` and `seeds`, drawn together on a GPU and piece by piece on a CPU, with grain, windowed as real ones are; uint8, N x 1 x H x W."
+    "Images for `labels` and `seeds`, drawn together on a GPU and piece by piece on a CPU, with grain, digitised and windowed as real ones are; uint8, N x 1 x H x W."
     on_cpu, threads = pipe.device.type == 'cpu', torch.get_num_threads()
     def piece(labels, seeds):
         if on_cpu: torch.set_num_threads(1)
@@ -118,10 +118,10 @@ def in_halves(
     tell(f'out of memory: batches of {len(lists[0])} are drawn in halves')
     return torch.cat([in_halves(f, *(x[:half] for x in lists)), in_halves(f, *(x[half:] for x in lists))])
 
-# %% ../nbs/03_sample.ipynb #5cd87e69
+# %% ../nbs/03_sample.ipynb #65be4cfd
 def draw_batches(
     pipe: DiTPipeline,
-    grain: torch.Tensor, # profiles, from `load_grain`
+    grain: Grain,        # of real patches, from `load_grain`
     rows: pd.DataFrame,  # from `sample_rows`
     guidance: float,
     steps: int,

@@ -27,11 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-# %% ../nbs/07_speed.ipynb #ff499699
+# %% ../nbs/07_speed.ipynb #a1f5b6ec
 from .classify import classifier_batch, fit_all, make_classifier
 from .core import PROFILES, Study, checkout, hardware, open_study, process, progress, show, show_table, versions, write_atomic
 from .data import PatchSet, prepare, study_patches, training_fold
-from .grain import add_grain
+from .grain import Grain, add_grain
 from .ldm import (autoencoder_batch, autoencoder_loss, denoiser_batch, denoiser_loss, encode, flips, load_autoencoder, load_grain, load_pipeline,
                            make_autoencoder, make_denoiser, train, train_denoiser)
 from .quality import compare, features, load_judge, nearest, probe_auc, train_judges
@@ -126,10 +126,10 @@ def stock_samples(
         image = pipe(class_labels=[r.number], generator=torch.Generator().manual_seed(r.seed), guidance_scale=guidance, num_inference_steps=STOCK_STEPS).images[0]
         image.save(folder/f'{i}.png')
 
-# %% ../nbs/07_speed.ipynb #4befec86
+# %% ../nbs/07_speed.ipynb #d21b4e9b
 def our_samples(
     pipe: DiTPipeline,
-    grain: torch.Tensor, # profiles, from `load_grain`
+    grain: Grain,        # of real patches, from `load_grain`
     rows: pd.DataFrame,  # from `sample_rows`
     guidance: float,
     study: Study,        # solver_steps and sample_batch of its profile
@@ -153,14 +153,15 @@ def sample_quality(
     rows = [compare(real, features(judge, images), study.seed, len(images)).query("metric == 'kid'").iloc[0] for images in sets.values()]
     return [dict(what=what, images=len(sets[what]), **r[['value', 'low', 'high']].astype(float)) for what, r in zip(sets, rows)]
 
-# %% ../nbs/07_speed.ipynb #0bf99c33
+# %% ../nbs/07_speed.ipynb #1e02077e
 def race_sampling(
     study: Study,
     one_by_one: int = 4,  # images of the stock way, each round
     many: int = 256,      # ours, each round; and of both for the comparison by KID
     rounds: int = 3,
+    tries: tuple = (4, 6, 8, 20),  # other numbers of solver steps
 ) -> tuple:
-    "Seconds per image of both ways, from labels and seeds to PNGs on disk, as a dict; and their KID, from `sample_quality`."
+    "Seconds per image of both ways, from labels and seeds to PNGs on disk, as a dict; and, of both and of ours with other numbers of steps, KID from `sample_quality` and seconds per image."
     classes, guidance = study_patches(study).classes, min(g for g in study.profile.guidances if g > 1)
     rows, ours, theirs = sample_rows(classes, class_plan(classes, many), 'speed').sample(frac=1, random_state=0), load_pipeline(study), stock_pipeline(study)
     grain = load_grain(study)
@@ -168,7 +169,12 @@ def race_sampling(
         stock, fast = race(lambda: clock(lambda: stock_samples(theirs, rows[:one_by_one], guidance, Path(tmp)))/one_by_one,
                            lambda: clock(lambda: our_samples(ours, grain, rows, guidance, study))/many, rounds)
     whole = torch.cat([add_grain(_stock_batch(theirs, rows[i:i + 32], guidance), grain, rows.seed[i:i + 32]) for i in range(0, many, 32)])
-    kids = sample_quality(study, {'stock': whole, 'ours': our_samples(ours, grain, rows, guidance, study)})
+    sets, seconds = dict(stock=whole, ours=our_samples(ours, grain, rows, guidance, study)), dict(stock=stock, ours=fast)
+    for n in tries:
+        other, what, start = replace(study, profile=replace(study.profile, solver_steps=n)), f'ours, {n} steps', now()
+        sets[what] = our_samples(ours, grain, rows, guidance, other)
+        seconds[what] = (now() - start)/many
+    kids = [dict(**k, seconds=seconds[k['what']]) for k in sample_quality(study, sets)]
     about = f'{type(theirs.scheduler).__name__} {STOCK_STEPS}, one by one, against {type(ours.scheduler).__name__} {study.profile.solver_steps}, guidance {guidance:g}'
     return dict(what='sampling', about=about, stock=stock, ours=fast, memory=gpu_memory(lambda: our_samples(ours, grain, rows, guidance, study))), kids
 
@@ -435,14 +441,14 @@ def recorded() -> dict:
     file = checkout()/RECORD
     return json.loads(file.read_text()) if file.exists() else dict(cpu={}, gpu={})
 
-# %% ../nbs/07_speed.ipynb #75b2a1c3
+# %% ../nbs/07_speed.ipynb #6793088f
 def measure(
     study: Study,
     quick: bool = False,  # a few steps and images, to see it work
 ) -> dict:
     "All of this chapter on this machine: hardware, date, versions, threads, profile, races, quality, usage, study, growth."
     gpu = torch.cuda.is_available()
-    sampled, quality = race_sampling(study, *((2, 20, 1) if quick else (4, 2_000 if gpu else 256, 3)))
+    sampled, quality = race_sampling(study, *((2, 20, 1, (2,)) if quick else (4, 2_000 if gpu else 256, 3)))
     trained = race_training(study, *((4, 1) if quick else (60, 3) if gpu else (6, 2)))
     fitted = race_fits(study, *((6, 2, 1) if quick else (200, 10, 2) if gpu else (60, 8, 2)))
     grown = growth(1_600, 16, 800, (16, 32), (2, 1)) if quick else growth()
