@@ -66,7 +66,7 @@ class Profile:
     sweep_seeds: int = 1         # classifier seeds per value tried
     resamples: int = 10_000      # bootstrap resamples behind each interval
 
-# %% ../nbs/00_core.ipynb #f242da30
+# %% ../nbs/00_core.ipynb #171d7bda
 _profiles = (
     Profile('fixture', px=32, defects=300, cleans=300, plates=16, synthetics=40, ae_steps=20, ae_batch=16,
             heads=2, layers=2, ldm_steps=20, ldm_batch=16, solver_steps=4, synthetic_cleans=20, fit_steps=20, fit_batch=32, seeds=2,
@@ -74,7 +74,7 @@ _profiles = (
     Profile('smoke', px=32, defects=400, cleans=800, plates=16, synthetics=200, ae_steps=200,
             heads=2, layers=4, ldm_steps=300, solver_steps=8, synthetic_cleans=60, fit_steps=150, sweep_samples=100, shares=(.4, .8), resamples=2_000),
     Profile('demo'),
-    Profile('thorough', ldm_steps=4_500, seeds=6, guidances=(1.5, 2., 3.), shares=(.25, .5, 1., 2., 4.), fractions=(.1, .25), sweep_seeds=2),
+    Profile('thorough', ldm_steps=4_500, seeds=6, shares=(.25, .5, 1., 2., 4.), fractions=(.1, .25), sweep_seeds=2),
     Profile('full', px=96, defects=2_000, cleans=18_000, plates=80, synthetics=4_000, latents=8,
             ae_steps=3_000, ae_batch=128, heads=12, layers=12, ldm_steps=20_000, ldm_batch=256, ldm_lr=3e-4, generators=3, solver_steps=20, sample_batch=512,
             synthetic_cleans=4_000, classifier='resnet18', fit_steps=3_000, fit_batch=128, fit_lr=1e-3, seeds=10,
