@@ -121,7 +121,7 @@ def cli(home, *argv, **more):
     return subprocess.Popen([sys.executable, '-m', 'weldsynth', *argv], env=dict(os.environ, WELDSYNTH_HOME=str(home), OMP_NUM_THREADS='1', **more), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=600):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
