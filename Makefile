@@ -25,7 +25,7 @@ verify: $(READY)  ## are all hashes of a finished study right? NAME=x
 test: $(READY)  ## what CI runs; the browser tests want Debian's chromium, which is installed where that can be done
 	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && apt-get install -y -qq chromium > /dev/null; } || echo 'no chromium here: the browser tests are skipped'
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 1
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=2 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 review: $(READY)  ## the page for three reviewers, or their score: NAME=study ANSWERS='a.json b.json c.json'
 	@$(BIN)/weldsynth review $(if $(ANSWERS),score,export) '$(NAME)' $(ANSWERS)
