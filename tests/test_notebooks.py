@@ -46,7 +46,6 @@ def test_cells_have_ids_and_prose_comes_first(path):
 
 @pytest.mark.parametrize('chapter', CHAPTERS)
 def test_chapters_carry_the_outputs_of_a_reference_run(chapter):
-    if chapter == '07_speed' and not (ROOT/'nbs'/'speed.json').exists(): pytest.skip('no machine was measured yet: `make speed`')
     notebook = read(ROOT/'nbs'/f'{chapter}.ipynb')
     outputs = [o for c in notebook.cells if c.cell_type == 'code' for o in c.outputs]
     assert any('image/png' in o.get('data', {}) for o in outputs) and not [o for o in outputs if o.output_type == 'error' or o.get('name') == 'stderr']

@@ -179,6 +179,7 @@ def test_orders_differ_and_each_reviewer_goes_on_with_his_own(open_page, data):
         assert [a['item'] for a in found['answers']] == data['orders'][letter][:1] and found['reviewer'] == letter
         page.reload()
     page.wait_for_function("document.getElementById('who').innerText.split('1 of 138 answered').length == 4")
+    assert page.inner_text('#who').count('1 of 138 answered') == 3
 
 
 def test_undo_back_and_no_way_past_an_open_question(open_page, data):
