@@ -16,9 +16,10 @@ from weldsynth import quality
 from weldsynth.classify import make_classifier, probabilities
 from weldsynth.core import PROFILES, Study, StudyError
 from weldsynth.data import study_patches, training_fold, window
-from weldsynth.ldm import to_unit
+from weldsynth.ldm import flips, to_unit
 from weldsynth.quality import (LEAST_KEPT, Inception, audit_samples, compare, copy_threshold, features, filter_samples, filter_table, filter_thresholds, find_copies, flag_copies, frechet_distance, halves,
-                               judged, kid, load_judge, mean_and_range, nearest, no_nan, prdc, probe_auc, probe_features, radial_spectrum, train_judges, unseen_probabilities, usable_patches)
+                               judged, kid, load_judge, mean_and_range, nearest, no_nan, prdc, probe_auc, probe_features, radial_spectrum, reduced, train_judges, unseen_probabilities, usable_patches,
+                               whitening)
 from weldsynth.simulate import simulate
 from weldsynth.sweep import synthetic_patches
 
@@ -65,6 +66,19 @@ def test_planted_copies_are_caught_and_held_out_reals_are_not(plates):
         assert (found.row == np.arange(i*n, (i + 1)*n)).mean() > .99
     print(f'caught {caught}; {100*flagged:.2f} % of {len(rest)} held-out reals flagged')
     assert set(caught.values()) == {1.} and flagged <= .01
+
+
+def test_the_search_in_neighbourhoods_misses_no_near_one(plates):
+    "Against a comparison with all: the nearest twentieth is found as it is, and the rest is at most a little farther."
+    images, _ = plates
+    base, query = images[:2400], images[2400:]
+    small = reduced(base)
+    project = lambda x: torch.nn.functional.normalize(x.flatten(1) @ whitening(small))
+    true = 1 - torch.stack([project(x) @ project(small).T for x in flips(reduced(query))]).amax((0, 2)).numpy()
+    missed = nearest(query, base).distance.to_numpy() - true
+    print(f'{100*(missed > 1e-4).mean():.1f} % of the nearest are missed, by {missed.max():.3f} at most, of a median distance of {np.median(true):.3f}')
+    assert missed.min() > -1e-4 and (missed > 1e-4).mean() < .1
+    assert missed[true < np.quantile(true, .05)].max() < 1e-4
 
 
 def test_a_planted_fingerprint_is_caught_and_none_is_not(plates):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd, seaborn as sns, torch
 from safetensors.torch import load_file, save_file
 
-# %% ../nbs/03d_arms.ipynb #973da699
+# %% ../nbs/03d_arms.ipynb #2d691f56
 from .classify import choose_threshold, decide, fit_all, load_classifier, macro_f1, probabilities
 from .controls import augmented, cut_paste, repeated
 from .core import ARM_COLOURS, Artefact, Study, StudyError, digest, open_study, process, progress, show, show_table, write_atomic
@@ -25,7 +25,7 @@ from .data import PatchSet, prepare, study_patches
 from .ldm import load_autoencoder, reconstruct
 from .quality import filter_samples, train_judges, usable_patches
 from .sample import draw_samples, first_of_each, load_samples
-from .stress import CORRUPTIONS, corrupted, fgsm, stranger_auroc
+from .stress import disturbances, fgsm, stranger_auroc
 from .sweep import all_samples, picked, recipe
 
 # %% ../nbs/03d_arms.ipynb #8d2cef4a
@@ -162,7 +162,7 @@ def times_opened(study: Study) -> int:
     "How many plans the study's test fold was opened under."
     return len({e['plan'] for e in test_log(study) if e['event'] == 'opened'})
 
-# %% ../nbs/03d_arms.ipynb #eff73a1e
+# %% ../nbs/03d_arms.ipynb #22dce4e0
 def open_test(study: Study) -> Artefact:
     "The artefact with every fit's probabilities on the test fold and on held-out films, and `stress.csv` and `strangers.csv`: the one function that shows test images to a network."
     fits = fit_arms(study)
@@ -171,11 +171,12 @@ def open_test(study: Study) -> Artefact:
         ask_to_open(study, plan['hash'])
         patches = study_patches(study)
         folds = {f: patches.fold(f) for f in ('test', 'film') if (patches.table.fold == f).any()}
-        thresholds, probs, stressed, strange = json.loads((fits.path/'thresholds.json').read_text()), {}, [], []
+        thresholds, disturbed = json.loads((fits.path/'thresholds.json').read_text()), disturbances(folds['test'].images, study.seed)
+        probs, stressed, strange = {}, [], []
         for arm, s, net, threshold in progress(list(_fits(study, fits.path, thresholds)), 'predicting the test fold'):
             for fold, images in folds.items(): probs[f'{fold}/{arm}/{s}'] = probabilities(net, images.images)
             if s: continue
-            stressed += [(arm, s, *row) for row in stress(net, folds['test'], threshold, study.seed)]
+            stressed += [(arm, s, *row) for row in stress(net, folds['test'], disturbed, threshold)]
             strange += [(arm, s, *row) for row in stranger_auroc(net, folds['test'].images, study.seed).items()]
         save_file(probs, folder/'probabilities.safetensors')
         pd.DataFrame(stressed, columns=['arm', 'seed', 'kind', 'strength', 'macro_f1', 'recall', 'false_call_rate']).to_csv(folder/'stress.csv', index=False)
@@ -185,16 +186,15 @@ def open_test(study: Study) -> Artefact:
     if process().is_main_process and not any(e['event'] == 'done' for e in test_log(study)): _record(study, 'done', json.loads((made.path/'plan.json').read_text())['hash'])
     return made
 
-# %% ../nbs/03d_arms.ipynb #0a0969db
+# %% ../nbs/03d_arms.ipynb #7d4cba1d
 def stress(
     net,               # a classifier
     test: PatchSet,
+    disturbed: dict,   # of its images, from `disturbances`
     threshold: float,
-    seed: int,
 ):
     "Yields (kind, strength, macro F1, recall of flaws, false-call rate) for the test images as they are, under each disturbance, and under the adversary."
-    flawed, kinds = test.labels > 0, {('none', 0): test.images}
-    kinds |= {(kind, s): corrupted(test.images, kind, s, seed) for kind in CORRUPTIONS for s in (1, 2, 3)}
+    flawed, kinds = test.labels > 0, {('none', 0): test.images, **disturbed}
     kinds |= {('adversary', s): fgsm(net, test.images, test.labels, levels) for s, levels in ((1, 1), (2, 2), (3, 4))}
     for (kind, s), images in kinds.items():
         called = decide(probabilities(net, images), threshold)

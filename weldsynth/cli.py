@@ -23,11 +23,11 @@ def summary(
     lines = [f'  {label:<{widths[0]}}  {value:>{widths[1]}}' for label, value in figures]
     return '\n'.join(['', recommendation['sentence'], '', *lines, *['']*bool(lines), f'Report: {index}'])
 
-# %% ../nbs/06_cli.ipynb #c30c1e83
+# %% ../nbs/06_cli.ipynb #b6ab2011
 def report(
     data: str = 'simulated',  # 'simulated', a folder of images, or a manifest CSV
     name: str = '',           # the study's folder under studies/; made of data and profile if not given
-    profile: str = '',        # smoke, demo, thorough or full; chosen to suit the machine if not given
+    profile: str = '',        # smoke, demo, long, thorough or full; chosen to suit the machine if not given
     group: str = 'group',     # the column that names a patch's weld, film, plate or section
     seed: int = 0,            # everything random follows from it
     prevalence: float = .02,  # share of flawed patches at the plant, for the scores there
@@ -53,10 +53,10 @@ def report(
     if problems := page_problems(index.parent): raise StudyError(f'the report has {len(problems)} broken places, the first: {problems[0]}')
     print(summary(recommendation, index))
 
-# %% ../nbs/06_cli.ipynb #dfb41b6b
+# %% ../nbs/06_cli.ipynb #8d90b437
 def check(
     data: str,             # a folder of images, or a CSV
-    profile: str = '',     # smoke, demo, thorough or full; chosen to suit the machine if not given
+    profile: str = '',     # smoke, demo, long, thorough or full; chosen to suit the machine if not given
     group: str = 'group',  # the column that names a patch's weld, film, plate or section
     seed: int = 0,         # of the split
 ):
@@ -127,10 +127,10 @@ def adopt(
     for chapter in CHAPTERS:
         if chapter not in CASES: adopt(copies/f'{chapter}.ipynb', nbs/f'{chapter}.ipynb')
 
-# %% ../nbs/06_cli.ipynb #ae443053
+# %% ../nbs/06_cli.ipynb #84353a47
 def case(
     gdxray: str,              # the folder with films/, masks/ and windows.csv
-    profile: str = '',        # smoke, demo, thorough or full; chosen to suit the machine if not given
+    profile: str = '',        # smoke, demo, long, thorough or full; chosen to suit the machine if not given
     splits: str = 'section film',  # the columns to split by, one study each
 ):
     "Repeat the case on real radiographs and record its tables."

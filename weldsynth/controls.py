@@ -14,11 +14,11 @@ from torch.nn.functional import pad
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import gaussian_blur
 
-# %% ../nbs/03a_controls.ipynb #7f6b5ac3
+# %% ../nbs/03a_controls.ipynb #66dedaf1
 from .core import numpy_stream, open_study, patch_rows, show, stream_seed, torch_stream
 from .data import PatchSet, study_patches, window
 from .grain import digitised, grey_levels
-from .ldm import mirrored
+from .ldm import bend, mirrored
 from .sample import class_plan
 
 # %% ../nbs/03a_controls.ipynb #5bd3267e
@@ -32,16 +32,13 @@ def repeated(
     rows = [dice.choice(np.flatnonzero(labels == c), k) for c, k in class_plan(real.classes, n).items()]
     return real.take(np.concatenate(rows))
 
-# %% ../nbs/03a_controls.ipynb #2cd47d32
+# %% ../nbs/03a_controls.ipynb #161e9471
 def strong_augmentation(
     px: int,  # side of a patch
 ) -> v2.Compose:
     "torchvision's transforms for one float patch of 1 x 2px x 2px in [0, 1], which it cuts to 1 x px x px."
-    return v2.Compose([
-        v2.RandomAffine(15, translate=(.04, .04), scale=(.8, 1.25), interpolation=v2.InterpolationMode.BILINEAR),
-        v2.ElasticTransform(alpha=px/3, sigma=px/12), v2.CenterCrop(px),
-        v2.RandomApply([v2.GaussianBlur(3, (.2, 1.))], .3), v2.RandomApply([v2.GaussianNoise(sigma=.04)], .3),
-        v2.ColorJitter(brightness=.2, contrast=.3)])
+    return v2.Compose([bend(px), v2.RandomApply([v2.GaussianBlur(3, (.2, 1.))], .3), v2.RandomApply([v2.GaussianNoise(sigma=.04)], .3),
+                       v2.ColorJitter(brightness=.2, contrast=.3)])
 
 # %% ../nbs/03a_controls.ipynb #65c61fb1
 def augmented(

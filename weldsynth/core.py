@@ -32,7 +32,7 @@ from safetensors.torch import load, save
 class StudyError(ValueError):
     "Something the user can put right, said in one line: what is wrong, then the fix."
 
-# %% ../nbs/00_core.ipynb #676c683c
+# %% ../nbs/00_core.ipynb #56d6d0b1
 @dataclass(frozen=True)
 class Profile:
     "Every number that shapes a study. Sizes in images, `px` in pixels; `fit` is one training of the classifier."
@@ -51,7 +51,7 @@ class Profile:
     ldm_batch: int = 64
     ldm_lr: float = 2e-3
     generators: int = 1          # generator seeds; classifier seed s learns from generator s modulo this
-    solver_steps: int = 10       # solver steps per sample
+    solver_steps: int = 8        # solver steps per sample
     sample_batch: int = 128
     synthetic_cleans: int = 600  # synthetic cleans, for the arm that has nothing real
     classifier: str = 'small'    # 'small' or 'resnet18'
@@ -62,18 +62,20 @@ class Profile:
     guidances: tuple = (2., 3.)  # guidance scales tried on validation; 1 is none
     shares: tuple = (.5, 1., 1.5)  # synthetic over real defects, tried on validation
     fractions: tuple = ()        # parts of the real defects for which autoencoder and denoiser are trained anew
+    part_guidances: tuple = (2., 3., 5.)  # guidance scales tried for each of these
     sweep_samples: int = 600     # synthetic defects per guidance scale tried
     sweep_seeds: int = 1         # classifier seeds per value tried
     resamples: int = 10_000      # bootstrap resamples behind each interval
 
-# %% ../nbs/00_core.ipynb #171d7bda
+# %% ../nbs/00_core.ipynb #e78c8c8a
 _profiles = (
     Profile('fixture', px=32, defects=300, cleans=300, plates=16, synthetics=40, ae_steps=20, ae_batch=16,
             heads=2, layers=2, ldm_steps=20, ldm_batch=16, solver_steps=4, synthetic_cleans=20, fit_steps=20, fit_batch=32, seeds=2,
             guidances=(1.5, 3.), shares=(.1, .2), sweep_samples=20, resamples=200),
     Profile('smoke', px=32, defects=400, cleans=800, plates=16, synthetics=200, ae_steps=200,
-            heads=2, layers=4, ldm_steps=300, solver_steps=8, synthetic_cleans=60, fit_steps=150, sweep_samples=100, shares=(.4, .8), resamples=2_000),
+            heads=2, layers=4, ldm_steps=300, synthetic_cleans=60, fit_steps=150, sweep_samples=100, shares=(.4, .8), resamples=2_000),
     Profile('demo'),
+    Profile('long', ldm_steps=4_500, seeds=5),
     Profile('thorough', ldm_steps=4_500, seeds=6, shares=(.25, .5, 1., 2., 4.), fractions=(.1, .25), sweep_seeds=2),
     Profile('full', px=96, defects=2_000, cleans=18_000, plates=80, synthetics=4_000, latents=8,
             ae_steps=3_000, ae_batch=128, heads=12, layers=12, ldm_steps=20_000, ldm_batch=256, ldm_lr=3e-4, generators=3, solver_steps=20, sample_batch=512,

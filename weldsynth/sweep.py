@@ -46,32 +46,36 @@ def recipe(study: Study) -> dict:
     p = study.profile
     return dict(kind=p.classifier, steps=p.fit_steps, batch=p.fit_batch, lr=p.fit_lr)
 
-# %% ../nbs/03a_sweep.ipynb #9a807e1a
-def sweep_guidance(study: Study) -> Artefact:
+# %% ../nbs/03a_sweep.ipynb #003b23e0
+def sweep_guidance(
+    study: Study,
+    fraction: float = 1.,  # of the real defects, for classifier and generator alike
+) -> Artefact:
     "The artefact with `scores.csv`: real + synthetic for each guidance scale of the profile."
     p = study.profile
-    drawn = {g: draw_samples(study, g, p.sweep_samples) for g in p.guidances}
+    drawn = {g: draw_samples(study, g, p.sweep_samples, fraction=fraction) for g in (p.guidances if fraction == 1 else p.part_guidances)}
     def build(folder):
-        real = training_fold(study)
+        real = training_fold(study, fraction)
         sets = {g: real + load_samples(samples, real.classes) for g, samples in drawn.items()}
         score_sets(study, sets, 'trying guidance scales', folder/'resume').to_csv(folder/'scores.csv', index=False)
     return study.make('eval/guidance', 'classify sweep', build, drawn.values(), shared=True, seeds=p.sweep_seeds, **recipe(study))
 
-# %% ../nbs/03a_sweep.ipynb #41cb09f4
+# %% ../nbs/03a_sweep.ipynb #085ee2e9
 def weakest_of(
-    sweep: Artefact,  # with `scores.csv`
+    sweep: Artefact,     # with `scores.csv`
+    errors: float = 1.,  # standard errors
 ) -> float:
-    "The smallest value whose mean macro F1 on validation is within one standard error of the best (Hastie et al. 2009, 7.10); with one seed, that of the best."
+    "The smallest value whose mean macro F1 on validation is within `errors` standard errors of the best (Hastie et al. 2009, 7.10); with one seed, that of the best."
     scores = pd.read_csv(sweep.path/'scores.csv').groupby('set').f1
     error = np.sqrt((scores.var()/scores.size()).mean())
-    return float(scores.mean().index[scores.mean() >= scores.mean().max() - np.nan_to_num(error)].min())
+    return float(scores.mean().index[scores.mean() >= scores.mean().max() - errors*np.nan_to_num(error)].min())
 
 # %% ../nbs/03a_sweep.ipynb #a98c540d
 def real_defects(study: Study) -> int:
     "How many real defects the training fold has."
     return int((training_fold(study).table.label != 'clean').sum())
 
-# %% ../nbs/03a_sweep.ipynb #aed727ee
+# %% ../nbs/03a_sweep.ipynb #8e71d737
 def all_samples(
     study: Study,
     generator: int = 0,
@@ -80,7 +84,8 @@ def all_samples(
     "The artefact with all synthetic defects of a generator, at the guidance scale that was picked: as many as the profile says, or more if a share asks for it."
     p = study.profile
     n = p.synthetics if fraction < 1 else max(p.synthetics, round(max(p.shares)*real_defects(study)))
-    return draw_samples(study, weakest_of(sweep_guidance(study)), n, generator, fraction)
+    guidance = weakest_of(sweep_guidance(study, fraction), errors=1. if fraction == 1 else 0.)
+    return draw_samples(study, guidance, n, generator, fraction)
 
 # %% ../nbs/03a_sweep.ipynb #047b444d
 def synthetic_patches(study: Study, generator: int = 0) -> PatchSet:
