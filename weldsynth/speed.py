@@ -153,13 +153,13 @@ def sample_quality(
     rows = [compare(real, features(judge, images), study.seed, len(images)).query("metric == 'kid'").iloc[0] for images in sets.values()]
     return [dict(what=what, images=len(sets[what]), **r[['value', 'low', 'high']].astype(float)) for what, r in zip(sets, rows)]
 
-# %% ../nbs/07_speed.ipynb #1e02077e
+# %% ../nbs/07_speed.ipynb #4d74ab7e
 def race_sampling(
     study: Study,
     one_by_one: int = 4,  # images of the stock way, each round
     many: int = 256,      # ours, each round; and of both for the comparison by KID
     rounds: int = 3,
-    tries: tuple = (4, 6, 8, 20),  # other numbers of solver steps
+    tries: tuple = (4, 6, 10, 20),  # other numbers of solver steps
 ) -> tuple:
     "Seconds per image of both ways, from labels and seeds to PNGs on disk, as a dict; and, of both and of ours with other numbers of steps, KID from `sample_quality` and seconds per image."
     classes, guidance = study_patches(study).classes, min(g for g in study.profile.guidances if g > 1)
@@ -324,7 +324,7 @@ def study_costs(study: Study) -> pd.DataFrame:
     table = rows.groupby('stage').agg(pieces=('seconds', 'size'), seconds=('seconds', 'sum'), longest=('seconds', 'max'), hardware=('hardware', lambda h: ' and '.join(sorted(set(h)))))
     return table.reset_index()
 
-# %% ../nbs/07_speed.ipynb #b53f5a70
+# %% ../nbs/07_speed.ipynb #0576b442
 def stage_jobs(
     images: int,   # real ones, a tenth of them defects; a fifth as many synthetic
     px: int,       # side of a patch
@@ -332,7 +332,7 @@ def stage_jobs(
 ) -> dict:
     "stage -> job: the kinds of work of a study at this size."
     p = replace(PROFILES['demo'], px=px, defects=images//10, cleans=images - images//10, plates=40)
-    few = replace(p, defects=100, cleans=60, plates=8, ae_steps=1, ldm_steps=1, ldm_batch=16)
+    few = replace(p, defects=260, cleans=60, plates=8, ae_steps=1, ldm_steps=1, ldm_batch=16)
     small, big = Study('few', folder/'few', few), Study('big', folder/'big', p, str(folder/'pictures'))
     _write_pictures(p, folder/'pictures')
     pipe, vae, fold = load_pipeline(small), load_autoencoder(small), study_patches(big).fold('train')
