@@ -67,7 +67,7 @@ class Profile:
     sweep_seeds: int = 1         # classifier seeds per value tried
     resamples: int = 10_000      # bootstrap resamples behind each interval
 
-# %% ../nbs/00_core.ipynb #e78c8c8a
+# %% ../nbs/00_core.ipynb #985f4be6
 _profiles = (
     Profile('fixture', px=32, defects=300, cleans=300, plates=16, synthetics=40, ae_steps=20, ae_batch=16,
             heads=2, layers=2, ldm_steps=20, ldm_batch=16, solver_steps=4, synthetic_cleans=20, fit_steps=20, fit_batch=32, seeds=2,
@@ -75,7 +75,7 @@ _profiles = (
     Profile('smoke', px=32, defects=400, cleans=800, plates=16, synthetics=200, ae_steps=200,
             heads=2, layers=4, ldm_steps=300, synthetic_cleans=60, fit_steps=150, sweep_samples=100, shares=(.4, .8), resamples=2_000),
     Profile('demo'),
-    Profile('long', ldm_steps=4_500, seeds=5),
+    Profile('long', ldm_steps=4_500, seeds=5, sweep_seeds=2),
     Profile('thorough', ldm_steps=4_500, seeds=6, shares=(.25, .5, 1., 2., 4.), fractions=(.1, .25), sweep_seeds=2),
     Profile('full', px=96, defects=2_000, cleans=18_000, plates=80, synthetics=4_000, latents=8,
             ae_steps=3_000, ae_batch=128, heads=12, layers=12, ldm_steps=20_000, ldm_batch=256, ldm_lr=3e-4, generators=3, solver_steps=20, sample_batch=512,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REAL_FRACTIONS', 'score_sets', 'recipe', 'sweep_guidance', 'weakest_of', 'real_defects', 'all_samples',
            'synthetic_patches', 'sweep_share', 'picked', 'fraction_sets', 'learn_from_parts', 'learning_curve',
-           'real_equivalents']
+           'real_equivalents', 'curve_gains']
 
 # %% ../nbs/03a_sweep.ipynb #a6113efc
 import json
@@ -16,12 +16,13 @@ import numpy as np, pandas as pd, seaborn as sns
 from safetensors.torch import load_file, save_file
 from sklearn.isotonic import IsotonicRegression
 
-# %% ../nbs/03a_sweep.ipynb #31e50368
+# %% ../nbs/03a_sweep.ipynb #9cc1d7bc
 from .classify import choose_threshold, decide, fit_all, macro_f1
 from .controls import augmented, repeated
 from .core import ARM_COLOURS, Artefact, Study, open_study, show, show_table
 from .data import PatchSet, prepare, study_patches, training_fold
 from .sample import draw_samples, first_of_each, load_samples
+from .stats import group_counts, interval, resample
 
 # %% ../nbs/03a_sweep.ipynb #fe73bbfa
 def score_sets(
@@ -156,3 +157,16 @@ def real_equivalents(
     rest = means.drop('real', level='arm').reset_index()
     rest['worth'] = np.exp(np.interp(rest.f1, steps, sizes, left=np.nan, right=np.nan))
     return rest.assign(gained=rest.worth - rest.defects_per_class)[['arm', 'defects_per_class', 'f1', 'worth', 'gained']]
+
+# %% ../nbs/03a_sweep.ipynb #ac95aeef
+def curve_gains(study: Study) -> pd.DataFrame:
+    "What real + synthetic gains over the better free control wherever there is a generator, in macro F1 on validation: fraction, control, mean, low, high (95 % over groups and classifier seeds)."
+    p, held, calls = study.profile, study_patches(study).fold('validation'), load_file(learn_from_parts(study).path/'calls.safetensors')
+    welds, rows = pd.factorize(held.table.group)[0], []
+    for f in (*p.fractions, 1.):
+        called = lambda arm: np.stack([calls[f'{json.dumps((f, arm))}/{s}'].numpy() for s in range(p.sweep_seeds)])
+        counts = {arm: group_counts(held.labels.numpy(), called(arm), welds, len(held.classes)) for arm in ('real+synthetic', 'real-repeated', 'real-augmented')}
+        f1 = {arm: d['macro_f1'] for arm, d in resample(counts, np.zeros(p.sweep_seeds, int), p.resamples, study.seed).items()}
+        control = max(('real-repeated', 'real-augmented'), key=lambda a: f1[a][0, 0])
+        rows.append((f, control, *interval(f1['real+synthetic'] - f1[control], welds.max() + 1)))
+    return pd.DataFrame(rows, columns=['fraction', 'control', 'mean', 'low', 'high'])
