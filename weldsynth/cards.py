@@ -42,7 +42,7 @@ def _results(study: Study) -> list:
     return [EvalResult(task_type='unconditional-image-generation', dataset_type='image', dataset_name=Path(study.data).name, dataset_split='train', metric_type=r.metric,
                        metric_name=f'{r.metric} in features of the {r.features}; real against real {r.floor:.4g}', metric_value=float(f'{r.value:.6g}')) for r in fidelity.itertuples()]
 
-# %% ../nbs/05a_cards.ipynb #81894af4
+# %% ../nbs/05a_cards.ipynb #07ea3bde
 def bars(
     folder: Path,  # with gate.csv, spectrum.csv, filter.csv and audit.json, from `audit_samples`
 ) -> pd.DataFrame:
@@ -60,7 +60,8 @@ def bars(
             ('exact copies', audit['exact_copies'], '0', lambda x: x == 0),
             ('near copies less those of held-out real images, %', 100*(audit['near_copies'] - (audit['heldout_near'] or 0)), '1 or less', lambda x: x <= 1)]
     met = lambda x, bar: 'not assessed' if pd.isna(x) else 'yes' if bar(x) else 'no'
-    return pd.DataFrame([(what, f'{x:.2f}' if isinstance(x, float) else str(x), said, met(x, bar)) for what, x, said, bar in rows], columns=['measure', 'here', 'bar', 'met'])
+    text = lambda x: str(x) if isinstance(x, int) else '' if pd.isna(x) else f'{x:.2f}'
+    return pd.DataFrame([(what, text(x), said, met(x, bar)) for what, x, said, bar in rows], columns=['measure', 'here', 'bar', 'met'])
 
 # %% ../nbs/05a_cards.ipynb #103821ea
 def model_card(study: Study) -> str:

@@ -442,14 +442,14 @@ def recorded() -> dict:
     file = checkout()/RECORD
     return json.loads(file.read_text()) if file.exists() else dict(cpu={}, gpu={})
 
-# %% ../nbs/07_speed.ipynb #6793088f
+# %% ../nbs/07_speed.ipynb #a616b6dd
 def measure(
     study: Study,
     quick: bool = False,  # a few steps and images, to see it work
 ) -> dict:
     "All of this chapter on this machine: hardware, date, versions, threads, profile, races, quality, usage, study, growth."
     gpu = torch.cuda.is_available()
-    sampled, quality = race_sampling(study, *((2, 20, 1, (2,)) if quick else (4, 2_000 if gpu else 256, 3)))
+    sampled, quality = race_sampling(study, *((2, 20, 1, (2,)) if quick else (4, 2_000, 3) if gpu else (4, 256, 8)))
     trained = race_training(study, *((4, 1) if quick else (60, 3) if gpu else (6, 2)))
     fitted = race_fits(study, *((6, 2, 1) if quick else (200, 10, 2) if gpu else (60, 8, 2)))
     grown = growth(1_600, 16, 800, (16, 32), (2, 1)) if quick else growth()
