@@ -9,10 +9,10 @@ __all__ = ['bars', 'model_card', 'data_card', 'finish', 'verify', 'verify_named'
 import json, shutil
 from pathlib import Path
 
-# %% ../nbs/05a_cards.ipynb #347825a0
+# %% ../nbs/05a_cards.ipynb #0d4c8146
 import numpy as np, pandas as pd
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
-from .core import Artefact, Study, StudyError, checkout, code_version, digest, file_changes, file_hash, file_hashes, home, inert, markdown_table, open_study, show_table, versions, write_atomic
+from .core import RULE, Artefact, Study, StudyError, checkout, code_version, digest, file_changes, file_hash, file_hashes, home, inert, markdown_table, open_study, show_table, versions, write_atomic
 from .data import prepare, study_patches
 from .ldm import train_autoencoder, train_denoiser
 from .quality import audit_samples
@@ -42,7 +42,7 @@ def _results(study: Study) -> list:
     return [EvalResult(task_type='unconditional-image-generation', dataset_type='image', dataset_name=Path(study.data).name, dataset_split='train', metric_type=r.metric,
                        metric_name=f'{r.metric} in features of the {r.features}; real against real {r.floor:.4g}', metric_value=float(f'{r.value:.6g}')) for r in fidelity.itertuples()]
 
-# %% ../nbs/05a_cards.ipynb #07ea3bde
+# %% ../nbs/05a_cards.ipynb #2fe255f7
 def bars(
     folder: Path,  # with gate.csv, spectrum.csv, filter.csv and audit.json, from `audit_samples`
 ) -> pd.DataFrame:
@@ -52,16 +52,17 @@ def bars(
     right = (lambda t: t.agree_synthetic/t.agree_real)(judges.groupby('class')[['agree_real', 'agree_synthetic']].mean())
     worst = lambda ratios: f'worst class ({ratios.idxmin().replace("_", " ")})' if ratios.notna().any() else 'worst class'
     kept = gate[classes].set_index('class').ratio
-    rows = [('flaws kept by the autoencoder, part of the score', gate.ratio[~classes].iloc[0], '0.97 or more', lambda x: x >= .97),
-            (f'the same, {worst(kept)}', kept.min(), '0.93 or more', lambda x: x >= .93),
-            (f'power over real, furthest octave (up to {octaves.octave[furthest]:.2g} cycles per pixel)', octaves.synthetic[furthest], '0.9 to 1.1', lambda x: .9 <= x <= 1.1),
-            ('real or synthetic? the probe, area under the curve', (audit['probe'] or [np.nan])[0], '0.65 or less', lambda x: x <= .65),
-            (f'judged as intended, over real, {worst(right)}', right.min(), '0.9 or more', lambda x: x >= .9),
-            ('exact copies', audit['exact_copies'], '0', lambda x: x == 0),
-            ('near copies less those of held-out real images, %', 100*(audit['near_copies'] - (audit['heldout_near'] or 0)), '1 or less', lambda x: x <= 1)]
-    met = lambda x, bar: 'not assessed' if pd.isna(x) else 'yes' if bar(x) else 'no'
+    rows = [('flaws kept by the autoencoder, part of the score', gate.ratio[~classes].iloc[0], RULE['least_gate'], np.inf),
+            (f'the same, {worst(kept)}', kept.min(), .93, np.inf),
+            (f'power over real, furthest octave (up to {octaves.octave[furthest]:.2g} cycles per pixel)', octaves.synthetic[furthest], .9, 1.1),
+            ('real or synthetic? the probe, area under the curve', (audit['probe'] or [np.nan])[0], -np.inf, RULE['most_probe_auc']),
+            (f'judged as intended, over real, {worst(right)}', right.min(), .9, np.inf),
+            ('exact copies', audit['exact_copies'], 0, 0),
+            ('near copies less those of held-out real images, %', 100*(audit['near_copies'] - (audit['heldout_near'] or 0)), -np.inf, 100*RULE['most_copies_added'])]
+    said = lambda least, most: f'{most:g}' if least == most else f'{least:g} or more' if most == np.inf else f'{most:g} or less' if least == -np.inf else f'{least:g} to {most:g}'
+    met = lambda x, least, most: 'not assessed' if pd.isna(x) else 'yes' if least <= x <= most else 'no'
     text = lambda x: str(x) if isinstance(x, int) else '' if pd.isna(x) else f'{x:.2f}'
-    return pd.DataFrame([(what, text(x), said, met(x, bar)) for what, x, said, bar in rows], columns=['measure', 'here', 'bar', 'met'])
+    return pd.DataFrame([(what, text(x), said(*bar), met(x, *bar)) for what, x, *bar in rows], columns=['measure', 'here', 'bar', 'met'])
 
 # %% ../nbs/05a_cards.ipynb #103821ea
 def model_card(study: Study) -> str:
