@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from weldsynth.arms import ARMS, FREE_CONTROLS, Pool, ask_to_open, fit_arms, freeze, open_test, study_arms, test_log as log_of, test_predictions as predictions_of, times_opened
+from weldsynth.arms import ARMS, Pool, ask_to_open, fit_arms, freeze, open_test, study_arms, test_log as log_of, test_predictions as predictions_of, times_opened
+from weldsynth.controls import FREE_CONTROLS
 from weldsynth.core import PROFILES, Study, StudyError, open_study
 from weldsynth.data import prepare, study_patches, training_fold
 from weldsynth.ldm import load_pipeline

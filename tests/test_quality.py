@@ -225,7 +225,7 @@ def test_copies_stay_in_quarantine(study, monkeypatch):
 def test_the_filter_is_fitted_on_real_training_defects(study):
     fold, limits = training_fold(study), filter_thresholds(study)
     drawn, kept, table = usable_patches(study), filter_samples(study), filter_table(study).set_index('class')
-    score = pd.Series(judged(study, drawn).gather(1, drawn.labels[:, None])[:, 0].numpy(), index=drawn.table.id)
+    score = pd.Series(judged(study, drawn.images).gather(1, drawn.labels[:, None])[:, 0].numpy(), index=drawn.table.id)
     for k, c in enumerate(fold.classes[1:], 1):
         real = unseen_probabilities(study)[fold.labels == k, k].numpy()
         assert limits[c] == pytest.approx(np.quantile(real, .1), abs=1e-5)

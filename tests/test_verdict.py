@@ -5,9 +5,10 @@ import jsonschema
 import numpy as np
 import pytest
 
+from weldsynth.controls import best_control
 from weldsynth.core import RULE
 from weldsynth.stats import interval, resample, simulated_counts
-from weldsynth.verdict import (Guard, best_control, check_verdict, decide_shipping, guard_autoencoded, guard_brier, guard_copies, guard_false_calls, guard_film, guard_fingerprint,
+from weldsynth.verdict import (Guard, check_verdict, decide_shipping, guard_autoencoded, guard_brier, guard_copies, guard_false_calls, guard_film, guard_fingerprint,
                                guard_gate, guard_recall, guard_review, integration_path, risk_register, would_decide)
 
 GROUPS, FITS = 16, 4

@@ -32,7 +32,7 @@ from safetensors.torch import load, save
 class StudyError(ValueError):
     "Something the user can put right, said in one line: what is wrong, then the fix."
 
-# %% ../nbs/00_core.ipynb #56d6d0b1
+# %% ../nbs/00_core.ipynb #77918e32
 @dataclass(frozen=True)
 class Profile:
     "Every number that shapes a study. Sizes in images, `px` in pixels; `fit` is one training of the classifier."
@@ -52,7 +52,7 @@ class Profile:
     ldm_lr: float = 2e-3
     generators: int = 1          # generator seeds; classifier seed s learns from generator s modulo this
     solver_steps: int = 8        # solver steps per sample
-    sample_batch: int = 128
+    sample_batch: int = 512
     synthetic_cleans: int = 600  # synthetic cleans, for the arm that has nothing real
     classifier: str = 'small'    # 'small' or 'resnet18'
     fit_steps: int = 500
@@ -67,7 +67,7 @@ class Profile:
     sweep_seeds: int = 1         # classifier seeds per value tried
     resamples: int = 10_000      # bootstrap resamples behind each interval
 
-# %% ../nbs/00_core.ipynb #985f4be6
+# %% ../nbs/00_core.ipynb #ec1b79cf
 _profiles = (
     Profile('fixture', px=32, defects=300, cleans=300, plates=16, synthetics=40, ae_steps=20, ae_batch=16,
             heads=2, layers=2, ldm_steps=20, ldm_batch=16, solver_steps=4, synthetic_cleans=20, fit_steps=20, fit_batch=32, seeds=2,
@@ -78,7 +78,7 @@ _profiles = (
     Profile('long', ldm_steps=4_500, seeds=5, sweep_seeds=2),
     Profile('thorough', ldm_steps=4_500, seeds=6, shares=(.25, .5, 1., 2., 4.), fractions=(.1, .25), sweep_seeds=2),
     Profile('full', px=96, defects=2_000, cleans=18_000, plates=80, synthetics=4_000, latents=8,
-            ae_steps=3_000, ae_batch=128, heads=12, layers=12, ldm_steps=20_000, ldm_batch=256, ldm_lr=3e-4, generators=3, solver_steps=20, sample_batch=512,
+            ae_steps=3_000, ae_batch=128, heads=12, layers=12, ldm_steps=20_000, ldm_batch=256, ldm_lr=3e-4, generators=3, solver_steps=20,
             synthetic_cleans=4_000, classifier='resnet18', fit_steps=3_000, fit_batch=128, fit_lr=1e-3, seeds=10,
             guidances=(2., 3., 5., 8.), shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5), sweep_samples=2_000, sweep_seeds=2),
 )

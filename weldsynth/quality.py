@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['JUDGE_SEED', 'MEASURES', 'PROBES', 'LEAST_KEPT', 'halves', 'train_judges', 'load_judge', 'unseen_probabilities',
-           'features', 'frechet_distance', 'kid', 'prdc', 'compare', 'Inception', 'lookers', 'fidelity', 'reduced',
-           'whitening', 'nearest', 'copy_threshold', 'flag_copies', 'find_copies', 'usable_patches', 'radial_spectrum',
-           'octave_power', 'spectrum_table', 'probe_features', 'probe_auc', 'fingerprint', 'mean_and_range', 'class_f1',
-           'autoencoder_gate', 'filter_thresholds', 'judged', 'passing', 'filter_samples', 'filter_table', 'no_nan',
-           'seen_by_judges', 'training_way', 'audit_samples']
+           'unseen_defects', 'features', 'frechet_distance', 'kid', 'prdc', 'compare', 'Inception', 'lookers',
+           'fidelity', 'reduced', 'whitening', 'nearest', 'copy_threshold', 'flag_copies', 'find_copies',
+           'usable_patches', 'radial_spectrum', 'octave_power', 'spectrum_table', 'probe_features', 'probe_auc',
+           'fingerprint', 'mean_and_range', 'class_f1', 'autoencoder_gate', 'filter_thresholds', 'judged', 'passing',
+           'filter_samples', 'filter_table', 'no_nan', 'seen_by_judges', 'training_way', 'audit_samples']
 
 # %% ../nbs/03b_quality.ipynb #c869e205
 import json, os
@@ -67,10 +67,15 @@ def load_judge(study: Study, k: int) -> nn.Module:
     "Judge `k`, which has not seen half `k` of the training fold."
     return load_classifier(study, load_file(train_judges(study).path/f'judge-{k}.safetensors'))
 
-# %% ../nbs/03b_quality.ipynb #021a097d
+# %% ../nbs/03b_quality.ipynb #5f2fc8d2
 def unseen_probabilities(study: Study) -> torch.Tensor:
     "For each patch of the training fold the class probabilities of the judge that has not seen it, N x K."
     return load_file(train_judges(study).path/'unseen.safetensors')['probs']
+
+def unseen_defects(study: Study) -> PatchSet:
+    "The defects of the training fold that judge 0 has not seen."
+    fold, half = training_fold(study), load_file(train_judges(study).path/'unseen.safetensors')['half']
+    return fold.take(((half == 0) & (fold.labels > 0)).numpy())
 
 # %% ../nbs/03b_quality.ipynb #826b25cf
 @torch.inference_mode()
@@ -158,16 +163,16 @@ def lookers(study: Study) -> dict:
     weights = os.environ.get('WELDSYNTH_INCEPTION')
     return dict(judge=load_judge(study, 0)) | (dict(inception=Inception(Path(weights))) if weights else {})
 
-# %% ../nbs/03b_quality.ipynb #c1c4d20c
+# %% ../nbs/03b_quality.ipynb #93ee441f
 def fidelity(
     study: Study,
     generator: int = 0,
 ) -> pd.DataFrame:
     "Realism of the synthetic defects per class and over all: features, class, metric, value, low, high, floor, floor_low, floor_high."
     fold, validation, drawn = training_fold(study), study_patches(study).fold('validation'), usable_patches(study, generator)
-    unseen, rows = fold.take(load_file(train_judges(study).path/'unseen.safetensors')['half'].numpy() == 0), []
+    unseen, rows = unseen_defects(study), []
     for name, net in lookers(study).items():
-        seen = [(features(net, s.images), s.table.label.to_numpy()) for s in (p.take(p.table.label != 'clean') for p in (unseen, drawn, validation))]
+        seen = [(features(net, s.images), s.table.label.to_numpy()) for s in (unseen, drawn, validation.take(validation.table.label != 'clean'))]
         for c in (*fold.classes[1:], 'all'):
             real, synthetic, floor = (f[(l == c) | (c == 'all')] for f, l in seen)
             n = min(len(real), len(synthetic), len(floor), 200)
@@ -380,13 +385,13 @@ def filter_thresholds(study: Study) -> dict:
     fold, seen = training_fold(study), unseen_probabilities(study)
     return {c: float(seen[fold.labels == k, k].quantile(.1)) for k, c in enumerate(fold.classes) if k}
 
-# %% ../nbs/03b_quality.ipynb #7dbb7684
+# %% ../nbs/03b_quality.ipynb #65c2ecf5
 def judged(
     study: Study,
-    patches: PatchSet,
+    images: torch.Tensor,  # uint8, N x 1 x H x W
 ) -> torch.Tensor:
     "Mean of the two judges' class probabilities, N x K."
-    return sum(probabilities(load_judge(study, k), patches.images) for k in (0, 1))/2
+    return sum(probabilities(load_judge(study, k), images) for k in (0, 1))/2
 
 # %% ../nbs/03b_quality.ipynb #84c1bb59
 def passing(
@@ -399,17 +404,17 @@ def passing(
     passed = score >= drawn.table.label.map(thresholds)
     return passed.to_numpy(), (passed | (score.groupby(drawn.table.label).rank(ascending=False, method='first') <= LEAST_KEPT)).to_numpy()
 
-# %% ../nbs/03b_quality.ipynb #3b04c395
+# %% ../nbs/03b_quality.ipynb #479c6ce7
 def filter_samples(study: Study, generator: int = 0) -> PatchSet:
     "A generator's usable defects that pass the filter; at least the best `LEAST_KEPT` of each class."
     drawn = usable_patches(study, generator)
-    return drawn.take(passing(drawn, judged(study, drawn), filter_thresholds(study))[1])
+    return drawn.take(passing(drawn, judged(study, drawn.images), filter_thresholds(study))[1])
 
-# %% ../nbs/03b_quality.ipynb #ef0b7c9b
+# %% ../nbs/03b_quality.ipynb #732c742d
 def filter_table(study: Study, generator: int = 0) -> pd.DataFrame:
     "Per class: generator, drawn, passed, kept, threshold, and how often the judges' favourite class is the intended one: on real defects that they have not seen, on synthetic ones."
     fold, drawn, limits = training_fold(study), usable_patches(study, generator), filter_thresholds(study)
-    probs, real = judged(study, drawn), unseen_probabilities(study)
+    probs, real = judged(study, drawn.images), unseen_probabilities(study)
     passed, kept = passing(drawn, probs, limits)
     right = lambda patches, probs: pd.Series((probs.argmax(1) == patches.labels).numpy()).groupby(patches.table.label).mean()
     table = drawn.table.assign(passed=passed, kept=kept).groupby('label').agg(drawn=('id', 'size'), passed=('passed', 'sum'), kept=('kept', 'sum')).reindex(fold.classes[1:], fill_value=0)
@@ -426,17 +431,15 @@ def no_nan(
     if isinstance(value, (list, tuple)): return [no_nan(v) for v in value]
     return None if isinstance(value, (float, np.floating)) and np.isnan(value) else value
 
-# %% ../nbs/03b_quality.ipynb #7e01f365
+# %% ../nbs/03b_quality.ipynb #cd2b4dc9
 def seen_by_judges(
     study: Study,
     images: torch.Tensor,    # uint8, N x 1 x H x W
     intended: torch.Tensor,  # N class numbers
 ) -> dict:
     "KID to real defects that judge 0 has not seen, and the share that the judges take for what they were meant to be."
-    real, half = training_fold(study), load_file(train_judges(study).path/'unseen.safetensors')['half']
-    unseen = features(load_judge(study, 0), real.images[(half == 0) & (real.labels > 0)])
-    said = sum(probabilities(load_judge(study, k), images) for k in (0, 1)).argmax(1)
-    return dict(kid=kid(unseen, features(load_judge(study, 0), images)), agreement=(said == intended).float().mean().item())
+    unseen, drawn = (features(load_judge(study, 0), x) for x in (unseen_defects(study).images, images))
+    return dict(kid=kid(unseen, drawn), agreement=(judged(study, images).argmax(1) == intended).float().mean().item())
 
 def training_way(study: Study) -> pd.DataFrame:
     "`seen_by_judges` for the samples drawn on the way through the denoiser's training: step, kid, agreement."

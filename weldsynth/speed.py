@@ -15,11 +15,10 @@ from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 
-# %% ../nbs/07_speed.ipynb #0a3966f9
+# %% ../nbs/07_speed.ipynb #0898d081
 import joblib, numpy as np, pandas as pd, torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DiTPipeline
 from PIL import Image
-from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.profiler import profile as profiled
 from torch.utils.data import DataLoader
@@ -27,14 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-# %% ../nbs/07_speed.ipynb #a1f5b6ec
+# %% ../nbs/07_speed.ipynb #92f0284d
 from .classify import classifier_batch, fit_all, make_classifier
 from .core import PROFILES, Study, checkout, hardware, open_study, process, progress, show, show_table, versions, write_atomic
 from .data import PatchSet, prepare, study_patches, training_fold
 from .grain import Grain, add_grain
 from .ldm import (autoencoder_batch, autoencoder_loss, denoiser_batch, denoiser_loss, encode, flips, load_autoencoder, load_grain, load_pipeline,
                            make_autoencoder, make_denoiser, train, train_denoiser)
-from .quality import compare, features, load_judge, nearest, probe_auc, train_judges
+from .quality import compare, features, load_judge, nearest, probe_auc, unseen_defects
 from .sample import class_plan, generate, sample_rows, write_samples
 from .simulate import simulate
 from .stats import group_counts, resample
@@ -142,14 +141,14 @@ def our_samples(
         write_samples(Path(tmp), images, rows.assign(checkpoint='', weights='', guidance=guidance, steps=p.solver_steps, solver=type(pipe.scheduler).__name__))
     return images
 
-# %% ../nbs/07_speed.ipynb #85e706ed
+# %% ../nbs/07_speed.ipynb #4aa4a666
 def sample_quality(
     study: Study,
     sets: dict,  # title -> images, uint8, N x 1 x H x W
 ) -> list:
     "KID of each set against real defects that judge 0 has not seen: dicts of what, value, low, high (95 %)."
-    half, fold, judge = load_file(train_judges(study).path/'unseen.safetensors')['half'].numpy(), training_fold(study), load_judge(study, 0)
-    real = features(judge, fold.take((half == 0) & (fold.labels > 0).numpy()).images)
+    judge = load_judge(study, 0)
+    real = features(judge, unseen_defects(study).images)
     rows = [compare(real, features(judge, images), study.seed, len(images)).query("metric == 'kid'").iloc[0] for images in sets.values()]
     return [dict(what=what, images=len(sets[what]), **r[['value', 'low', 'high']].astype(float)) for what, r in zip(sets, rows)]
 

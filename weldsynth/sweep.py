@@ -16,9 +16,9 @@ import numpy as np, pandas as pd, seaborn as sns
 from safetensors.torch import load_file, save_file
 from sklearn.isotonic import IsotonicRegression
 
-# %% ../nbs/03a_sweep.ipynb #9cc1d7bc
+# %% ../nbs/03a_sweep.ipynb #330b0dfc
 from .classify import choose_threshold, decide, fit_all, macro_f1
-from .controls import augmented, repeated
+from .controls import augmented, best_control, repeated
 from .core import ARM_COLOURS, Artefact, Study, open_study, show, show_table
 from .data import PatchSet, prepare, study_patches, training_fold
 from .sample import draw_samples, first_of_each, load_samples
@@ -158,7 +158,7 @@ def real_equivalents(
     rest['worth'] = np.exp(np.interp(rest.f1, steps, sizes, left=np.nan, right=np.nan))
     return rest.assign(gained=rest.worth - rest.defects_per_class)[['arm', 'defects_per_class', 'f1', 'worth', 'gained']]
 
-# %% ../nbs/03a_sweep.ipynb #ac95aeef
+# %% ../nbs/03a_sweep.ipynb #3143a699
 def curve_gains(study: Study) -> pd.DataFrame:
     "What real + synthetic gains over the better free control wherever there is a generator, in macro F1 on validation: fraction, control, mean, low, high (95 % over groups and classifier seeds)."
     p, held, calls = study.profile, study_patches(study).fold('validation'), load_file(learn_from_parts(study).path/'calls.safetensors')
@@ -167,6 +167,6 @@ def curve_gains(study: Study) -> pd.DataFrame:
         called = lambda arm: np.stack([calls[f'{json.dumps((f, arm))}/{s}'].numpy() for s in range(p.sweep_seeds)])
         counts = {arm: group_counts(held.labels.numpy(), called(arm), welds, len(held.classes)) for arm in ('real+synthetic', 'real-repeated', 'real-augmented')}
         f1 = {arm: d['macro_f1'] for arm, d in resample(counts, np.zeros(p.sweep_seeds, int), p.resamples, study.seed).items()}
-        control = max(('real-repeated', 'real-augmented'), key=lambda a: f1[a][0, 0])
+        control = best_control({a: m[0, 0] for a, m in f1.items()})
         rows.append((f, control, *interval(f1['real+synthetic'] - f1[control], welds.max() + 1)))
     return pd.DataFrame(rows, columns=['fraction', 'control', 'mean', 'low', 'high'])

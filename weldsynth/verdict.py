@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['HOW', 'Guard', 'outcome', 'guard_recall', 'guard_false_calls', 'guard_brier', 'guard_film', 'guard_copies',
-           'guard_fingerprint', 'guard_autoencoded', 'guard_gate', 'guard_review', 'best_control', 'decide_shipping',
-           'would_decide', 'fold_counts', 'brier_sums', 'brier_ratio', 'film_gain', 'autoencoded_change',
-           'study_guards', 'tidy', 'effects', 'detection', 'risk_register', 'integration_path', 'check_verdict',
-           'evaluate', 'calibrations', 'recommend']
+           'guard_fingerprint', 'guard_autoencoded', 'guard_gate', 'guard_review', 'decide_shipping', 'would_decide',
+           'fold_counts', 'brier_sums', 'brier_ratio', 'film_gain', 'autoencoded_change', 'study_guards', 'tidy',
+           'effects', 'detection', 'risk_register', 'integration_path', 'check_verdict', 'evaluate', 'calibrations',
+           'recommend']
 
 # %% ../nbs/03f_verdict.ipynb #9f2cf3aa
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-# %% ../nbs/03f_verdict.ipynb #d7307df6
+# %% ../nbs/03f_verdict.ipynb #06680924
 import jsonschema, numpy as np, pandas as pd, weldsynth
 from scipy.stats import t as student
-from .arms import ARMS, FREE_CONTROLS, Calls, fit_arms, open_test, study_arms, test_predictions
+from .arms import ARMS, Calls, fit_arms, open_test, study_arms, test_predictions
+from .controls import best_control
 from .core import RULE, Artefact, Study, open_study, show, show_table
 from .data import GUESSED, PatchSet, study_patches
 from .quality import audit_samples, no_nan
@@ -120,13 +121,6 @@ def guard_review(review: dict) -> Guard:
     right, wrong = review['label_right'], review['artefacts']
     said = 'holds' if right >= RULE['least_labels_right'] and wrong <= RULE['most_artefacts'] else 'fails'
     return Guard('realism, three reviewers', f'Three reviewers found {100*right:.0f} % of the labels right and artefacts in {100*wrong:.0f} %.', f'{100*right:.0f} %, {100*wrong:.0f} %', 'labels right 90 %, gross artefacts 5 %', said)
-
-# %% ../nbs/03f_verdict.ipynb #879c601c
-def best_control(
-    means: dict,  # arm -> macro F1
-) -> str:
-    "The free control with the highest estimate. Picking the best by its estimate makes the comparison harder for synthetic images, never easier."
-    return max((a for a in FREE_CONTROLS if a in means), key=means.get)
 
 # %% ../nbs/03f_verdict.ipynb #32af3a98
 def decide_shipping(
