@@ -463,8 +463,8 @@ def make_pipeline(
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
-# %% ../nbs/02_ldm.ipynb #7d8f5754
-GUIDED = (.25, .85)  # the times, as a share of the schedule, at which guidance acts
+# %% ../nbs/02_ldm.ipynb #2ed91e92
+GUIDED = (.15, .85)  # the times, as a share of the schedule, at which guidance acts
 
 def guided_velocity(
     net: DiTTransformer2DModel,
