@@ -482,11 +482,11 @@ def summary(
     kids = [f"KID, {q['what']}: {q['value']:.3f} ({q['low']:.3f} to {q['high']:.3f})" for q in entry['quality']]
     return '\n'.join([f"{r['what']}: {r['stock']/r['ours']:.1f} x ({r['about']})" for r in entry['races']] + kids + faster(exponents(pd.DataFrame(entry['growth']))))
 
-# %% ../nbs/07_speed.ipynb #eda98f18
+# %% ../nbs/07_speed.ipynb #82f7d5ab
 def faster(
     table: pd.DataFrame,   # from `exponents`
     limit: float = 1.15,   # exponents up to this count as proportional
 ) -> list:
-    "What grows faster than the data, in words: stage, time or memory, exponent (the larger of the fitted one and that of the last two points), axis."
-    most = [(r.stage, k, max(r[k], r[f'{k}_last']), r.axis) for _, r in table.rename_axis('i').iterrows() for k in ('time', 'memory')] if len(table) else []
-    return [f'{stage}: {k} grows with {axis} to the power {x:.2f}' for stage, k, x, axis in most if x > limit]
+    "What grows faster than the data, in words: stage, time or memory, axis, exponent (the fitted one or, where only that is above the limit, that of the last two points)."
+    rows = [(r, k) for _, r in table.iterrows() for k in ('time', 'memory')]
+    return [f'{r.stage}: {k} grows with {r.axis} to the power ' + (f'{r[k]:.2f}' if r[k] > limit else f"{r[k + '_last']:.2f} between the last two sizes") for r, k in rows if max(r[k], r[k + '_last']) > limit]
