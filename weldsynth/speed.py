@@ -315,12 +315,12 @@ def race_fits(
         stock, fast = race(lambda: stock_step_seconds(make_classifier(p.classifier, classes), lambda net, x, y: cross_entropy(net(x), y), loader, max(steps//4, 3)), ours, rounds)
     return dict(what='classifier fits', about=f'{p.classifier}, batch {p.fit_batch}, {p.px} px, {fits} fits', stock=stock, ours=fast, memory=gpu_memory(ours))
 
-# %% ../nbs/07_speed.ipynb #5e74b6e0
+# %% ../nbs/07_speed.ipynb #8e8b8e9c
 def study_costs(study: Study) -> pd.DataFrame:
-    "What the stages of a study took: stage, pieces, seconds, longest (piece), hardware."
+    "What the stages of a study took: stage, pieces, seconds, longest (piece), hardware (a list)."
     infos = [json.loads(f.read_text()) for f in sorted(study.path.glob('*/*/artefact.json'))]
     rows = pd.DataFrame([{k: i[k] for k in ('stage', 'seconds', 'hardware')} for i in infos], columns=['stage', 'seconds', 'hardware'])
-    table = rows.groupby('stage').agg(pieces=('seconds', 'size'), seconds=('seconds', 'sum'), longest=('seconds', 'max'), hardware=('hardware', lambda h: ' and '.join(sorted(set(h)))))
+    table = rows.groupby('stage').agg(pieces=('seconds', 'size'), seconds=('seconds', 'sum'), longest=('seconds', 'max'), hardware=('hardware', lambda h: sorted(set(h))))
     return table.reset_index()
 
 # %% ../nbs/07_speed.ipynb #0576b442
