@@ -9,7 +9,7 @@ import torch
 
 from weldsynth.core import PROFILES, Study, open_study
 from weldsynth.data import study_patches, training_fold
-from weldsynth.ldm import draw, load_pipeline, train_denoiser
+from weldsynth.ldm import conditions, draw, load_pipeline, train_denoiser
 from weldsynth.sample import draw_samples, load_samples
 from weldsynth.sweep import score_sets
 
@@ -45,6 +45,20 @@ def test_diffusers_alone_loads_the_pipeline_in_a_process_of_its_own(study, tmp_p
     monkeypatch.setattr('weldsynth.ldm.GUIDED', (0., 1.))  # the stock pipeline guides throughout
     ours = draw(pipe, [pipe.labels['crack'], pipe.labels['porosity']], [5, 6], 3., 4)
     assert (images.int() - ours.int()).abs().max() <= 2 and images.float().std() > 1
+
+
+@pytest.mark.parametrize('fraction', [1., .5])  # with half of the defects, bent ones are learnt from too
+def test_samples_are_told_what_real_defects_of_their_class_are_told(fraction, tmp_path, monkeypatch):
+    monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
+    monkeypatch.setattr('weldsynth.ldm.LEAST', 3)
+    study = open_study('welds', profile='fixture')
+    fold = training_fold(study, fraction)
+    told, names = conditions(fold)
+    drawn = pd.read_csv(draw_samples(study, 2., 40, fraction=fraction).path/'manifest.csv')
+    labels = load_pipeline(study, fraction=fraction).labels
+    assert tuple(sorted(labels, key=labels.get)) == names and len(names) > len(fold.classes)
+    for label, numbers in drawn.groupby('label').number: assert set(numbers) <= set(told[fold.labels == fold.classes.index(label)].tolist())
+    assert (drawn.number >= len(fold.classes)).any()
 
 
 def test_two_processes_train_the_same_network(study, tmp_path):

@@ -70,21 +70,18 @@ def add_grain(
     images: torch.Tensor,  # uint8, N x 1 x px x px
     grain: Grain,          # of real patches
     seeds: list,           # one per image
-    like: int = 8,         # real patches to draw from
 ) -> torch.Tensor:
-    "Images with the fine grain and the grey levels of real patches that are alike at coarser scales, windowed, uint8. An image depends on its own seed, not on the others."
+    "Images, each with the fine grain and the grey levels of the real patch that is most alike at coarser scales, windowed, uint8. An image depends on its own seed, not on the others."
     px, ring = images.shape[-1], rings(images.shape[-1])
     first = round(CARRIED*px*3/4)
     have = ring_power(images.float())
     coarse = lambda power: power[:, 1:first].clamp(min=1).log().numpy()
     mean, spread = coarse(grain.power).mean(0), coarse(grain.power).std(0) + 1e-6
-    near = cKDTree((coarse(grain.power) - mean)/spread).query((coarse(have) - mean)/spread, k=min(like, len(grain.power)))[1].reshape(len(images), -1)
-    dice = [numpy_stream('grain', s) for s in seeds]
-    model = [row[d.integers(len(row))] for row, d in zip(near, dice)]
+    model = cKDTree((coarse(grain.power) - mean)/spread).query((coarse(have) - mean)/spread)[1]
     step = 255/(grain.greys[model] - 1).clamp(min=1)
     want = (grain.power[model] - (px*step[:, None])**2/12).clamp(min=0)
     want[:, :first] = have[:, :first]
-    noise = torch.fft.rfft2(torch.from_numpy(np.stack([d.standard_normal((px, px), np.float32) for d in dice])))/px
+    noise = torch.fft.rfft2(torch.from_numpy(np.stack([numpy_stream('grain', s).standard_normal((px, px), np.float32) for s in seeds])))/px
     damped, added = (want/have.clamp(min=1e-6)).clamp(max=1).sqrt()[:, ring], (want - have).clamp(min=0).sqrt()[:, ring]
     grainy = torch.fft.irfft2(torch.fft.rfft2(images[:, 0].float())*damped + noise*added, s=(px, px))[:, None]
     return window(digitised(grainy, grain.greys[model]))

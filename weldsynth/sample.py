@@ -18,12 +18,13 @@ import joblib, pandas as pd, torch
 from diffusers import DiTPipeline
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file
 
 # %% ../nbs/03_sample.ipynb #be4401b8
 from .core import Artefact, Study, StudyError, cores, file_hash, keep, kept, meet, open_study, patch_rows, process, progress, show, show_table, stream_seed, tell
 from .data import PatchSet, read_grey, read_picture, study_patches
 from .grain import Grain, add_grain
-from .ldm import draw, load_grain, load_pipeline, train_denoiser
+from .ldm import asked, draw, load_grain, load_pipeline, train_denoiser
 
 # %% ../nbs/03_sample.ipynb #fe6e0601
 def class_plan(
@@ -180,6 +181,7 @@ def draw_samples(
     def build(folder):
         pipe, classes = load_pipeline(study, generator, fraction), study_patches(study).classes
         rows = sample_rows(classes, dict(clean=n) if clean else class_plan(classes, n), seed)
+        rows['number'] = asked(load_file(model.path/'like.safetensors'), rows.number, rows.seed)
         images = draw_batches(pipe, load_grain(study, fraction), rows, guidance, p.solver_steps, p.sample_batch, folder/'resume')
         write_samples(folder, images, rows.assign(origin='synthetic', checkpoint=model.key, weights=weights_hash(model), guidance=guidance, steps=p.solver_steps, solver=type(pipe.scheduler).__name__))
     return study.make('samples/cleans' if clean else 'samples/defects', 'grain sample', build, [model], shared=True, seed=seed, n=n, guidance=guidance, steps=p.solver_steps)

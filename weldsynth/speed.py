@@ -221,7 +221,7 @@ def even_batch(
     batch: int,
 ):
     "`denoiser_batch` with the same weight everywhere."
-    return denoiser_batch(latents, labels, torch.zeros_like(latents[:, :, :1]), torch.ones(latents.shape[2]), batch, 'speed')
+    return denoiser_batch(latents, labels, labels, torch.zeros_like(latents[:, :, :1]), torch.ones(latents.shape[2]), batch, 'speed')
 
 # %% ../nbs/07_speed.ipynb #22ccc4c5
 def race_training(
