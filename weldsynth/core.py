@@ -226,7 +226,7 @@ def hardware() -> str:
     if torch.cuda.is_available(): return torch.cuda.get_device_name()
     model = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')),
                  platform.processor()) if Path('/proc/cpuinfo').exists() else platform.processor()
-    return f'{model}, {joblib.cpu_count()} cores'
+    return f'{model}, {(n := joblib.cpu_count())} core{"s"*(n > 1)}'
 
 # %% ../nbs/00_core.ipynb #b7932637
 def versions() -> dict:
