@@ -22,6 +22,7 @@ from weldsynth.quality import (LEAST_KEPT, Inception, audit_samples, compare, co
                                whitening)
 from weldsynth.simulate import simulate
 from weldsynth.sweep import synthetic_patches
+from weldsynth.verdict import gate_ratio
 
 
 @pytest.fixture(scope='module')
@@ -244,6 +245,8 @@ def test_the_audit_is_whole_at_fixture_size(study):
     gate, filters, fidelity = (pd.read_csv(folder/f'{t}.csv') for t in ('gate', 'filter', 'fidelity'))
     assert set(gate['class']) == classes | {'macro'} and set(fidelity['class']) == classes | {'all'}
     assert set(zip(filters.generator, filters['class'])) == {(g, c) for g in (0, 1) for c in classes}
+    ratio, low, high = gate_ratio(study)
+    assert ratio == pytest.approx(found['gate']['macro']) and low <= ratio <= high and low < high
     copies = pd.read_csv(find_copies(study).path/'copies.csv')
     assert found['near_copies'] == pytest.approx(copies.near.mean()) and set(copies.generator) == {0, 1} and set(copies.nearest) <= set(training_fold(study).table.id)
 

@@ -61,17 +61,17 @@ def test_a_gain_that_is_free_does_not_ship():
     (guard_brier, (1., .9, 1.09), (1.3, 1.2, 1.4), (1.05, .9, 1.2)),
     (lambda x: guard_film(x, 'two films'), (.01, -.01, .03), (-.1, -.2, -.03), (-.01, -.04, .02)),
     (guard_autoencoded, (0, -.01, .01), (.1, .03, .2), (.02, 0, .04)),
+    (guard_gate, (.99, .975, 1.01), (.9, .85, .95), (.96, .93, 1.)),
     (lambda x: guard_fingerprint(dict(probe=x, probe_floor=(.5, .4, .6))), (.55, .5, .6), (.9, .8, .95), (.64, .6, .7))])
 def test_each_interval_guard_can_hold_fail_and_doubt(guard, holds, fails, doubt):
     assert [guard(x).outcome for x in (holds, fails, doubt)] == ['holds', 'fails', 'in doubt']
 
 
 def test_guards_without_interval():
-    good = dict(exact_copies=0, near_copies=.01, heldout_near=.005, gate=dict(macro=.98))
-    assert [g.outcome for g in guard_copies(good)] == ['holds', 'holds'] and guard_gate(good).outcome == 'holds'
+    good = dict(exact_copies=0, near_copies=.01, heldout_near=.005)
+    assert [g.outcome for g in guard_copies(good)] == ['holds', 'holds']
     assert [g.outcome for g in guard_copies(good | dict(exact_copies=1, near_copies=.02))] == ['fails', 'fails']
-    assert guard_gate(dict(gate=dict(macro=.96))).outcome == 'fails'
-    assert {g.outcome for g in [*guard_copies({}), guard_gate({}), guard_fingerprint({}), guard_film(None, 'films'), guard_autoencoded(None)]} == {'not assessed'}
+    assert {g.outcome for g in [*guard_copies({}), guard_gate((.9, np.nan, np.nan)), guard_fingerprint({}), guard_film(None, 'films'), guard_autoencoded(None)]} == {'not assessed'}
 
 
 def test_a_floor_that_is_high_raises_the_limit_of_the_fingerprint():
@@ -93,6 +93,8 @@ def test_what_would_decide():
     assert 'test welds instead of 16' in would_decide('INCONCLUSIVE', draws(.02, .02, .001), 16, 4)
     assert 'no number of welds' in would_decide('INCONCLUSIVE', draws(.02, .02, .03), 16, 4)
     assert 'would not change' in would_decide('DO NOT SHIP', draws(-.2, .01, .01), 16, 4)
+    skewed = .03 + np.concatenate([[0], np.tile([-.01]*9 + [.09], 100)])  # clear of 0, with a variance that alone would ask for more welds
+    assert 'the doubt is about safeguards' in would_decide('INCONCLUSIVE', {'real': np.stack([skewed, np.full_like(skewed, .03)])}, 16, 4)
 
 
 @pytest.fixture

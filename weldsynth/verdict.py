@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HOW', 'Guard', 'outcome', 'guard_recall', 'guard_false_calls', 'guard_brier', 'guard_film', 'guard_copies',
-           'guard_fingerprint', 'guard_autoencoded', 'guard_gate', 'guard_review', 'decide_shipping', 'would_decide',
-           'fold_counts', 'brier_sums', 'brier_ratio', 'film_gain', 'autoencoded_change', 'study_guards', 'tidy',
-           'effects', 'detection', 'risk_register', 'integration_path', 'check_verdict', 'evaluate', 'calibrations',
-           'recommend']
+           'guard_fingerprint', 'guard_autoencoded', 'guard_gate', 'guard_review', 'is_clear', 'decide_shipping',
+           'would_decide', 'fold_counts', 'brier_sums', 'brier_ratio', 'film_gain', 'autoencoded_change', 'gate_ratio',
+           'study_guards', 'tidy', 'effects', 'detection', 'risk_register', 'integration_path', 'check_verdict',
+           'evaluate', 'calibrations', 'recommend']
 
 # %% ../nbs/03f_verdict.ipynb #9f2cf3aa
 import json
@@ -18,10 +18,12 @@ from typing import NamedTuple
 import jsonschema, numpy as np, pandas as pd, weldsynth
 from scipy.stats import t as student
 from .arms import ARMS, Calls, fit_arms, open_test, study_arms, test_predictions
+from .classify import choose_threshold, decide, probabilities
 from .controls import best_control
 from .core import RULE, Artefact, Study, open_study, show, show_table
 from .data import GUESSED, PatchSet, study_patches
-from .quality import audit_samples, no_nan
+from .ldm import load_autoencoder, reconstruct
+from .quality import audit_samples, load_judge, no_nan
 from .review import reviewed, score_review
 from .stats import brier, calibration, calibration_error, group_counts, interval, minimum_detectable, more_groups, pod_fit, points, ranking, resample, scores, standard_error
 
@@ -105,12 +107,10 @@ def guard_autoencoded(change: tuple) -> Guard:
     return Guard('no short cut', f'That the classifier takes the trace of the decoder for a flaw {HOW[said]}.', 'not measured' if change is None else points(*change), f'no rise beyond {100*RULE["most_autoencoded_added"]:.0f} points', said)
 
 # %% ../nbs/03f_verdict.ipynb #65590ceb
-def guard_gate(audit: dict) -> Guard:
-    "A judge's macro F1 on autoencoded validation images is at least .97 of that on the originals."
-    ratio = (audit.get('gate') or {}).get('macro')
-    said = 'not assessed' if ratio is None else 'holds' if ratio >= RULE['least_gate'] else 'fails'
-    plain = {'holds': 'The generator\'s compressed pictures keep the flaws.', 'fails': 'The generator\'s compressed pictures lose a part of the flaws.', 'not assessed': 'Whether compressed pictures keep the flaws was not assessed.'}
-    return Guard('flaws kept by compression', plain[said], 'not measured' if ratio is None else f'{100*ratio:.1f} % of macro F1 kept', f'at least {100*RULE["least_gate"]:.0f} %', said)
+def guard_gate(ratio: tuple) -> Guard:
+    "The judges' macro F1 on autoencoded validation images is at least .97 of that on the originals."
+    said = outcome(ratio, least=RULE['least_gate'])
+    return Guard('flaws kept by compression', f'That the generator\'s compressed pictures lose a part of the flaws {HOW[said]}.', 'not measured' if said == 'not assessed' else '{:.1f} % of macro F1 kept ({:.1f} to {:.1f})'.format(*(100*x for x in ratio)), f'at least {100*RULE["least_gate"]:.0f} %', said)
 
 # %% ../nbs/03f_verdict.ipynb #828c9748
 def guard_review(review: dict) -> Guard:
@@ -121,6 +121,11 @@ def guard_review(review: dict) -> Guard:
     right, wrong = review['label_right'], review['artefacts']
     said = 'holds' if right >= RULE['least_labels_right'] and wrong <= RULE['most_artefacts'] else 'fails'
     return Guard('realism, three reviewers', f'Three reviewers found {100*right:.0f} % of the labels right and artefacts in {100*wrong:.0f} %.', f'{100*right:.0f} %, {100*wrong:.0f} %', 'labels right 90 %, gross artefacts 5 %', said)
+
+# %% ../nbs/03f_verdict.ipynb #368ad655
+def is_clear(gain: tuple) -> bool:
+    "Is a gain in macro F1 (estimate, low, high) at least a point, and its whole interval above 0?"
+    return gain[0] >= RULE['least_gain'] and gain[1] > 0
 
 # %% ../nbs/03f_verdict.ipynb #32af3a98
 def decide_shipping(
@@ -135,10 +140,10 @@ def decide_shipping(
     if hopeless: return 'DO NOT SHIP', f'a gain of {100*RULE["least_gain"]:.0f} point over {said(hopeless)} is ruled out' + (f'; also failing: {", ".join(failing)}' if failing else '')
     if failing: return 'DO NOT SHIP', f'{"a safeguard fails" if len(failing) == 1 else "safeguards fail"} beyond doubt: {", ".join(failing)}'
     if not groups_known: return 'INCONCLUSIVE', 'the data do not say which patches share a weld'
-    short = [arm for arm, (mean, low, _) in gains.items() if not (mean >= RULE['least_gain'] and low > 0)]
+    short = [arm for arm, gain in gains.items() if not is_clear(gain)]
     if short: return 'INCONCLUSIVE', f'the gain over {said(short)} is not clear: the interval leaves both answers open'
     doubtful = [g.name for g in guards if g.outcome == 'in doubt']
-    if doubtful: return 'INCONCLUSIVE', f'the gain is clear, but a safeguard is in doubt: {", ".join(doubtful)}'
+    if doubtful: return 'INCONCLUSIVE', f'the gain is clear, but {"a safeguard is" if len(doubtful) == 1 else "safeguards are"} in doubt: {", ".join(doubtful)}'
     return 'SHIP', 'the gain is clear over real images and over what costs nothing, and no safeguard that was assessed speaks against it'
 
 # %% ../nbs/03f_verdict.ipynb #1c2910d8
@@ -149,9 +154,9 @@ def would_decide(
     fits: int,
 ) -> str:
     "A sentence on how much more data would decide an open question of gain, if the estimates stay."
-    times = {arm: more_groups(d, groups) for arm, d in draws.items()}
+    times = {arm: 0. if is_clear(interval(d, groups)) else more_groups(d, groups) for arm, d in draws.items()}
     arm = max(times, key=times.get)
-    if times[arm] <= 1: return f'{"More data would not change the answer on the gain, if the estimates stay." if decision != "INCONCLUSIVE" else "The gain is decided; what is in doubt is a safeguard."}'
+    if times[arm] <= 1: return f'{"More data would not change the answer on the gain, if the estimates stay." if decision != "INCONCLUSIVE" else "The gain is decided; the doubt is about safeguards."}'
     if np.isinf(times[arm]): return f'Over {arm}, no number of welds would decide it while there are only {fits} trainings: more classifier seeds and generators are needed first.'
     return f'If the estimates stay, about {int(np.ceil(times[arm]*groups)):,} test welds instead of {groups} would decide the gain over {arm}.'
 
@@ -202,6 +207,16 @@ def autoencoded_change(study: Study) -> tuple:
     half = student.ppf((1 + RULE['level'])/2, len(change) - 1)*change.std(ddof=1)/np.sqrt(len(change)) if len(change) > 1 else np.nan
     return float(change.mean()), float(change.mean() - half), float(change.mean() + half)
 
+# %% ../nbs/03f_verdict.ipynb #c373401a
+def gate_ratio(study: Study) -> tuple:
+    "Macro F1 of the judges on autoencoded over that on original validation images, with its interval over welds and judges."
+    held, judges = study_patches(study).fold('validation'), [load_judge(study, k) for k in (0, 1)]
+    welds, thresholds = pd.factorize(held.table.group)[0], [choose_threshold(probabilities(judge, held.images), held.labels) for judge in judges]
+    def counts(images): return group_counts(held.labels.numpy(), np.stack([decide(probabilities(judge, images), t) for judge, t in zip(judges, thresholds)]), welds, len(held.classes))
+    seen = dict(original=counts(held.images), autoencoded=counts(reconstruct(load_autoencoder(study), held.images)))
+    f1 = {what: drawn['macro_f1'] for what, drawn in resample(seen, np.zeros(len(judges), int), study.profile.resamples, study.seed).items()}
+    return interval(np.divide(f1['autoencoded'], f1['original'], out=np.full_like(f1['original'], np.nan), where=f1['original'] > 0), welds.max() + 1)
+
 # %% ../nbs/03f_verdict.ipynb #906c7e11
 def study_guards(study: Study, drawn: dict, fold: PatchSet, calls: dict, gain: tuple) -> list:
     "Every safeguard of a study."
@@ -210,7 +225,7 @@ def study_guards(study: Study, drawn: dict, fold: PatchSet, calls: dict, gain: t
     film, which = film_gain(study, study_patches(study), gain)
     return [*(guard_recall(c, interval(change['recall'][..., i], groups), len(fold.of(c))) for i, c in enumerate(fold.classes[1:])),
             guard_false_calls(interval(change['false_call_rate'], groups)), guard_brier(brier_ratio(study, fold, calls)), guard_film(film, which),
-            *guard_copies(audit), guard_fingerprint(audit), guard_autoencoded(autoencoded_change(study)), guard_gate(audit), guard_review(reviewed(study))]
+            *guard_copies(audit), guard_fingerprint(audit), guard_autoencoded(autoencoded_change(study)), guard_gate(gate_ratio(study)), guard_review(reviewed(study))]
 
 # %% ../nbs/03f_verdict.ipynb #f46e02bd
 def tidy(study: Study) -> pd.DataFrame:
