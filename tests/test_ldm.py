@@ -10,7 +10,7 @@ import torch
 from weldsynth.core import PROFILES, Study, open_study
 from weldsynth.data import study_patches, training_fold
 from weldsynth.ldm import conditions, draw, load_pipeline, train_denoiser
-from weldsynth.sample import draw_samples, load_samples
+from weldsynth.sample import draw_samples, load_sampler, load_samples
 from weldsynth.sweep import score_sets
 
 
@@ -45,6 +45,16 @@ def test_diffusers_alone_loads_the_pipeline_in_a_process_of_its_own(study, tmp_p
     monkeypatch.setattr('weldsynth.ldm.GUIDED', (0., 1.))  # the stock pipeline guides throughout
     ours = draw(pipe, [pipe.labels['crack'], pipe.labels['porosity']], [5, 6], 3., 4)
     assert (images.int() - ours.int()).abs().max() <= 2 and images.float().std() > 1
+
+
+@pytest.mark.parametrize('cpu, dtype', [(dict(avx512_bf16=True, cpu_name='AMD EPYC'), torch.bfloat16), (dict(avx512_bf16=True, cpu_name='Intel(R) Xeon(R) Processor'), torch.float32),
+                                        (dict(avx512_bf16=False, cpu_name='AMD EPYC'), torch.float32), ({}, torch.float32)])
+def test_the_sampler_computes_with_what_its_processor_is_fast_at(cpu, dtype, study, monkeypatch):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: cpu, raising=False)
+    pipe = load_sampler(study)
+    assert pipe.transformer.dtype == dtype and pipe.vae.dtype == torch.float32
+    drawn, exact = (draw(p, [1, 2], [5, 6], 2., 4).float() for p in (pipe, load_pipeline(study)))
+    assert (drawn - exact).abs().mean() <= .02*exact.std() and (dtype == torch.bfloat16 or torch.equal(drawn, exact))
 
 
 @pytest.mark.parametrize('fraction', [1., .5])  # with half of the defects, bent ones are learnt from too

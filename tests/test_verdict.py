@@ -61,7 +61,7 @@ def test_a_gain_that_is_free_does_not_ship():
     (guard_brier, (1., .9, 1.09), (1.3, 1.2, 1.4), (1.05, .9, 1.2)),
     (lambda x: guard_film(x, 'two films'), (.01, -.01, .03), (-.1, -.2, -.03), (-.01, -.04, .02)),
     (guard_autoencoded, (0, -.01, .01), (.1, .03, .2), (.02, 0, .04)),
-    (guard_gate, (.99, .975, 1.01), (.9, .85, .95), (.96, .93, 1.)),
+    (lambda x: guard_gate(dict(gate=x)), (.99, .975, 1.01), (.9, .85, .95), (.96, .93, 1.)),
     (lambda x: guard_fingerprint(dict(probe=x, probe_floor=(.5, .4, .6))), (.55, .5, .6), (.9, .8, .95), (.64, .6, .7))])
 def test_each_interval_guard_can_hold_fail_and_doubt(guard, holds, fails, doubt):
     assert [guard(x).outcome for x in (holds, fails, doubt)] == ['holds', 'fails', 'in doubt']
@@ -71,7 +71,7 @@ def test_guards_without_interval():
     good = dict(exact_copies=0, near_copies=.01, heldout_near=.005)
     assert [g.outcome for g in guard_copies(good)] == ['holds', 'holds']
     assert [g.outcome for g in guard_copies(good | dict(exact_copies=1, near_copies=.02))] == ['fails', 'fails']
-    assert {g.outcome for g in [*guard_copies({}), guard_gate((.9, np.nan, np.nan)), guard_fingerprint({}), guard_film(None, 'films'), guard_autoencoded(None)]} == {'not assessed'}
+    assert {g.outcome for g in [*guard_copies({}), guard_gate(dict(gate=None)), guard_fingerprint({}), guard_film(None, 'films'), guard_autoencoded(None)]} == {'not assessed'}
 
 
 def test_a_floor_that_is_high_raises_the_limit_of_the_fingerprint():

@@ -7,7 +7,7 @@ __all__ = ['JUDGE_SEED', 'MEASURES', 'PROBES', 'LEAST_KEPT', 'halves', 'train_ju
            'unseen_defects', 'features', 'frechet_distance', 'kid', 'prdc', 'compare', 'Inception', 'lookers',
            'fidelity', 'reduced', 'whitening', 'nearest', 'copy_threshold', 'flag_copies', 'find_copies',
            'usable_patches', 'radial_spectrum', 'octave_power', 'spectrum_table', 'probe_features', 'probe_auc',
-           'fingerprint', 'mean_and_range', 'class_f1', 'autoencoder_gate', 'filter_thresholds', 'judged', 'passing',
+           'fingerprint', 'mean_and_range', 'autoencoder_gate', 'filter_thresholds', 'judged', 'passing',
            'filter_samples', 'filter_table', 'no_nan', 'seen_by_judges', 'training_way', 'audit_samples']
 
 # %% ../nbs/03b_quality.ipynb #c869e205
@@ -34,6 +34,7 @@ from .classify import choose_threshold, decide, fit_all, load_classifier, probab
 from .core import Artefact, Study, StudyError, numpy_stream, open_study, patch_rows, show, show_table, torch_stream
 from .data import PatchSet, prepare, study_patches, training_fold
 from .ldm import SNAPSHOT, flips, load_autoencoder, reconstruct, to_unit, train_denoiser
+from .stats import group_counts, interval, resample
 from .sweep import all_samples, recipe, synthetic_patches
 
 # %% ../nbs/03b_quality.ipynb #f2f36c00
@@ -352,30 +353,21 @@ def mean_and_range(values) -> list:
     values = np.asarray(values, float)
     return None if np.isnan(values).all() else [float(v) for v in (np.nanmean(values), *np.nanquantile(values, [.025, .975]))]
 
-# %% ../nbs/03b_quality.ipynb #e34bb08c
-def class_f1(
-    truth: torch.Tensor,   # N class numbers
-    called: torch.Tensor,  # N class numbers
-    classes: int,          # how many, clean included
-) -> np.ndarray:
-    "F1 of each defect class; 0 for a class without any item and any call."
-    pairs = np.bincount((truth*classes + called).numpy(), minlength=classes**2).reshape(classes, classes)
-    return 2*np.diag(pairs)[1:]/np.maximum((pairs.sum(0) + pairs.sum(1))[1:], 1)
-
 # %% ../nbs/03b_quality.ipynb #e05777b2
-def autoencoder_gate(study: Study) -> pd.DataFrame:
-    "Mean F1 of the two judges on validation images, original and autoencoded, and their ratio: class ('macro' for the mean over defect classes), original, autoencoded, ratio."
-    validation, vae, rows = study_patches(study).fold('validation'), load_autoencoder(study), []
-    truth, after = validation.labels, reconstruct(vae, validation.images)
-    for k in (0, 1):
-        net = load_judge(study, k)
-        before = probabilities(net, validation.images)
-        threshold = choose_threshold(before, truth)
-        rows.append([class_f1(truth, decide(p, threshold), len(validation.classes)) for p in (before, probabilities(net, after))])
-    original, autoencoded = np.mean(rows, 0)
-    table = pd.DataFrame({'class': validation.classes[1:], 'original': original, 'autoencoded': autoencoded})
-    table = pd.concat([table, pd.DataFrame([dict(zip(table, ('macro', original.mean(), autoencoded.mean())))])], ignore_index=True)
-    return table.assign(ratio=table.autoencoded/table.original.where(table.original > 0))
+def autoencoder_gate(study: Study) -> tuple:
+    "F1 of the two judges on validation images, original and autoencoded, and the ratio, a table: class ('macro' for all), original, autoencoded, ratio; and the ratio of macro F1 with its interval over welds and judges."
+    held, calls = study_patches(study).fold('validation'), dict(original=[], autoencoded=[])
+    after, welds = reconstruct(load_autoencoder(study), held.images), pd.factorize(held.table.group)[0]
+    for judge in (load_judge(study, k) for k in (0, 1)):
+        probs = dict(original=probabilities(judge, held.images), autoencoded=probabilities(judge, after))
+        threshold = choose_threshold(probs['original'], held.labels)
+        for what, p in probs.items(): calls[what].append(decide(p, threshold))
+    counts = {what: group_counts(held.labels.numpy(), np.stack(c), welds, len(held.classes)) for what, c in calls.items()}
+    drawn = resample(counts, np.zeros(2, int), study.profile.resamples, study.seed)
+    original, autoencoded = (d['macro_f1'] for d in drawn.values())
+    table = pd.DataFrame({'class': [*held.classes[1:], 'macro'], **{what: np.append(d['f1'][0, 0], d['macro_f1'][0, 0]) for what, d in drawn.items()}})
+    return (table.assign(ratio=table.autoencoded/table.original.where(table.original > 0)),
+            interval(np.divide(autoencoded, original, out=np.full_like(original, np.nan), where=original > 0), welds.max() + 1))
 
 # %% ../nbs/03b_quality.ipynb #152b96b8
 LEAST_KEPT = 10  # of a class, or there is nothing to train on
@@ -453,14 +445,14 @@ def audit_samples(study: Study) -> Artefact:
     copies, judges, inputs = find_copies(study), train_judges(study), [all_samples(study, g) for g in range(study.profile.generators)]
     def build(folder):
         filters = pd.concat([filter_table(study, g) for g in range(study.profile.generators)])
-        tables = dict(fidelity=fidelity(study), probe=fingerprint(study), gate=autoencoder_gate(study), filter=filters,
+        gate, kept = autoencoder_gate(study)
+        tables = dict(fidelity=fidelity(study), probe=fingerprint(study), gate=gate, filter=filters,
                       spectrum=spectrum_table(training_fold(study), usable_patches(study), study_patches(study).fold('validation')))
         for name, table in tables.items(): table.to_csv(folder/f'{name}.csv', index=False)
         found, held = (pd.read_csv(copies.path/f'{t}.csv') for t in ('copies', 'heldout'))
-        probe, gate, passed = tables['probe'].query("`class` == 'all'"), tables['gate'].set_index('class').ratio, tables['filter']
-        worst = gate.drop('macro')
+        probe, passed = tables['probe'].query("`class` == 'all'"), tables['filter']
         figures = dict(exact_copies=int(found.exact.sum()), near_copies=found.near.mean(), heldout_near=held[~held.sets_threshold].near.mean(),
-                       probe=mean_and_range(probe.auc), probe_floor=mean_and_range(probe.floor), gate=dict(macro=gate['macro'], worst_class=worst.min(), worst=worst.idxmin() if worst.notna().any() else None),
+                       probe=mean_and_range(probe.auc), probe_floor=mean_and_range(probe.floor), gate=None if np.isnan(kept).any() else kept,
                        filter_kept=passed.kept.sum()/passed.drawn.sum(), label_agreement=dict(real=passed.agree_real.mean(), synthetic=passed.agree_synthetic.mean()))
         (folder/'audit.json').write_text(json.dumps(no_nan(figures), indent=1))
-    return study.make('eval/audit', 'classify quality', build, [copies, judges, *inputs], inception=os.environ.get('WELDSYNTH_INCEPTION'))
+    return study.make('eval/audit', 'classify stats quality', build, [copies, judges, *inputs], resamples=study.profile.resamples, inception=os.environ.get('WELDSYNTH_INCEPTION'))

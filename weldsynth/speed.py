@@ -31,10 +31,10 @@ from .classify import classifier_batch, fit_all, make_classifier
 from .core import PROFILES, Study, checkout, hardware, open_study, process, progress, show, show_table, versions, write_atomic
 from .data import PatchSet, prepare, study_patches, training_fold
 from .grain import Grain, add_grain
-from .ldm import (autoencoder_batch, autoencoder_loss, denoiser_batch, denoiser_loss, encode, flips, load_autoencoder, load_grain, load_pipeline,
+from .ldm import (autoencoder_batch, autoencoder_loss, denoiser_batch, denoiser_loss, encode, flips, load_autoencoder, load_grain,
                            make_autoencoder, make_denoiser, train, train_denoiser)
 from .quality import compare, features, load_judge, nearest, probe_auc, unseen_defects
-from .sample import class_plan, generate, sample_rows, write_samples
+from .sample import class_plan, generate, load_sampler, sample_rows, write_samples
 from .simulate import simulate
 from .stats import group_counts, resample
 
@@ -162,7 +162,7 @@ def race_sampling(
 ) -> tuple:
     "Seconds per image of both ways, from labels and seeds to PNGs on disk, as a dict; and, of both and of ours with other numbers of steps, KID from `sample_quality` and seconds per image."
     classes, guidance = study_patches(study).classes, min(g for g in study.profile.guidances if g > 1)
-    rows, ours, theirs = sample_rows(classes, class_plan(classes, many), 'speed').sample(frac=1, random_state=0), load_pipeline(study), stock_pipeline(study)
+    rows, ours, theirs = sample_rows(classes, class_plan(classes, many), 'speed').sample(frac=1, random_state=0), load_sampler(study), stock_pipeline(study)
     grain = load_grain(study)
     with tempfile.TemporaryDirectory() as tmp:
         stock, fast = race(lambda: clock(lambda: stock_samples(theirs, rows[:one_by_one], guidance, Path(tmp)))/one_by_one,
@@ -334,7 +334,7 @@ def stage_jobs(
     few = replace(p, defects=260, cleans=60, plates=8, ae_steps=1, ldm_steps=1, ldm_batch=16)
     small, big = Study('few', folder/'few', few), Study('big', folder/'big', p, str(folder/'pictures'))
     _write_pictures(p, folder/'pictures')
-    pipe, vae, fold = load_pipeline(small), load_autoencoder(small), study_patches(big).fold('train')
+    pipe, vae, fold = load_sampler(small), load_autoencoder(small), study_patches(big).fold('train')
     synthetic, defects = fold.images[torch.arange(images//5) % len(fold)].bitwise_xor(1), fold.take(fold.table.label != 'clean')
     rows = sample_rows(fold.classes, class_plan(fold.classes, images//20), 'speed')
     latents, judge = torch.zeros(1, len(fold), p.latents, px//4, px//4).expand(4, -1, -1, -1, -1), make_classifier(p.classifier, len(fold.classes)).eval()

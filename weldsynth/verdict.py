@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOW', 'Guard', 'outcome', 'guard_recall', 'guard_false_calls', 'guard_brier', 'guard_film', 'guard_copies',
            'guard_fingerprint', 'guard_autoencoded', 'guard_gate', 'guard_review', 'is_clear', 'decide_shipping',
-           'would_decide', 'fold_counts', 'brier_sums', 'brier_ratio', 'film_gain', 'autoencoded_change', 'gate_ratio',
+           'would_decide', 'fold_counts', 'brier_sums', 'brier_ratio', 'film_gain', 'autoencoded_change',
            'study_guards', 'tidy', 'effects', 'detection', 'risk_register', 'integration_path', 'check_verdict',
            'evaluate', 'calibrations', 'recommend']
 
@@ -18,12 +18,10 @@ from typing import NamedTuple
 import jsonschema, numpy as np, pandas as pd, weldsynth
 from scipy.stats import t as student
 from .arms import ARMS, Calls, fit_arms, open_test, study_arms, test_predictions
-from .classify import choose_threshold, decide, probabilities
 from .controls import best_control
 from .core import RULE, Artefact, Study, open_study, show, show_table
 from .data import GUESSED, PatchSet, study_patches
-from .ldm import load_autoencoder, reconstruct
-from .quality import audit_samples, load_judge, no_nan
+from .quality import audit_samples, no_nan
 from .review import reviewed, score_review
 from .stats import brier, calibration, calibration_error, group_counts, interval, minimum_detectable, more_groups, pod_fit, points, ranking, resample, scores, standard_error
 
@@ -107,10 +105,11 @@ def guard_autoencoded(change: tuple) -> Guard:
     return Guard('no short cut', f'That the classifier takes the trace of the decoder for a flaw {HOW[said]}.', 'not measured' if change is None else points(*change), f'no rise beyond {100*RULE["most_autoencoded_added"]:.0f} points', said)
 
 # %% ../nbs/03f_verdict.ipynb #65590ceb
-def guard_gate(ratio: tuple) -> Guard:
+def guard_gate(audit: dict) -> Guard:
     "The judges' macro F1 on autoencoded validation images is at least .97 of that on the originals."
+    ratio = audit.get('gate')
     said = outcome(ratio, least=RULE['least_gate'])
-    return Guard('flaws kept by compression', f'That the generator\'s compressed pictures lose a part of the flaws {HOW[said]}.', 'not measured' if said == 'not assessed' else '{:.1f} % of macro F1 kept ({:.1f} to {:.1f})'.format(*(100*x for x in ratio)), f'at least {100*RULE["least_gate"]:.0f} %', said)
+    return Guard('flaws kept by compression', f'That the generator\'s compressed pictures lose a part of the flaws {HOW[said]}.', 'not measured' if ratio is None else '{:.1f} % of macro F1 kept ({:.1f} to {:.1f})'.format(*(100*x for x in ratio)), f'at least {100*RULE["least_gate"]:.0f} %', said)
 
 # %% ../nbs/03f_verdict.ipynb #828c9748
 def guard_review(review: dict) -> Guard:
@@ -207,16 +206,6 @@ def autoencoded_change(study: Study) -> tuple:
     half = student.ppf((1 + RULE['level'])/2, len(change) - 1)*change.std(ddof=1)/np.sqrt(len(change)) if len(change) > 1 else np.nan
     return float(change.mean()), float(change.mean() - half), float(change.mean() + half)
 
-# %% ../nbs/03f_verdict.ipynb #c373401a
-def gate_ratio(study: Study) -> tuple:
-    "Macro F1 of the judges on autoencoded over that on original validation images, with its interval over welds and judges."
-    held, judges = study_patches(study).fold('validation'), [load_judge(study, k) for k in (0, 1)]
-    welds, thresholds = pd.factorize(held.table.group)[0], [choose_threshold(probabilities(judge, held.images), held.labels) for judge in judges]
-    def counts(images): return group_counts(held.labels.numpy(), np.stack([decide(probabilities(judge, images), t) for judge, t in zip(judges, thresholds)]), welds, len(held.classes))
-    seen = dict(original=counts(held.images), autoencoded=counts(reconstruct(load_autoencoder(study), held.images)))
-    f1 = {what: drawn['macro_f1'] for what, drawn in resample(seen, np.zeros(len(judges), int), study.profile.resamples, study.seed).items()}
-    return interval(np.divide(f1['autoencoded'], f1['original'], out=np.full_like(f1['original'], np.nan), where=f1['original'] > 0), welds.max() + 1)
-
 # %% ../nbs/03f_verdict.ipynb #906c7e11
 def study_guards(study: Study, drawn: dict, fold: PatchSet, calls: dict, gain: tuple) -> list:
     "Every safeguard of a study."
@@ -225,7 +214,7 @@ def study_guards(study: Study, drawn: dict, fold: PatchSet, calls: dict, gain: t
     film, which = film_gain(study, study_patches(study), gain)
     return [*(guard_recall(c, interval(change['recall'][..., i], groups), len(fold.of(c))) for i, c in enumerate(fold.classes[1:])),
             guard_false_calls(interval(change['false_call_rate'], groups)), guard_brier(brier_ratio(study, fold, calls)), guard_film(film, which),
-            *guard_copies(audit), guard_fingerprint(audit), guard_autoencoded(autoencoded_change(study)), guard_gate(gate_ratio(study)), guard_review(reviewed(study))]
+            *guard_copies(audit), guard_fingerprint(audit), guard_autoencoded(autoencoded_change(study)), guard_gate(audit), guard_review(reviewed(study))]
 
 # %% ../nbs/03f_verdict.ipynb #f46e02bd
 def tidy(study: Study) -> pd.DataFrame:
