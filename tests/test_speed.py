@@ -44,7 +44,7 @@ def test_all_races_are_run_with_times_above_zero(entry):
 
 
 def test_both_sides_are_compared_by_kid_with_an_interval(entry):
-    assert [q['what'] for q in entry['quality']] == ['stock', 'ours', 'ours, 2 steps']
+    assert [q['what'] for q in entry['quality']][:3] == ['stock', 'ours', 'ours, 2 steps']
     assert all(q['low'] <= q['value'] <= q['high'] and q['images'] == 20 and q['seconds'] > 0 for q in entry['quality'])
 
 

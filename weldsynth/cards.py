@@ -61,7 +61,7 @@ def bars(
             ('near copies less those of held-out real images, %', 100*(audit['near_copies'] - (audit['heldout_near'] or 0)), -np.inf, 100*RULE['most_copies_added'])]
     said = lambda least, most: f'{most:g}' if least == most else f'{least:g} or more' if most == np.inf else f'{most:g} or less' if least == -np.inf else f'{least:g} to {most:g}'
     met = lambda x, least, most: 'not assessed' if pd.isna(x) else 'yes' if least <= x <= most else 'no'
-    text = lambda x: str(x) if isinstance(x, int) else '' if pd.isna(x) else f'{x:.2f}'
+    text = lambda x: str(x) if isinstance(x, int) else '' if pd.isna(x) else f'{x:.3f}'
     return pd.DataFrame([(what, text(x), said(*bar), met(x, *bar)) for what, x, *bar in rows], columns=['measure', 'here', 'bar', 'met'])
 
 # %% ../nbs/05a_cards.ipynb #103821ea

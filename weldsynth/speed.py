@@ -31,7 +31,7 @@ from .classify import classifier_batch, fit_all, make_classifier
 from .core import PROFILES, Study, checkout, hardware, open_study, process, progress, show, show_table, versions, write_atomic
 from .data import PatchSet, prepare, study_patches, training_fold
 from .grain import Grain, add_grain
-from .ldm import (autoencoder_batch, autoencoder_loss, denoiser_batch, denoiser_loss, encode, flips, load_autoencoder, load_grain,
+from .ldm import (autoencoder_batch, autoencoder_loss, denoiser_batch, denoiser_loss, encode, flips, load_autoencoder, load_grain, load_pipeline,
                            make_autoencoder, make_denoiser, train, train_denoiser)
 from .quality import compare, features, load_judge, nearest, probe_auc, unseen_defects
 from .sample import class_plan, generate, load_sampler, sample_rows, write_samples
@@ -160,7 +160,7 @@ def race_sampling(
     rounds: int = 3,
     tries: tuple = (4, 6, 10, 20),  # other numbers of solver steps
 ) -> tuple:
-    "Seconds per image of both ways, from labels and seeds to PNGs on disk, as a dict; and, of both and of ours with other numbers of steps, KID from `sample_quality` and seconds per image."
+    "Seconds per image of both ways, from labels and seeds to PNGs on disk, as a dict; and, of both, of ours with other numbers of steps and, where ours is in bf16, in fp32, KID from `sample_quality` and seconds per image."
     classes, guidance = study_patches(study).classes, min(g for g in study.profile.guidances if g > 1)
     rows, ours, theirs = sample_rows(classes, class_plan(classes, many), 'speed').sample(frac=1, random_state=0), load_sampler(study), stock_pipeline(study)
     grain = load_grain(study)
@@ -169,12 +169,14 @@ def race_sampling(
                            lambda: clock(lambda: our_samples(ours, grain, rows, guidance, study))/many, rounds)
     whole = torch.cat([add_grain(_stock_batch(theirs, rows[i:i + 32], guidance), grain, rows.seed[i:i + 32]) for i in range(0, many, 32)])
     sets, seconds = dict(stock=whole, ours=our_samples(ours, grain, rows, guidance, study)), dict(stock=stock, ours=fast)
-    for n in tries:
-        other, what, start = replace(study, profile=replace(study.profile, solver_steps=n)), f'ours, {n} steps', now()
-        sets[what] = our_samples(ours, grain, rows, guidance, other)
+    others = {f'ours, {n} steps': (ours, replace(study, profile=replace(study.profile, solver_steps=n))) for n in tries}
+    if half := ours.transformer.dtype == torch.bfloat16: others['ours, in fp32'] = load_pipeline(study), study
+    for what, (pipe, other) in others.items():
+        start = now()
+        sets[what] = our_samples(pipe, grain, rows, guidance, other)
         seconds[what] = (now() - start)/many
     kids = [dict(**k, seconds=seconds[k['what']]) for k in sample_quality(study, sets)]
-    about = f'{type(theirs.scheduler).__name__} {STOCK_STEPS}, one by one, against {type(ours.scheduler).__name__} {study.profile.solver_steps}, guidance {guidance:g}'
+    about = f'{type(theirs.scheduler).__name__} {STOCK_STEPS}, one by one, against {type(ours.scheduler).__name__} {study.profile.solver_steps}{" in bf16"*half}, guidance {guidance:g}'
     return dict(what='sampling', about=about, stock=stock, ours=fast, memory=gpu_memory(lambda: our_samples(ours, grain, rows, guidance, study))), kids
 
 # %% ../nbs/07_speed.ipynb #53c31f00
@@ -399,13 +401,15 @@ def growth(
     few: int = 2_000,             # images at which the size of patches varies
     sides: tuple = (32, 64, 96, 128),
     parts: tuple = (8, 4, 2, 1),  # the whole is divided by
+    rounds: int = 2,              # of all points, the best of which count
 ) -> pd.DataFrame:
     "`stage_growth` at an eighth, a quarter, a half and the whole of the images (axis 'images') and at four sizes (axis 'pixels'), each in a process of its own."
     points = [(images//k, px) for k in parts] + [(few, side) for side in sides]
     at_once = 1 if torch.cuda.is_available() else max(1, joblib.cpu_count()//2)
     with multiprocessing.get_context('spawn').Pool(at_once, _quiet, maxtasksperchild=1) as fresh:
-        made = list(progress(fresh.imap(_stage_growth, points[::-1]), 'how cost grows', len(points)))[::-1]  # the longest first
-    return pd.DataFrame([dict(axis='images' if i < len(parts) else 'pixels', **row) for i, rows in enumerate(made) for row in rows])
+        made = list(progress(fresh.imap(_stage_growth, points[::-1]*rounds), 'how cost grows', rounds*len(points)))[::-1]  # the longest first
+    table = pd.DataFrame([dict(axis='images' if i % len(points) < len(parts) else 'pixels', **row) for i, rows in enumerate(made) for row in rows])
+    return table.groupby(['axis', 'images', 'px', 'stage'], sort=False, as_index=False).min()
 
 # %% ../nbs/07_speed.ipynb #972da4a6
 def _quiet(): os.environ['IN_TEST'] = '1'  # no progress bars
@@ -451,7 +455,7 @@ def measure(
     sampled, quality = race_sampling(study, *((2, 20, 1, (2,)) if quick else (4, 2_000, 3) if gpu else (4, 256, 8)))
     trained = race_training(study, *((4, 1) if quick else (60, 3) if gpu else (6, 2)))
     fitted = race_fits(study, *((6, 2, 1) if quick else (200, 10, 2) if gpu else (60, 8, 2)))
-    grown = growth(1_600, 16, 800, (16, 32), (2, 1)) if quick else growth()
+    grown = growth(1_600, 16, 800, (16, 32), (2, 1), 1) if quick else growth()
     return dict(hardware=hardware(), gpu=gpu, date=time.strftime('%Y-%m-%d'), versions=versions(), threads=torch.get_num_threads(), profile=study.profile.name,
                 races=[sampled, *trained, fitted], quality=quality, usage=training_usage(study, trained[0]['ours']),
                 study=study_costs(study).to_dict('records'), growth=grown.to_dict('records'))
