@@ -71,7 +71,7 @@ def test_guards_without_interval():
     good = dict(exact_copies=0, near_copies=.01, heldout_near=.005)
     assert [g.outcome for g in guard_copies(good)] == ['holds', 'holds']
     assert [g.outcome for g in guard_copies(good | dict(exact_copies=1, near_copies=.02))] == ['fails', 'fails']
-    assert {g.outcome for g in [*guard_copies({}), guard_gate(dict(gate=None)), guard_fingerprint({}), guard_film(None, 'films'), guard_autoencoded(None)]} == {'not assessed'}
+    assert {g.outcome for g in [*guard_copies({}), guard_gate(dict(gate=None)), guard_gate(dict(gate=(.9, np.nan, np.nan))), guard_fingerprint({}), guard_film(None, 'films'), guard_autoencoded(None)]} == {'not assessed'}
 
 
 def test_a_floor_that_is_high_raises_the_limit_of_the_fingerprint():
