@@ -52,11 +52,8 @@ def load_sampler(
     generator: int = 0,
     fraction: float = 1.,  # of the real defects it learnt from
 ) -> DiTPipeline:
-    "The study's trained pipeline, ready to draw: on a CPU of AMD's that multiplies bf16 (Zen 4 and later), with the denoiser in bf16."
-    pipe, cpu = load_pipeline(study, generator, fraction), getattr(torch.cpu, 'get_capabilities', dict)()
-    if pipe.device.type == 'cpu' and cpu.get('avx512_bf16') and cpu['cpu_name'].startswith('AMD'):
-        pipe.transformer.to(torch.bfloat16).register_forward_pre_hook(lambda net, given: (given[0].to(net.dtype), *given[1:]))
-    return pipe
+    "The study's trained pipeline, ready to draw."
+    return load_pipeline(study, generator, fraction)
 
 # %% ../nbs/03_sample.ipynb #d86d45d9
 PIECE = 64  # images that a core draws at a time, at most
