@@ -5,7 +5,11 @@ from pathlib import Path
 import safetensors.torch
 from joblib.externals.loky import reusable_executor
 
-from weldsynth.core import StudyError, file_hash, hardware, versions
+from weldsynth.core.config import StudyError
+
+from weldsynth.core.runtime import hardware, versions
+
+from weldsynth.core.store import file_hash
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT/'nbs'/'reliability.json'

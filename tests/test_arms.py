@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from weldsynth.arms import ARMS, Pool, ask_to_open, fit_arms, freeze, open_test, study_arms, test_log as log_of, test_predictions as predictions_of, times_opened
-from weldsynth.controls import FREE_CONTROLS
-from weldsynth.core import PROFILES, Study, StudyError, open_study
-from weldsynth.data import prepare, study_patches, training_fold
-from weldsynth.ldm import load_pipeline
-from weldsynth.simulate import simulate
-from weldsynth.sweep import all_samples, learning_curve, picked
+from weldsynth.stages.arms import ARMS, Pool, claim_test_fold, fit_arms, freeze, open_test, study_arms, test_log as log_of, test_predictions as predictions_of, times_opened
+from weldsynth.models.controls import FREE_CONTROLS
+from weldsynth.core.config import PROFILES, StudyError
+from weldsynth.core.store import Study, open_study
+from weldsynth.stages.data import prepare, study_patches, training_fold
+from weldsynth.stages.ldm import load_pipeline
+from weldsynth.data.simulate import simulate
+from weldsynth.stages.sweep import draw_study_samples, learning_curve, selected
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +57,7 @@ def test_generators_differ_and_share_the_fits(study):
 def test_a_generator_of_a_fraction_has_seen_no_more(study):
     half, whole = training_fold(study, .5), training_fold(study)
     assert set(half.table.id) < set(whole.table.id)
-    info = all_samples(study, fraction=.5).info
+    info = draw_study_samples(study, fraction=.5).info
     parent = next(study.path.glob('ldm/denoiser-*')).parent
     models = {json.loads(f.read_text())['key']: json.loads(f.read_text()) for f in parent.glob('*/artefact.json')}
     denoiser = models[info['inputs'][0]]
@@ -66,17 +67,17 @@ def test_a_generator_of_a_fraction_has_seen_no_more(study):
 
 
 def test_picks_come_from_the_profile(study):
-    pick = picked(study)
+    pick = selected(study)
     assert pick['guidance'] in study.profile.guidances and pick['share'] in study.profile.shares
 
 
 def test_the_test_fold_opens_once(study):
     opened = open_test(study)
     plan = json.loads((opened.path/'plan.json').read_text())
-    assert plan == json.loads(json.dumps(freeze(study))) and plan['picked'] == picked(study) and plan['rule'] and times_opened(study) == 1
+    assert plan == json.loads(json.dumps(freeze(study))) and plan['picked'] == selected(study) and plan['rule'] and times_opened(study) == 1
     assert open_test(study).path == opened.path, 'reading the result again is no opening'
-    with pytest.raises(StudyError, match='stays shut'): ask_to_open(study, plan['hash'])
-    with pytest.raises(StudyError, match='under another plan'): ask_to_open(study, 'another')
+    with pytest.raises(StudyError, match='stays shut'): claim_test_fold(study, plan['hash'])
+    with pytest.raises(StudyError, match='under another plan'): claim_test_fold(study, 'another')
     assert [e['event'] for e in log_of(study)] == ['opened', 'done', 'refused', 'refused'] and times_opened(study) == 1
 
 
@@ -89,9 +90,9 @@ def test_a_changed_plan_does_not_open_the_test_fold_again(study):
 def test_an_interrupted_opening_may_be_finished(tmp_path):
     study = Study('cut', tmp_path, PROFILES['fixture'])
     (tmp_path/'eval').mkdir()
-    ask_to_open(study, 'plan')
-    ask_to_open(study, 'plan')
-    with pytest.raises(StudyError): ask_to_open(study, 'other')
+    claim_test_fold(study, 'plan')
+    claim_test_fold(study, 'plan')
+    with pytest.raises(StudyError): claim_test_fold(study, 'other')
     assert [e['event'] for e in log_of(study)] == ['opened', 'opened', 'refused'] and times_opened(study) == 1
 
 

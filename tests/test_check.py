@@ -14,11 +14,16 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 
 from faults import record
 from weldsynth import check, data
-from weldsynth.check import check_data, prepare_or_count, tally
+from weldsynth.data.check import check_data, count_text
+from weldsynth.stages.data import prepare_or_count
 from weldsynth.cli import main
-from weldsynth.core import StudyError, digest, open_study
-from weldsynth.data import prepare, read_grey, read_manifest, read_picture, to_patch
-from weldsynth.sample import marked_png, xmp
+from weldsynth.core.config import StudyError
+from weldsynth.core.random import digest
+from weldsynth.core.store import open_study
+from weldsynth.data.images import read_grey, read_picture, to_patch
+from weldsynth.data.sources import read_manifest
+from weldsynth.stages.data import prepare
+from weldsynth.stages.sample import marked_png, xmp
 
 SIDE, WELDS = 32, 12
 
@@ -373,8 +378,8 @@ def test_all_problems_are_told_at_once(good, tmp_path, capsys):
     assert main(['check', str(root), '--profile', 'fixture']) == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[0].split() == ['severity', 'file', 'what', 'fix'] and len(out.splitlines()) == len(problems) + 1
-    assert f'weldsynth: {tally(problems)}: mend the errors' in err
-    with pytest.raises(StudyError, match=rf'one of {tally(problems)}, which `weldsynth check .*many'): prepare_or_count(open_study('many', str(root), 'fixture'))
+    assert f'weldsynth: {count_text(problems)}: mend the errors' in err
+    with pytest.raises(StudyError, match=rf'one of {count_text(problems)}, which `weldsynth check .*many'): prepare_or_count(open_study('many', str(root), 'fixture'))
 
 
 def test_exit_codes(good, capsys):

@@ -8,8 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from weldsynth.core import PROFILES, StudyError, open_study
-from weldsynth.data import GUESSED, read_folder, read_grey, read_manifest, read_source, read_windows, refuse_duplicates, split, study_patches, to_patch
+from weldsynth.core.config import PROFILES, StudyError
+
+from weldsynth.core.store import open_study
+from weldsynth.data.images import read_grey, to_patch
+from weldsynth.data.sources import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_source, read_windows
+from weldsynth.data.split.split import report_duplicates, split
+from weldsynth.stages.data import study_patches
 
 PX = 32
 GDXRAY = os.environ.get('WELDSYNTH_GDXRAY')
@@ -61,7 +66,7 @@ def test_folder_without_welds_is_grouped_by_likeness(folder):
     Image.open(twin).save(folder/'crack'/'twin.png')
     patches = read_folder(folder, PX)
     groups = patches.table.set_index('id').group
-    assert groups.str.startswith(GUESSED).all() and groups['crack/weld-0-0.png'] == groups['crack/twin.png'] and groups.nunique() == 20
+    assert groups.str.startswith(GUESSED_GROUP_PREFIX).all() and groups['crack/weld-0-0.png'] == groups['crack/twin.png'] and groups.nunique() == 20
 
 
 def test_other_names_for_clean(folder):
@@ -158,7 +163,7 @@ def test_a_copy_in_another_fold_stops_the_study(manifest):
     for i in table.image: (manifest.parent/f'copy-{i}').write_bytes((manifest.parent/i).read_bytes())
     pd.concat([table, copies]).to_csv(manifest, index=False)
     with pytest.raises(StudyError, match=r".*: and '.*' are the same image in two folds"):
-        refuse_duplicates(split(read_manifest(manifest, PX, 'film')))
+        report_duplicates(split(read_manifest(manifest, PX, 'film')))
     study = open_study('copies', str(manifest), 'fixture', 'film')
     with pytest.raises(StudyError): study_patches(study)
     assert not [*(study.path/'data').iterdir()], 'a refused study leaves nothing behind'
@@ -188,7 +193,7 @@ def test_real_radiographs_by_manifest_and_by_windows(tmp_path):
     assert [*a.group.str.split('/').str[0]] == [*b.group] and a.group.nunique() > 150 and b.group.nunique() == 24
     for patches in (cut, whole):
         folds = split(patches)
-        refuse_duplicates(folds)
+        report_duplicates(folds)
         named = ['train', 'validation', 'test'] + ['film']*(patches is cut)  # sections are parts of films, so whole films are held out beside
         assert folds.table.groupby('group').fold.nunique().max() == 1 and folds.table.groupby('fold').label.nunique().to_dict() == dict.fromkeys(named, 4)
 

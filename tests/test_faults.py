@@ -8,14 +8,15 @@ import pytest
 from faults import child, record, state
 from nbformat import v4
 
-from weldsynth.arms import fit_arms, open_test
-from weldsynth.core import Study, choose_profile
-from weldsynth.data import prepare
-from weldsynth.ldm import train_autoencoder, train_denoiser
-from weldsynth.quality import train_judges
-from weldsynth.report import execute, render
-from weldsynth.sweep import all_samples, sweep_guidance
-from weldsynth.verdict import recommend
+from weldsynth.stages.arms import fit_arms, open_test
+from weldsynth.core.config import choose_profile
+from weldsynth.core.store import Study
+from weldsynth.stages.data import prepare
+from weldsynth.stages.ldm import train_autoencoder, train_denoiser
+from weldsynth.stages.audit import train_judges
+from weldsynth.report.pages import execute, render
+from weldsynth.stages.sweep import draw_study_samples, sweep_guidance
+from weldsynth.stages.verdict import recommend
 
 TINY = replace(choose_profile('fixture'), defects=200, cleans=200, plates=12, ae_steps=12, ldm_steps=16, synthetics=30, sample_batch=6, sweep_samples=20, fit_steps=8, seeds=1, resamples=50)
 PAGE = [v4.new_markdown_cell('# Ship it?'), v4.new_code_cell("from IPython.display import Markdown, display\ndisplay(Markdown('<div class=\"verdict\"><p>No.</p></div>'))", id='verdict')]
@@ -38,9 +39,9 @@ def verdict(study): open_test(study), recommend(study)
 
 
 # what is done in a stage, and the folders that it makes
-STAGES = {'autoencoder': (train_autoencoder, 'ldm/autoencoder-*'), 'denoiser': (train_denoiser, 'ldm/denoiser-*'), 'sampling': (all_samples, 'samples/defects-*'),
+STAGES = {'autoencoder': (train_autoencoder, 'ldm/autoencoder-*'), 'denoiser': (train_denoiser, 'ldm/denoiser-*'), 'sampling': (draw_study_samples, 'samples/defects-*'),
           'fits': (fit_arms, 'eval/fits-*'), 'verdict': (verdict, 'eval/*'), 'rendering': (pages, 'report')}
-BEFORE = {'autoencoder': prepare, 'denoiser': train_autoencoder, 'sampling': sweep_guidance, 'fits': lambda s: (all_samples(s), train_judges(s)), 'verdict': fit_arms, 'rendering': lambda s: None}
+BEFORE = {'autoencoder': prepare, 'denoiser': train_autoencoder, 'sampling': sweep_guidance, 'fits': lambda s: (draw_study_samples(s), train_judges(s)), 'verdict': fit_arms, 'rendering': lambda s: None}
 
 
 @pytest.fixture(scope='module')
@@ -99,19 +100,19 @@ def test_a_full_disk_while_something_is_written(whole, tmp_path, stage):
 
 # --- the long ones ---
 
-def moments(whole, stage, dice):
+def moments(whole, stage, rng):
     "Faults to try in a stage: killed at 5 random times and at 5 random calls that write, in the first stages those that keep a checkpoint."
     told, kept_only = whole(stage), stage in ('autoencoder', 'denoiser')
     n = told['calls']['kill, kept' if kept_only else 'kill']
-    for _ in range(5): yield 'at a random time', dict(kill_after=float(dice.random()*told['seconds']))
-    for at in dice.choice(np.arange(1, n + 1), 5, replace=False): yield 'at a write', dict(kind='kill', at=int(at), kept_only=kept_only)
+    for _ in range(5): yield 'at a random time', dict(kill_after=float(rng.random()*told['seconds']))
+    for at in rng.choice(np.arange(1, n + 1), 5, replace=False): yield 'at a write', dict(kind='kill', at=int(at), kept_only=kept_only)
 
 
 @pytest.mark.soak
 def test_killed_at_many_moments(whole, tmp_path):
-    dice, tally, keeping = np.random.default_rng(0), {}, 0
+    rng, tally, keeping = np.random.default_rng(0), {}, 0
     for stage in STAGES:
-        for how, fault in moments(whole, stage, dice):
+        for how, fault in moments(whole, stage, rng):
             first = survives(whole, tmp_path, stage, **fault)
             while first['end'] != 'killed':  # it was done before
                 fault |= dict(kill_after=fault['kill_after']*.6) if 'kill_after' in fault else dict(at=fault['at'] - 1)
@@ -129,9 +130,9 @@ def test_killed_at_many_moments(whole, tmp_path):
 def test_a_study_that_is_killed_again_and_again(whole, tmp_path):
     "One study from its data to its pages, killed at random moments of its whole course, resumed each time; then compared."
     [*_, last] = STAGES
-    told, study, dice, kills = whole(last), Study('one', with_chapters(tmp_path/'chain')/'one', TINY), np.random.default_rng(1), 0
+    told, study, rng, kills = whole(last), Study('one', with_chapters(tmp_path/'chain')/'one', TINY), np.random.default_rng(1), 0
     work = lambda: (recommend(study), pages(study))
-    while (end := child(work, tmp_path, kill_after=.5 + 6*float(dice.random()))['end']) == 'killed' and kills < 200: kills += 1
+    while (end := child(work, tmp_path, kill_after=.5 + 6*float(rng.random()))['end']) == 'killed' and kills < 200: kills += 1
     assert end == 'done' and kills >= 5, (end, kills)
     now = state(study.path)
     assert now == told['after'], sorted(k for k in {*now, *told['after']} if now.get(k) != told['after'].get(k))[:5]

@@ -7,11 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from weldsynth.core import PROFILES, Study, open_study
-from weldsynth.data import study_patches, training_fold
-from weldsynth.ldm import conditions, draw, load_pipeline, train_denoiser
-from weldsynth.sample import draw_samples, load_sampler, load_samples
-from weldsynth.sweep import score_sets
+from weldsynth.core.config import PROFILES
+
+from weldsynth.core.store import Study, open_study
+from weldsynth.stages.data import study_patches, training_fold
+from weldsynth.models.denoiser import condition_ids_for, draw
+from weldsynth.stages.ldm import load_pipeline, train_denoiser
+from weldsynth.stages.ldm import load_sampler
+from weldsynth.stages.sample import draw_samples, load_samples
+from weldsynth.stages.sweep import score_sets
 
 
 @pytest.fixture(scope='module')
@@ -28,9 +32,9 @@ STRANGER = '''
 import sys, numpy as np, torch
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
-dice = [torch.Generator().manual_seed(s) for s in (5, 6)]
+rng = [torch.Generator().manual_seed(s) for s in (5, 6)]
 labels = pipe.get_label_ids(['crack', 'porosity'])
-images = pipe(class_labels=labels, generator=dice, guidance_scale=3., num_inference_steps=4, output_type='np').images
+images = pipe(class_labels=labels, generator=rng, guidance_scale=3., num_inference_steps=4, output_type='np').images
 assert 'weldsynth' not in sys.modules
 np.save(sys.argv[2], images)
 '''
@@ -42,7 +46,7 @@ def test_diffusers_alone_loads_the_pipeline_in_a_process_of_its_own(study, tmp_p
     subprocess.run([sys.executable, '-c', STRANGER, str(folder), str(tmp_path/'images.npy')], check=True, cwd=tmp_path)
     images = torch.from_numpy(np.load(tmp_path/'images.npy')).permute(0, 3, 1, 2).mul(255).round().byte()
     pipe = load_pipeline(study)
-    monkeypatch.setattr('weldsynth.ldm.GUIDED', (0., 1.))  # the stock pipeline guides throughout
+    monkeypatch.setattr('weldsynth.models.denoiser.GUIDANCE_INTERVAL', (0., 1.))  # the stock pipeline guides throughout
     ours = draw(pipe, [pipe.labels['crack'], pipe.labels['porosity']], [5, 6], 3., 4)
     assert (images.int() - ours.int()).abs().max() <= 2 and images.float().std() > 1
 
@@ -60,10 +64,10 @@ def test_the_sampler_computes_with_what_its_processor_is_fast_at(cpu, dtype, stu
 @pytest.mark.parametrize('fraction', [1., .5])  # with half of the defects, bent ones are learnt from too
 def test_samples_are_told_what_real_defects_of_their_class_are_told(fraction, tmp_path, monkeypatch):
     monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
-    monkeypatch.setattr('weldsynth.ldm.LEAST', 3)
+    monkeypatch.setattr('weldsynth.models.denoiser.MIN_IMAGES_PER_CONDITION', 3)
     study = open_study('welds', profile='fixture')
     fold = training_fold(study, fraction)
-    told, names = conditions(fold)
+    told, names = condition_ids_for(fold)
     drawn = pd.read_csv(draw_samples(study, 2., 40, fraction=fraction).path/'manifest.csv')
     labels = load_pipeline(study, fraction=fraction).labels
     assert tuple(sorted(labels, key=labels.get)) == names and len(names) > len(fold.classes)

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from weldsynth.report import CASES, CHAPTERS
+from weldsynth.report.pages import CASES, CHAPTERS
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))

@@ -13,9 +13,12 @@ from PIL import Image
 
 from faults import record
 from test_check import dicom
-from weldsynth.check import check_data
-from weldsynth.core import StudyError
-from weldsynth.data import BadData, Fault, PatchSet, SHARES, decode, inside, printable, read_manifest, read_table, read_windows, refuse_duplicates, spelled, split
+from weldsynth.data.check import check_data
+from weldsynth.core.config import StudyError
+from weldsynth.data.images import DataError, ImageError, decode_image, printable
+from weldsynth.data.patches import PatchSet
+from weldsynth.data.sources import normalise_name, read_manifest, read_table, read_windows, resolve_inside
+from weldsynth.data.split.split import SHARES, report_duplicates, split
 
 PX = 16
 pytestmark = pytest.mark.filterwarnings("ignore")  # decoders and scikit-learn say much about odd input
@@ -33,11 +36,11 @@ LABELS = ('clean', 'crack', 'porosity', 'slag')
 def sets(draw):
     "Labels, groups and films of up to 120 patches, evenly or unevenly spread."
     n, groups = draw(st.integers(1, 120)), draw(st.integers(1, 15))
-    dice, uneven, classes = np.random.default_rng(draw(st.integers(0, 2**32))), draw(st.sampled_from([.1, 1., 10.])), draw(st.integers(1, 4))
-    label, group = dice.choice(LABELS[:classes], n), dice.choice(groups, n, p=dice.dirichlet([uneven]*groups))
+    rng, uneven, classes = np.random.default_rng(draw(st.integers(0, 2**32))), draw(st.sampled_from([.1, 1., 10.])), draw(st.integers(1, 4))
+    label, group = rng.choice(LABELS[:classes], n), rng.choice(groups, n, p=rng.dirichlet([uneven]*groups))
     film = group//draw(st.integers(1, 4)) if draw(st.booleans()) else group
     table = pd.DataFrame(dict(id=[str(i) for i in range(n)], label=label, group=[f'g{g}' for g in group], film=[f'f{f}' for f in film], size=np.nan, origin='real'))
-    return PatchSet(torch.from_numpy(dice.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)), table, LABELS)
+    return PatchSet(torch.from_numpy(rng.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)), table, LABELS)
 
 
 def split_holds(patches, seed):
@@ -76,13 +79,13 @@ def test_any_split_long(): record('data fuzz: sets split', **run_splits(5_000))
 
 @tries(25)
 @given(sets(), st.randoms(use_true_random=False))
-def test_a_planted_copy_in_another_fold_is_found(patches, dice):
+def test_a_planted_copy_in_another_fold_is_found(patches, rng):
     try: done = split(patches, 0, shuffles=1)
     except StudyError: assume(False)
     train, test = (np.flatnonzero(done.table.fold == f) for f in ('train', 'test'))
     images = done.images.clone()
-    images[dice.choice(test)] = images[dice.choice(train)]
-    with pytest.raises(BadData): refuse_duplicates(replace(done, images=images))
+    images[rng.choice(test)] = images[rng.choice(train)]
+    with pytest.raises(DataError): report_duplicates(replace(done, images=images))
 
 
 # --- manifests ---
@@ -98,7 +101,7 @@ def test_a_table_comes_back_as_it_was_written(rows, header):
         with open(Path(tmp)/'t.csv', 'w', encoding='utf-8', newline='') as f: csv.writer(f).writerows([header, *rows])
         want = [[c.strip() for c in r] for r in rows if any(c.strip() for c in r)]
         try: table = read_table(Path(tmp)/'t.csv')
-        except BadData as e: assert not want or not any(header), e
+        except DataError as e: assert not want or not any(header), e
         else: assert list(table) == header and table.to_numpy().tolist() == want
 
 
@@ -134,9 +137,9 @@ def run_manifests(root, n):
     @given(st.permutations(['image', 'label', 'group', 'mask', 'size_mm', 'extra']), st.lists(name, min_size=4, max_size=12, unique=True),
            st.lists(st.tuples(st.integers(0, 11), st.integers(0, 5), odd_field), max_size=2), st.integers(0, 2**32))
     def go(header, names, damage, seed):
-        dice, rows = np.random.default_rng(seed), []
+        rng, rows = np.random.default_rng(seed), []
         for i, image in enumerate(names):
-            row = dict(image=image, label=('clean', 'crack')[i % 2], group=f'weld {dice.integers(4)}', mask=f'mask{i//2}.png' if i % 2 else '', size_mm=f'{dice.random() + .1:.2f}' if i % 2 else '', extra='x')
+            row = dict(image=image, label=('clean', 'crack')[i % 2], group=f'weld {rng.integers(4)}', mask=f'mask{i//2}.png' if i % 2 else '', size_mm=f'{rng.random() + .1:.2f}' if i % 2 else '', extra='x')
             rows.append([row[c] for c in header])
         for line, column, text in damage:
             if line < len(rows): rows[line][column] = text
@@ -154,17 +157,17 @@ def test_any_manifest_is_read_or_refused(images): run_manifests(images, 80)
 def test_any_manifest_long(images): record('data fuzz: manifests', **run_manifests(images, 3_000))
 
 
-def damaged(data, dice):
+def damaged(data, rng):
     "`data` with bytes changed, cut out, put in, doubled or cut off at the end."
     data = bytearray(data)
-    for _ in range(dice.integers(1, 4)):
+    for _ in range(rng.integers(1, 4)):
         if not data: break
-        i, n = int(dice.integers(len(data))), int(dice.integers(1, 40))
-        how = dice.integers(6)
-        if how == 0: data[i] ^= 1 << int(dice.integers(8))
-        elif how == 1: data[i:i + n] = dice.bytes(n)
+        i, n = int(rng.integers(len(data))), int(rng.integers(1, 40))
+        how = rng.integers(6)
+        if how == 0: data[i] ^= 1 << int(rng.integers(8))
+        elif how == 1: data[i:i + n] = rng.bytes(n)
         elif how == 2: del data[i:i + n]
-        elif how == 3: data[i:i] = dice.bytes(n)
+        elif how == 3: data[i:i] = rng.bytes(n)
         elif how == 4: data[i:i] = data[i:i + n]
         else: del data[i:]
     return bytes(data)
@@ -177,10 +180,10 @@ def run_tables(root, n):
     if not (root/'films').exists():
         (root/'films').mkdir()
         for i in range(12): (root/'films'/f'{i}.png').write_bytes((root/f'{i}.png').read_bytes())
-    dice, counts = np.random.default_rng(0), dict(read=0, refused=0)
+    rng, counts = np.random.default_rng(0), dict(read=0, refused=0)
     for i in range(n):
         file, text = list(good.items())[i % 2]
-        (root/file).write_bytes(damaged(text.encode(), dice))
+        (root/file).write_bytes(damaged(text.encode(), rng))
         try: (read_manifest if file[0] == 'm' else read_windows)(root/file, PX, 'group')
         except StudyError as e:
             assert '\n' not in str(e)
@@ -216,12 +219,12 @@ def specimens():
 
 
 def run_images(n):
-    dice, good, counts = np.random.default_rng(0), specimens(), dict(read=0, refused=0)
-    for data in good.values(): assert decode(data).grey.shape == (PX, PX)
+    rng, good, counts = np.random.default_rng(0), specimens(), dict(read=0, refused=0)
+    for data in good.values(): assert decode_image(data).grey.shape == (PX, PX)
     for i in range(n):
-        bad = damaged(list(good.values())[i % len(good)], dice)
-        try: picture = decode(bad)
-        except Fault as e:
+        bad = damaged(list(good.values())[i % len(good)], rng)
+        try: picture = decode_image(bad)
+        except ImageError as e:
             assert len(e.args) == 2 and all(isinstance(a, str) and a for a in e.args) and '\n' not in e.args[0]
             counts['refused'] += 1
         else:
@@ -242,8 +245,8 @@ def test_damaged_images_long(): record('data fuzz: damaged images', **run_images
 @tries(300)
 @given(st.binary(max_size=400), st.sampled_from([b'', b'\x89PNG\r\n\x1a\n', b'II*\0', b'MM\0*', b'\xff\xd8\xff\xe0', b'\0'*128 + b'DICM']))
 def test_any_bytes_are_refused_or_a_picture(data, head):
-    try: assert decode(head + data).grey.ndim == 2
-    except Fault as e: assert len(e.args) == 2
+    try: assert decode_image(head + data).grey.ndim == 2
+    except ImageError as e: assert len(e.args) == 2
 
 
 # --- names ---
@@ -255,7 +258,7 @@ def test_no_name_leads_out_of_the_folder(name):
         root = Path(tmp)/'data'
         root.mkdir(), (root/'a').write_text(''), (Path(tmp)/'secret').write_text('')
         for path in (name, f'../{name}', f'a/../../{name}', f'{tmp}/{name}'):
-            try: found = inside(root, path)
-            except Fault: continue
+            try: found = resolve_inside(root, path)
+            except ImageError: continue
             assert found.resolve().is_relative_to(root.resolve()), path
-        assert printable(name).isprintable() and spelled(spelled(name)) == spelled(name) == spelled(name.strip())
+        assert printable(name).isprintable() and normalise_name(normalise_name(name)) == normalise_name(name) == normalise_name(name.strip())

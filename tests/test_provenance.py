@@ -9,15 +9,18 @@ import torch
 import yaml
 from PIL import Image
 
-from weldsynth.cards import data_card, finish, model_card, verify
-from weldsynth.check import check_data
+from weldsynth.report.cards import data_card, finish, model_card, verify
+from weldsynth.data.check import check_data
 from weldsynth.cli import main
-from weldsynth.core import StudyError, digest, file_hash, open_study, write_atomic
-from weldsynth.data import prepare, read_folder
-from weldsynth.ldm import train_denoiser
-from weldsynth.sample import MARKED, TRAINED, load_samples, marked_png, read_mark, sample_problems, sample_rows, weights_hash, write_samples
-from weldsynth.sweep import all_samples
-from weldsynth.verdict import recommend
+from weldsynth.core.config import StudyError
+from weldsynth.core.random import digest
+from weldsynth.core.store import file_hash, open_study, write_atomic
+from weldsynth.data.sources import read_folder
+from weldsynth.stages.data import prepare
+from weldsynth.stages.ldm import train_denoiser
+from weldsynth.stages.sample import MARKED, TRAINED, load_samples, marked_png, read_mark, sample_issues, sample_rows, weights_hash, write_samples
+from weldsynth.stages.sweep import draw_study_samples
+from weldsynth.stages.verdict import recommend
 
 CLASSES = ('clean', 'crack', 'lack_of_fusion', 'porosity', 'slag_inclusion')
 
@@ -47,7 +50,7 @@ def test_all_samples_of_the_full_profile_carry_their_mark(tmp_path):
     rows = sample_rows(CLASSES, {c: 1000 for c in CLASSES[1:]}, 0).assign(checkpoint='c'*32, weights='w'*64, guidance=3., steps=20, solver='DPMSolverMultistepScheduler')
     pixels = torch.randint(0, 256, (len(rows), 1, 16, 16), dtype=torch.uint8, generator=torch.manual_seed(0))
     write_samples(tmp_path, pixels, rows)
-    assert not [*sample_problems(tmp_path)] and len(pd.read_csv(tmp_path/'manifest.csv').sha256.unique()) == 4000
+    assert not [*sample_issues(tmp_path)] and len(pd.read_csv(tmp_path/'manifest.csv').sha256.unique()) == 4000
     (tmp_path/'manifest.csv').unlink()
     for i in range(20):
         (tmp_path/'clean').mkdir(exist_ok=True)
@@ -60,7 +63,7 @@ def test_all_samples_of_the_full_profile_carry_their_mark(tmp_path):
 
 def test_a_mark_is_standard_xmp(study):
     "Pillow's own XMP reader finds the IPTC's term, the model's hash, seed and class, and the pixels are untouched."
-    folder, made = all_samples(study).path, train_denoiser(study)
+    folder, made = draw_study_samples(study).path, train_denoiser(study)
     rows = pd.read_csv(folder/'manifest.csv', dtype=str, keep_default_na=False)
     for row in rows.to_dict('records'):
         with Image.open(folder/row['image']) as image:
@@ -70,7 +73,7 @@ def test_a_mark_is_standard_xmp(study):
         assert about['AISystemUsed'] == 'weldsynth' and about['AISystemVersionUsed'] == about['weights'] == weights_hash(made)
         assert {c: about[c] for c in MARKED} == {c: row[c] for c in MARKED} and row['checkpoint'] == made.key
         assert file_hash(folder/row['image']) == row['sha256']
-    assert len(load_samples(all_samples(study), tuple(['clean', 'crack', 'porosity']))) == len(rows)
+    assert len(load_samples(draw_study_samples(study), tuple(['clean', 'crack', 'porosity']))) == len(rows)
 
 
 def test_marked_files_are_refused_as_real_under_any_name(study, tmp_path):
@@ -195,7 +198,7 @@ def test_cards_are_in_the_format_of_the_hub(study, kind):
 
 
 def test_figures_of_the_cards_are_those_of_the_study(study):
-    advice, drawn = recommend(study), pd.read_csv(all_samples(study).path/'manifest.csv')
+    advice, drawn = recommend(study), pd.read_csv(draw_study_samples(study).path/'manifest.csv')
     model, data = ((study.path/'cards'/k/'README.md').read_text() for k in ('model', 'data'))
     assert advice['headline'] in model and weights_hash(train_denoiser(study)) in model and all(g['measured'] in model for g in advice['guards'])
     for label, n in drawn.label.value_counts().items(): assert f'| {label} | {n} |' in data

@@ -13,15 +13,18 @@ from sklearn.metrics import pairwise_distances
 from torchvision.models import inception_v3
 
 from weldsynth import quality
-from weldsynth.classify import make_classifier, probabilities
-from weldsynth.core import PROFILES, Study, StudyError
-from weldsynth.data import study_patches, training_fold, window
-from weldsynth.ldm import flips, to_unit
-from weldsynth.quality import (LEAST_KEPT, Inception, audit_samples, compare, copy_threshold, features, filter_samples, filter_table, filter_thresholds, find_copies, flag_copies, frechet_distance, halves,
-                               judged, kid, load_judge, mean_and_range, nearest, no_nan, prdc, probe_auc, probe_features, radial_spectrum, reduced, train_judges, unseen_probabilities, usable_patches,
-                               whitening)
-from weldsynth.simulate import simulate
-from weldsynth.sweep import synthetic_patches
+from weldsynth.models.classifier import make_classifier, probabilities
+from weldsynth.core.config import PROFILES, StudyError
+from weldsynth.core.store import Study
+from weldsynth.data.images import window
+from weldsynth.stages.data import study_patches, training_fold
+from weldsynth.data.patches import mirror_images, to_unit
+from weldsynth.metrics.fidelity import compare_features, copy_threshold, flag_copies, frechet_distance, kid, mean_and_quantiles, nan_to_none, nearest_training_image, prdc, thumbnails, whitening_matrix
+from weldsynth.metrics.fingerprint import probe_auc, probe_features, radial_spectrum
+from weldsynth.models.classifier import Inception, features
+from weldsynth.stages.audit import MIN_KEPT, audit_samples, filter_samples, filter_table, filter_thresholds, find_copies, group_halves, judge_probabilities, load_judge, train_judges, unseen_probabilities, usable_patches
+from weldsynth.data.simulate import simulate
+from weldsynth.stages.sweep import load_study_samples
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +77,7 @@ def test_the_search_in_neighbourhoods_misses_no_near_one(plates):
     base, query = images[:2400], images[2400:]
     small = reduced(base)
     project = lambda x: torch.nn.functional.normalize(x.flatten(1) @ whitening(small))
-    true = 1 - torch.stack([project(x) @ project(small).T for x in flips(reduced(query))]).amax((0, 2)).numpy()
+    true = 1 - torch.stack([project(x) @ project(small).T for x in mirror_images(reduced(query))]).amax((0, 2)).numpy()
     missed = nearest(query, base).distance.to_numpy() - true
     print(f'{100*(missed > 1e-4).mean():.1f} % of the nearest are missed, by {missed.max():.3f} at most, of a median distance of {np.median(true):.3f}')
     assert missed.min() > -1e-4 and (missed > 1e-4).mean() < .1
@@ -94,14 +97,14 @@ def test_a_planted_fingerprint_is_caught_and_none_is_not(plates):
 
 
 def test_kid_is_zero_on_average_between_equal_sets_and_frechet_is_not():
-    dice = np.random.default_rng(0)
-    kids, distances = zip(*((kid(*x), frechet_distance(*x)) for x in (dice.normal(size=(2, 100, 8)) for _ in range(50))))
+    rng = np.random.default_rng(0)
+    kids, distances = zip(*((kid(*x), frechet_distance(*x)) for x in (rng.normal(size=(2, 100, 8)) for _ in range(50))))
     assert abs(np.mean(kids)) < 3*np.std(kids)/50**.5 and np.mean(distances) > .3, 'unbiased, and biased by few images'
 
 
 def test_prdc_against_a_loop():
-    dice = np.random.default_rng(0)
-    real, fake, k = dice.normal(size=(40, 3)), dice.normal(.5, 1, (30, 3)), 4
+    rng = np.random.default_rng(0)
+    real, fake, k = rng.normal(size=(40, 3)), rng.normal(.5, 1, (30, 3)), 4
     rr, ff, rf = (pairwise_distances(*p) for p in ((real, real), (fake, fake), (real, fake)))
     r, f = [sorted(row)[k] for row in rr], [sorted(row)[k] for row in ff]
     inside = [[rf[i, j] < r[i] for i in range(40)] for j in range(30)]
@@ -111,13 +114,13 @@ def test_prdc_against_a_loop():
 
 
 def test_an_interval_of_fidelity_holds_its_value_and_shrinks_with_more_images():
-    dice = np.random.default_rng(0)
-    real, other = dice.normal(size=(2, 800, 4))
-    few, many = (compare(real, other, 0, n).set_index('metric') for n in (50, 400))
+    rng = np.random.default_rng(0)
+    real, other = rng.normal(size=(2, 800, 4))
+    few, many = (compare_features(real, other, 0, n).set_index('metric') for n in (50, 400))
     assert (few.low <= few.value).all() and (few.value <= few.high).all()
     assert ((many.high - many.low)[['kid', 'density']] < .7*(few.high - few.low)[['kid', 'density']]).all()
-    assert compare(real[:5], other[:5], 0).value.isna().all()
-    edge = compare(real[:20], real[20:400], 0, 20)
+    assert compare_features(real[:5], other[:5], 0).value.isna().all()
+    edge = compare_features(real[:20], real[20:400], 0, 20)
     assert (edge.low <= edge.value).all() and (edge.value <= edge.high).all() and edge[edge.metric.isin(['precision', 'recall', 'coverage'])][['low', 'high']].stack().between(0, 1).all()
 
 
@@ -135,8 +138,8 @@ def test_frechet_of_normals_has_a_closed_form():
 
 @pytest.mark.parametrize('n, m', [(400, 300), (7, 9)], ids=['many', 'fewer images than features'])
 def test_frechet_agrees_with_the_matrix_root(n, m):
-    dice = np.random.default_rng(1)
-    a, b = dice.normal(0, 1, (n, 12)), dice.normal(.3, 1, (m, 12)) @ dice.normal(size=(12, 12))
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(0, 1, (n, 12)), rng.normal(.3, 1, (m, 12)) @ rng.normal(size=(12, 12))
     ca, cb = np.cov(a.T), np.cov(b.T)
     root = sqrtm(sqrtm(ca).real @ cb @ sqrtm(ca).real).real
     assert frechet_distance(a, b) == pytest.approx(np.square(a.mean(0) - b.mean(0)).sum() + np.trace(ca + cb - 2*root), rel=1e-4)
@@ -193,14 +196,14 @@ def test_what_is_undefined_is_none_in_json():
 
 def test_halves_keep_groups_whole(study):
     fold = training_fold(study)
-    half = halves(fold, 0)
+    half = group_halves(fold, 0)
     assert (fold.table.assign(half=half).groupby('group').half.nunique() == 1).all() and abs(half.mean() - .5) < .2
-    assert set(halves(replace(fold, table=fold.table.assign(group='one weld')), 0)) == {0, 1}
+    assert set(group_halves(replace(fold, table=fold.table.assign(group='one weld')), 0)) == {0, 1}
 
 
 def test_no_judge_has_seen_what_it_judges(study):
     fold, kept = training_fold(study), load_file(train_judges(study).path/'unseen.safetensors')
-    assert torch.equal(kept['half'], torch.from_numpy(halves(fold, study.seed)))
+    assert torch.equal(kept['half'], torch.from_numpy(group_halves(fold, study.seed)))
     for k in (0, 1):
         mine = kept['half'].numpy() == k
         assert torch.allclose(probabilities(load_judge(study, k), fold.images[mine]), unseen_probabilities(study)[mine], atol=1e-4)
@@ -211,7 +214,7 @@ def test_copies_stay_in_quarantine(study, monkeypatch):
     fold, make = training_fold(study), Study.make
     stolen = int(np.flatnonzero(fold.table.label != 'clean')[3])
     def thief(study, generator=0):
-        drawn = synthetic_patches(study, generator)
+        drawn = load_study_samples(study, generator)
         if generator == 1: drawn.images[2] = fold.images[stolen].flip(-1)
         return drawn
     monkeypatch.setattr(quality, 'synthetic_patches', thief)
@@ -231,7 +234,7 @@ def test_the_filter_is_fitted_on_real_training_defects(study):
         assert limits[c] == pytest.approx(np.quantile(real, .1), abs=1e-5)
         mine = score[drawn.table.id[drawn.table.label == c]].sort_values(ascending=False)
         passed = int((mine >= limits[c]).sum())
-        best = set(mine.index[:max(LEAST_KEPT, passed)])
+        best = set(mine.index[:max(MIN_KEPT, passed)])
         assert set(kept.of(c).table.id) == best and table.loc[c, ['drawn', 'passed', 'kept']].tolist() == [len(mine), passed, len(best)]
 
 

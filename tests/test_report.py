@@ -11,15 +11,16 @@ from bs4 import BeautifulSoup
 from nbformat import v4
 
 from weldsynth import report
-from weldsynth.core import Study, StudyError, choose_profile
-from weldsynth.report import CASES, CHAPTERS, execute, page_problems, prepare, render
+from weldsynth.core.config import StudyError, choose_profile
+from weldsynth.core.store import Study
+from weldsynth.report.pages import CASES, CHAPTERS, execute, page_issues, prepare_page, render
 
 ROOT = Path(report.__file__).parents[1]
 PARAMETERS = dict(name='', data='simulated', profile='', group='group', seed=0)
 
 SHOW = '''
 import sys, matplotlib.pyplot as plt, pandas as pd
-from weldsynth.core import show, show_table
+from weldsynth.core.display import show_figure, show_table
 from IPython.display import HTML, Markdown, display
 print('43%|####', file=sys.stderr); print('said aloud')
 display(Markdown(f'<div class="verdict no-ship"><p class="sentence">Do not ship {name}.</p></div>'))
@@ -91,7 +92,7 @@ def test_from_kernel_to_page(tmp_path, no_quarto, monkeypatch):
     execute(study, tmp_path/'nbs', ['ca'])
     assert (tmp_path/'nbs'/'ca.ipynb').read_bytes() == before
     index = render(study, ['ca'])
-    assert page_problems(index.parent) == []
+    assert page_issues(index.parent) == []
     soup = BeautifulSoup(index.read_text(), 'html.parser')
     for code in soup('details'): code.decompose()
     text = soup.main.get_text()
@@ -147,7 +148,7 @@ def test_each_chapter_takes_the_parameters(name):
 # --- prepare ---
 
 def test_prepared_notebooks_hold_nothing_that_quarto_misreads():
-    nb = prepare(chapter())
+    nb = prepare_page(chapter())
     nbformat.validate(nb)
     code = [c for c in nb.cells if c.cell_type == 'code']
     assert not any('#|' in c.source.replace(' ', '') for c in code)
@@ -161,14 +162,14 @@ def test_every_kind_of_output_is_shown_once():
                v4.new_output('execute_result', {'text/html': '<b>h</b>', 'text/plain': 'p'}, execution_count=1),
                v4.new_output('display_data', {'text/latex': '$x$', 'text/plain': 'p'}),
                v4.new_output('display_data', {'text/plain': 'plain'}), v4.new_output('display_data', {'application/json': {}})]
-    made = prepare(notebook(v4.new_code_cell('x', outputs=outputs))).cells[0].outputs
+    made = prepare_page(notebook(v4.new_code_cell('x', outputs=outputs))).cells[0].outputs
     assert [o.get('text') or o.data['text/markdown'] for o in made] == ['red', 'E: why', '<b>h</b>', '$x$', 'plain']
 
 
 # --- the built-in pages ---
 
 def test_built_in_pages_hold_together(pages):
-    assert page_problems(pages) == []
+    assert page_issues(pages) == []
     assert {p.name for p in pages.iterdir()} == {'index.html', *(f'{c}.html' for c in CHAPTERS[1:])}
 
 
@@ -236,13 +237,13 @@ def test_each_kind_of_problem_is_found(pages, old, new, problem):
     text = (pages/'index.html').read_text()
     assert old in text
     (pages/'index.html').write_text(text.replace(old, new, 1))
-    assert page_problems(pages) == [f'index.html: {problem}']
+    assert page_issues(pages) == [f'index.html: {problem}']
 
 
 def test_style_sheets_are_read_too_and_a_missing_index_is_told(pages):
     (pages/'site.css').write_text('/* url(https://example.org/old.png) */ @import url("https://example.org/b.css"); p { background: url(data:image/png;base64,AA) }')
     (pages/'index.html').unlink()
-    found = page_problems(pages)
+    found = page_issues(pages)
     assert found[0] == 'index.html: is missing' and found[-1] == 'site.css: https://example.org/b.css leads elsewhere'
 
 
@@ -253,7 +254,7 @@ def test_quarto_project_lists_the_chapters(tmp_path):
     assert config['website']['sidebar']['contents'] == ['index.ipynb', *(f'{c}.ipynb' for c in CHAPTERS[1:])]
     assert config['execute'] == {'enabled': False} and config['format']['html']['html-math-method'] == 'mathml'
     assert 'Pages by Quarto' in config['website']['page-footer']
-    report._quarto_project({report._page(c): prepare(chapter()) for c in CHAPTERS}, tmp_path)
+    report._quarto_project({report._page(c): prepare_page(chapter()) for c in CHAPTERS}, tmp_path)
     named = [config['format']['html']['css'], *(f for theme in config['format']['html']['theme'].values() for f in theme if '.' in f)]
     assert all((tmp_path/f).is_file() for f in [*config['website']['sidebar']['contents'], *named, '_quarto.yml'])
     copy = nbformat.read(tmp_path/'index.ipynb', 4)
@@ -285,7 +286,7 @@ def fake_quarto(folder, monkeypatch, log='Output created', skip=''):
 def test_quarto_on_path_makes_the_pages(tmp_path, monkeypatch):
     fake_quarto(tmp_path, monkeypatch)
     index = render(executed_study(tmp_path))
-    assert 'Study made-up. Pages by Quarto 1.6.40' in index.read_text() and page_problems(index.parent) == []
+    assert 'Study made-up. Pages by Quarto 1.6.40' in index.read_text() and page_issues(index.parent) == []
     assert 'QUARTO_LOG' not in os.environ
 
 
@@ -302,4 +303,4 @@ def test_quarto_that_fails_is_one_line_and_no_report(tmp_path, monkeypatch, case
 @pytest.mark.skipif(not shutil.which('quarto'), reason='Quarto is not on PATH: its own pages are not tested here')
 def test_pages_by_the_real_quarto(tmp_path):
     index = render(executed_study(tmp_path))
-    assert page_problems(index.parent) == [] and 'Pages by Quarto' in index.read_text()
+    assert page_issues(index.parent) == [] and 'Pages by Quarto' in index.read_text()

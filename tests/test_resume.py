@@ -9,11 +9,13 @@ import torch
 from torch.nn.functional import mse_loss
 
 from weldsynth import classify, core, ldm, sample
-from weldsynth.core import Study, StudyError, choose_profile, file_hashes, kept, write_atomic
-from weldsynth.data import prepare, study_patches
-from weldsynth.ldm import load_grain, load_pipeline, train, train_autoencoder, train_denoiser
-from weldsynth.sample import draw_samples
-from weldsynth.sweep import sweep_guidance
+from weldsynth.core.config import StudyError, choose_profile
+from weldsynth.core.store import Study, file_hashes, load_state, write_atomic
+from weldsynth.stages.data import prepare, study_patches
+from weldsynth.models.training import train
+from weldsynth.stages.ldm import load_film_noise, load_pipeline, train_autoencoder, train_denoiser
+from weldsynth.stages.sample import draw_samples
+from weldsynth.stages.sweep import sweep_guidance
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
@@ -150,8 +152,9 @@ from unittest.mock import patch
 import nbformat
 from nbformat import v4
 from weldsynth import cli
-from weldsynth.core import Study, choose_profile
-from weldsynth.report import execute
+from weldsynth.core.config import choose_profile
+from weldsynth.core.store import Study
+from weldsynth.report.pages import execute
 nbs = Path({str(tmp_path)!r})/'nbs'
 nbs.mkdir()
 nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("from pathlib import Path; Path({str(tmp_path)!r}, 'begun').touch(); import time; time.sleep(600)")]), nbs/'04_eval.ipynb')
@@ -172,13 +175,13 @@ with patch.dict(cli.COMMANDS, nap=nap): sys.exit(cli.main(['nap']))
 
 def test_the_second_run_is_told_who_the_first_is(study):
     study.path.mkdir()
-    code = f"import time; from weldsynth.core import *; from pathlib import Path\nwith Study('whole', Path({str(study.path)!r}), choose_profile('fixture')).alone(): print('held', flush=True); time.sleep(60)"
+    code = f"import time; from weldsynth.core import *; from pathlib import Path\nwith Study('whole', Path({str(study.path)!r}), choose_profile('fixture')).exclusive(): print('held', flush=True); time.sleep(60)"
     first = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == 'held\n'
     with pytest.raises(StudyError, match=rf"study 'whole' is being made by process {first.pid} on \S+ since 20\d\d-") as refused: prepare(study)
     assert '\n' not in str(refused.value)
     first.kill(), first.wait()
-    with study.alone():
+    with study.exclusive():
         child = subprocess.run([sys.executable, '-c', code.replace('60', '0')], capture_output=True, text=True)
     assert child.stdout == 'held\n', 'a process that the run starts belongs to it, and a lock does not outlive kill -9'
 
@@ -229,7 +232,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_step(tmp_path):
     with pytest.raises(StudyError, match='no finite number at step 33 of 60'): train(net, loss, broken, 60, .1, resume=tmp_path)
     assert [p.stem for p in sorted(tmp_path.glob('step-*.json'))] == ['step-0000027', 'step-0000030']
     for p in tmp_path.glob('step-*.json'):
-        tensors, facts = kept(tmp_path, p.stem)
+        tensors, facts = load_state(tmp_path, p.stem)
         assert facts['step'] < 33 and all(t.isfinite().all() for t in tensors.values())
 
 
@@ -282,7 +285,7 @@ def test_the_denoiser_in_pieces_has_the_same_curve(whole, study, monkeypatch):
 
 
 def test_samples_that_do_not_fit_are_drawn_in_halves(whole, tmp_path, monkeypatch):
-    pipe, grain, real = load_pipeline(whole), load_grain(whole), sample.generate
+    pipe, grain, real = load_pipeline(whole), load_film_noise(whole), sample.generate
     rows = sample.sample_rows(study_patches(whole).classes, dict(crack=6, porosity=5), 0)
     def small(pipe, grain, labels, *rest):
         if len(labels) > 3: raise torch.OutOfMemoryError
@@ -317,7 +320,8 @@ def test_a_fit_whose_process_dies_is_one_line(monkeypatch):
 
 LATE = '''
 import sys, time
-from weldsynth.core import StudyError, meet, process
+from weldsynth.core.config import StudyError
+from weldsynth.core.runtime import barrier, process
 if process().process_index == 1: time.sleep(float(sys.argv[1]))
 try: meet('the test')
 except StudyError as e: print('told:', e, flush=True)
@@ -340,8 +344,9 @@ def test_a_process_that_hangs_is_named(tmp_path):
 SHARED = '''
 import sys
 from pathlib import Path
-from weldsynth.core import Study, choose_profile
-from weldsynth.sweep import sweep_guidance
+from weldsynth.core.config import choose_profile
+from weldsynth.core.store import Study
+from weldsynth.stages.sweep import sweep_guidance
 sweep_guidance(Study('whole', Path(sys.argv[1]), choose_profile('fixture')))
 '''
 

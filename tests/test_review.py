@@ -18,30 +18,32 @@ from sklearn.model_selection import cross_val_predict
 
 from weldsynth import review
 from weldsynth.cli import main
-from weldsynth.core import RULE, StudyError, open_study
-from weldsynth.data import PatchSet, study_patches
-from weldsynth.quality import find_copies, usable_patches
-from weldsynth.report import execute, page_problems, render
-from weldsynth.review import (REVIEWERS, answer_table, answers_folder, answers_problem, artefact_list, by_class, by_reviewer, checksum, choose_items, cliffs_delta, count_answers, even_shares, exact_share, exported,
-                              kappa, krippendorff_alpha, load_set, read_answers, review_page, review_sentence, reviewed, score_review, seal, sealed_set, share_text, shortage, signal_detection, simulated_answers, together)
-from weldsynth.verdict import evaluate, recommend
+from weldsynth.core.config import RULE, StudyError
+from weldsynth.core.store import open_study
+from weldsynth.data.patches import PatchSet
+from weldsynth.stages.data import study_patches
+from weldsynth.stages.audit import find_copies, usable_patches
+from weldsynth.report.pages import execute, page_issues, render
+from weldsynth.metrics.agreement import cliffs_delta, exact_share, fleiss, krippendorff_alpha, signal_detection
+from weldsynth.stages.review import REVIEWERS, answer_table, answers_folder, answers_issue, artefact_list, by_class, by_reviewer, checksum, choose_items, count_answers, even_shares, exported, load_set, pooled_scores, read_answers, review_page, review_sentence, reviewed, score_review, seal, sealed_set, share_text, shortage, simulated_answers
+from weldsynth.stages.verdict import evaluate, recommend
 
 HOSTILE = '<script>alert(1)</script> ![x](http://example.org/x.png) $x$ | `b` **c**'
 
 
 def noise(per_source=80, px=16, classes=('clean', 'crack', 'lack_of_fusion', 'pore'), seed=0):
     "Training fold, validation fold and synthetic images, of noise."
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     def patches(what):
-        images = torch.from_numpy(dice.integers(0, 256, (per_source, 1, px, px), dtype=np.uint8))
+        images = torch.from_numpy(rng.integers(0, 256, (per_source, 1, px, px), dtype=np.uint8))
         table = pd.DataFrame(dict(id=[f'{what}/{i}.png' for i in range(per_source)], label=[classes[1 + i % (len(classes) - 1)] for i in range(per_source)], group='g', film='g', size=np.nan, origin='synthetic' if what == 'made' else 'real'))
         return PatchSet(images, table, classes)
     return [patches(what) for what in ('train', 'validation', 'made')]
 
 
 def made_set(seed=0, **how):
-    dice = np.random.default_rng(seed)
-    return seal(choose_items(*noise(**how), dice), dice, simulated=True)
+    rng = np.random.default_rng(seed)
+    return seal(choose_items(*noise(**how), rng), rng, simulated=True)
 
 
 @pytest.fixture(scope='module')
@@ -50,8 +52,8 @@ def sealed(): return made_set()
 
 @pytest.fixture(scope='module')
 def three(sealed):
-    dice = np.random.default_rng(0)
-    return [simulated_answers(*sealed, r, dice) for r in REVIEWERS]
+    rng = np.random.default_rng(0)
+    return [simulated_answers(*sealed, r, rng) for r in REVIEWERS]
 
 
 def signed(answers, /, **changes):
@@ -134,7 +136,7 @@ def test_a_changed_set_is_found_out(sealed, tmp_path):
 # --- answers ---
 
 def test_answers_of_the_page_are_accepted(sealed, three):
-    assert [answers_problem(a, sealed[0]) for a in three] == [''] * 3
+    assert [answers_issue(a, sealed[0]) for a in three] == [''] * 3
 
 
 def drop(answers, n): return signed(answers, answers=answers['answers'][:-n])
@@ -196,9 +198,9 @@ def test_alpha_of_the_published_example_and_of_the_package():
     paper = np.array([[1, 2, 3, 3, 2, 1, 4, 1, 2, gap, gap, gap], [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, gap, 3], [gap, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, gap], [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, gap]])
     assert krippendorff_alpha(paper) == pytest.approx(.815, abs=5e-4), 'Krippendorff 2011, ordinal'
     for seed in range(30):
-        dice = np.random.default_rng(seed)
-        ratings = np.clip(dice.normal(3, 1, 40) + dice.normal(0, seed/10, (2 + seed % 3, 40)), 1, 5).round()
-        ratings[dice.random(ratings.shape) < .2*(seed % 2)] = gap
+        rng = np.random.default_rng(seed)
+        ratings = np.clip(rng.normal(3, 1, 40) + rng.normal(0, seed/10, (2 + seed % 3, 40)), 1, 5).round()
+        ratings[rng.random(ratings.shape) < .2*(seed % 2)] = gap
         assert krippendorff_alpha(ratings) == pytest.approx(krippendorff.alpha(ratings, level_of_measurement='ordinal'), abs=1e-12)
 
 
@@ -217,23 +219,23 @@ def test_exact_intervals_are_those_of_clopper_and_pearson():
 
 
 def test_signal_detection_recovers_what_was_put_in():
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for d, c in ((0, 0), (1, .5), (2, -.3)):
-        made, real = dice.normal(d/2, 1, 200_000) > c, dice.normal(-d/2, 1, 200_000) > c
+        made, real = rng.normal(d/2, 1, 200_000) > c, rng.normal(-d/2, 1, 200_000) > c
         assert signal_detection(made.sum(), len(made), real.sum(), len(real)) == pytest.approx((d, c), abs=.02)
     assert np.isfinite([signal_detection(h, 60, f, 60) for h in (0, 60) for f in (0, 60)]).all() and np.isnan(signal_detection(3, 6, 0, 0)).all()
 
 
 def test_cliffs_delta_by_counting_pairs():
-    dice = np.random.default_rng(0)
-    real, made = dice.integers(1, 6, 30).astype(float), dice.integers(1, 6, 20).astype(float)
+    rng = np.random.default_rng(0)
+    real, made = rng.integers(1, 6, 30).astype(float), rng.integers(1, 6, 20).astype(float)
     pairs = np.mean([[np.sign(a - b) for b in made] for a in real])
     assert cliffs_delta(real, made, (np.ones((1, 30)), np.ones((1, 20))))[0] == pytest.approx(pairs)
 
 
 def test_figures_are_those_that_were_put_in(sealed):
-    dice = np.random.default_rng(3)
-    table = answer_table([simulated_answers(*sealed, r, dice, skill=1.5, names=.8, sees=.2) for r in REVIEWERS], sealed[1])
+    rng = np.random.default_rng(3)
+    table = answer_table([simulated_answers(*sealed, r, rng, skill=1.5, names=.8, sees=.2) for r in REVIEWERS], sealed[1])
     whole, each = together(table, 2000, 0), by_reviewer(table)
     assert len(table) == 3*138 and whole['items'] == 120 and (each['items'] == 120).all()
     assert each.dprime.mean() == pytest.approx(1.5, abs=.3) and whole['accuracy'][1] < .773 < whole['accuracy'][2] and (each.auc > .7).all()
@@ -246,8 +248,8 @@ def test_intervals_of_the_accuracy_cover(sealed):
     "Reviewers of known skill, images drawn anew: the item bootstrap covers the truth in about 95 of 100 cases."
     truth, hits = review.norm.cdf(.5), 0
     for seed in range(100):
-        dice = np.random.default_rng(seed)
-        _, low, high = together(answer_table([simulated_answers(*sealed, 'A', dice)], sealed[1]), 400, seed)['accuracy']
+        rng = np.random.default_rng(seed)
+        _, low, high = together(answer_table([simulated_answers(*sealed, 'A', rng)], sealed[1]), 400, seed)['accuracy']
         hits += low <= truth <= high
     print(hits)
     assert hits >= 89
@@ -310,9 +312,9 @@ def study(home):
 def sent(study, tmp_path):
     "Files as three reviewers would send them, marked as simulated, with a hostile note in each."
     data, key = load_set(exported(study).path)
-    dice, files = np.random.default_rng(0), []
+    rng, files = np.random.default_rng(0), []
     for r in REVIEWERS:
-        answers = simulated_answers(data, key, r, dice, names=.99, sees=0)
+        answers = simulated_answers(data, key, r, rng, names=.99, sees=0)
         scored = next(i for i, a in enumerate(answers['answers']) if key.set_index('item').part[a['item']] == 'scored')
         answers['answers'][scored] |= dict(artefact=True, x=1, y=2, note=HOSTILE)
         (file := tmp_path/f'answers-{r}.json').write_text(json.dumps(signed(answers)))
@@ -418,4 +420,4 @@ def test_the_chapter_and_the_first_page(study, sent, countable, n, chapters, mon
     assert len(page('img')) == (2 if n == 1 else 4) and 'told right' in text and (HOSTILE in text) == (n == 3)
     assert text.count('saw the intended flaw') == 1, 'nothing made up stands in a report'
     assert not page('script') and not any(i['src'].startswith('http') for i in page('img')) and 'nan' not in text.split() and page.main.find('math') is None
-    if n == 3: assert page_problems(pages) == [] and said in read('index').main.get_text() and 'not reviewed' not in read('index').main.get_text()
+    if n == 3: assert page_issues(pages) == [] and said in read('index').main.get_text() and 'not reviewed' not in read('index').main.get_text()

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from weldsynth.data import PatchSet
-from weldsynth.review import REVIEWERS, answers_problem, choose_items, review_page, seal
+from weldsynth.data.patches import PatchSet
+from weldsynth.stages.review import REVIEWERS, answers_issue, choose_items, review_page, seal
 
 sync_api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install -e .[dev]')
 axe = pytest.importorskip('axe_playwright_python.sync_playwright', reason='axe-playwright-python is not installed: pip install -e .[dev]')
@@ -24,10 +24,10 @@ SIZES = {'desk': dict(width=1280, height=720), 'phone': dict(width=390, height=8
 
 def sealed(seed=0, per_source=80, px=32):
     "A sealed set of 138 pictures of noise, its answers marked as simulated."
-    dice = np.random.default_rng(seed)
-    images = torch.from_numpy(dice.integers(0, 256, (per_source, 1, px, px), dtype=np.uint8))
+    rng = np.random.default_rng(seed)
+    images = torch.from_numpy(rng.integers(0, 256, (per_source, 1, px, px), dtype=np.uint8))
     table = lambda what: pd.DataFrame(dict(id=[f'{what}/{i}.png' for i in range(per_source)], label=[CLASSES[1 + i % 3] for i in range(per_source)], group='g', film='g', size=np.nan, origin='synthetic' if what == 'made' else 'real'))
-    return seal(choose_items(*(PatchSet(images, table(what), CLASSES) for what in ('train', 'validation', 'made')), dice), dice, simulated=True)
+    return seal(choose_items(*(PatchSet(images, table(what), CLASSES) for what in ('train', 'validation', 'made')), rng), rng, simulated=True)
 
 
 @pytest.fixture(scope='module')
@@ -76,10 +76,10 @@ def begin(page, letter='A'):
 
 def made_up(data, letter, seed=1):
     "What a reviewer is going to answer, in order."
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     def one(item):
-        seen = bool(dice.random() < .1)
-        return dict(item=item, source=str(dice.choice(['real', 'synthetic'])), confidence=int(dice.integers(1, 4)), realism=int(dice.integers(1, 6)), label=str(dice.choice(data['classes'])), artefact=seen,
+        seen = bool(rng.random() < .1)
+        return dict(item=item, source=str(rng.choice(['real', 'synthetic'])), confidence=int(rng.integers(1, 4)), realism=int(rng.integers(1, 6)), label=str(rng.choice(data['classes'])), artefact=seen,
                     x=16 if seen else None, y=14 if seen else None, note=f'<script>alert("{item}")</script> & ünïcode' if seen else '')
     return [one(i) for i in data['orders'][letter]]
 
@@ -144,7 +144,7 @@ def test_138_images_by_keyboard_alone_through_reload_crash_and_offline(open_page
     assert pauses == 1 + 3 and page.inner_text('#end h1') == 'All done. Thank you.'
     name, found = saved_file(page, '#save')
     assert name == f'answers-{data["set"]}-A.json' and found['answers'] == typed and found['simulated'] is True
-    assert answers_problem(found, data) == '' and json.loads(page.input_value('#text')) == found
+    assert answers_issue(found, data) == '' and json.loads(page.input_value('#text')) == found
 
 
 def test_138_images_by_finger_on_a_phone(open_page, data):
@@ -155,7 +155,7 @@ def test_138_images_by_finger_on_a_phone(open_page, data):
         pause_over(page, keyboard=False)
     assert page.evaluate('document.documentElement.scrollWidth') <= 390
     _, found = saved_file(page, '#save')
-    assert found['answers'] == meant and answers_problem(found, data) == ''
+    assert found['answers'] == meant and answers_issue(found, data) == ''
 
 
 @pytest.mark.parametrize('size, answer', [('desk', click_answer), ('phone', type_answer)])
@@ -167,7 +167,7 @@ def test_the_other_hand_at_the_other_size(open_page, data, size, answer):
         pause_over(page)
     name, found = saved_file(page, '#save-file')
     assert name.startswith('unfinished-') and found['answers'] == meant
-    assert answers_problem(found, data) == 'lacks 130 of 138 images: reviewer C can load it on the page, finish it and save again'
+    assert answers_issue(found, data) == 'lacks 130 of 138 images: reviewer C can load it on the page, finish it and save again'
 
 
 def test_orders_differ_and_each_reviewer_goes_on_with_his_own(open_page, data):

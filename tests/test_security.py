@@ -12,10 +12,13 @@ from nbformat import v4
 from PIL import Image
 
 import weldsynth
-from weldsynth.core import Study, StudyError, choose_profile, inert, markdown_table, open_study
-from weldsynth.data import load_patches, read_grey
-from weldsynth.ldm import load_pipeline, train_denoiser
-from weldsynth.report import _markdown, execute, page_problems, render
+from weldsynth.core.config import StudyError, choose_profile
+from weldsynth.core.display import escape, markdown_table
+from weldsynth.core.store import Study, open_study
+from weldsynth.data.images import read_grey
+from weldsynth.data.patches import load_patches
+from weldsynth.stages.ldm import load_pipeline, train_denoiser
+from weldsynth.report.pages import _markdown, execute, page_issues, render
 
 PACKAGE = Path(weldsynth.__path__[0])
 PAYLOADS = ['<script>alert(1)</script>', '<img src=x onerror=alert(2)>', '"><svg onload=alert(3)>', "'><iframe src=javascript:alert(4)>", '[click](javascript:alert(5))', '![x](http://evil.example/6.png)',
@@ -130,7 +133,9 @@ HOSTILE = '''
 import json, matplotlib.pyplot as plt, pandas as pd, torch
 from pathlib import Path
 from IPython.display import HTML, Markdown, display
-from weldsynth.core import Study, choose_profile, patch_rows, show, show_table
+from weldsynth.core.config import choose_profile
+from weldsynth.core.display import patch_rows, show_figure, show_table
+from weldsynth.core.store import Study
 display(Markdown('<div class="verdict"><p>none</p></div>'))
 payloads = json.loads(Path(data).read_text())
 show_table(pd.DataFrame({'label': payloads, **{p: [1]*len(payloads) for p in payloads}}), 'A table of ' + payloads[0])
@@ -152,7 +157,7 @@ def hostile(tmp_path_factory):
     (folder/'nbs').mkdir()
     (folder/'payloads.json').write_text(json.dumps(PAYLOADS))
     cells = [v4.new_markdown_cell('# Hostile'), v4.new_code_cell("name = ''\ndata = ''\nprofile = ''\ngroup = ''\nseed = 0", metadata=dict(tags=['parameters'])), v4.new_code_cell(HOSTILE),
-             *(v4.new_markdown_cell(f'## {inert(p)}') for p in PAYLOADS)]
+             *(v4.new_markdown_cell(f'## {escape(p)}') for p in PAYLOADS)]
     nbformat.write(v4.new_notebook(cells=cells), folder/'nbs'/'c.ipynb')
     study = Study(PAYLOADS[1], folder/'made', choose_profile('fixture'), str(folder/'payloads.json'))
     execute(study, folder/'nbs', ['c'])
@@ -163,7 +168,7 @@ def hostile(tmp_path_factory):
 
 def test_payloads_are_inert_and_legible(hostile):
     soup = BeautifulSoup(hostile.read_text(), 'html.parser')
-    assert not active(soup) and page_problems(hostile.parent) == []
+    assert not active(soup) and page_issues(hostile.parent) == []
     plain, shown = lambda t: ' '.join(t.split()), ' '.join(soup.main.get_text(' ').split())
     cells = {plain(td.get_text()) for td in soup('td')} | {plain(th.get_text()) for th in soup('th')}
     captions, alts = {plain(p.get_text()) for p in soup('p', class_='caption')}, {plain(i['alt']) for i in soup('img')}
@@ -200,7 +205,7 @@ def test_a_browser_runs_none_of_it(hostile):
 
 @pytest.mark.parametrize('payload', PAYLOADS)
 def test_text_is_inert_wherever_it_is_shown(payload):
-    soup = BeautifulSoup(_markdown(f'a {inert(payload)} b\n\n{markdown_table(pd.DataFrame({payload: [payload]}))}'), 'html.parser')
+    soup = BeautifulSoup(_markdown(f'a {escape(payload)} b\n\n{markdown_table(pd.DataFrame({payload: [payload]}))}'), 'html.parser')
     assert not active(soup) and not soup('a') and not soup('code') and not soup('math') and ' '.join(payload.split()) in ' '.join(soup.get_text().split())
 
 
@@ -240,10 +245,10 @@ open(os.environ['HEARD'] + f'.{os.getpid()}', 'w')
 
 STUDY = '''
 import sys
-from weldsynth.core import open_study
-from weldsynth.report import execute, page_problems, render
-from weldsynth.verdict import recommend
-from weldsynth.cards import finish
+from weldsynth.core.store import open_study
+from weldsynth.report.pages import execute, page_issues, render
+from weldsynth.stages.verdict import recommend
+from weldsynth.report.cards import finish
 study = open_study('named', sys.argv[1], 'fixture', 'film')
 recommend(study)
 chapters = ('04_eval', '01b_check')

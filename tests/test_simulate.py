@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from weldsynth.classify import decide, fit_job, macro_f1
-from weldsynth.core import PROFILES
-from weldsynth.data import window
-from weldsynth.simulate import CLASSES, simulate
+from weldsynth.metrics.classification import decide, macro_f1
+
+from weldsynth.models.classifier import fit_job
+from weldsynth.core.config import PROFILES
+from weldsynth.data.images import window
+from weldsynth.data.simulate import CLASSES, simulate
 
 
 @pytest.mark.slow

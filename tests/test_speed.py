@@ -9,9 +9,10 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from weldsynth import cli, report, speed
-from weldsynth.core import PROFILES, Study
-from weldsynth.data import training_fold
-from weldsynth.ldm import load_pipeline, train_denoiser
+from weldsynth.core.config import PROFILES
+from weldsynth.core.store import Study
+from weldsynth.stages.data import training_fold
+from weldsynth.stages.ldm import load_pipeline, train_denoiser
 
 
 @pytest.fixture(scope='module')
@@ -80,9 +81,9 @@ def test_exponents_are_found_and_what_grows_too_fast_is_named(entry):
     found = speed.exponents(GROWN).set_index(['axis', 'stage'])
     for axis in ('images', 'pixels'):
         assert np.allclose(found.loc[(axis, 'even')], 1) and np.allclose(found.loc[(axis, 'all pairs'), ['time', 'time_last']].astype(float), 2)
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     x = np.geomspace(1, 64, 50)
-    assert abs(speed.exponent(x, 7*x**1.3*dice.lognormal(0, .1, 50)) - 1.3) < .05
+    assert abs(speed.exponent(x, 7*x**1.3*rng.lognormal(0, .1, 50)) - 1.3) < .05
     assert speed.faster(speed.exponents(GROWN)) == [f'all pairs: time grows with {axis} to the power 2.00' for axis in ('images', 'pixels')]
     assert 'all pairs: time grows with images' in speed.summary(entry) and 'KID, stock' in speed.summary(entry)
 

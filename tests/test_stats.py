@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from weldsynth.stats import group_counts, interval, pod_fit, power, resample, resampling_weights, scores, simulated_counts, standard_error
+from weldsynth.metrics.bootstrap import interval, power, resample, resampling_weights, simulate_counts, standard_error
+
+from weldsynth.metrics.classification import group_counts, pod_fit, scores
 
 STUDIES, GROUPS, FITS = 1000, 16, 4
 
@@ -15,11 +17,11 @@ def gain(draws): return draws['new']['macro_f1'] - draws['real']['macro_f1']
 def studies(request):
     "True gain, and estimate, bounds and standard error of a thousand made-up studies of it."
     shifts = dict(real=0., new=request.param)
-    many = simulated_counts(np.random.default_rng(99), shifts, groups=2000, fits=20)
+    many = simulate_counts(np.random.default_rng(99), shifts, groups=2000, fits=20)
     true = np.subtract(*(scores(many[a].sum(1))['macro_f1'].mean() for a in ('new', 'real')))
     found = []
     for i in range(STUDIES):
-        draws = gain(resample(simulated_counts(np.random.default_rng(i), shifts, GROUPS, FITS), np.zeros(FITS, int), 400, i))
+        draws = gain(resample(simulate_counts(np.random.default_rng(i), shifts, GROUPS, FITS), np.zeros(FITS, int), 400, i))
         found.append((*interval(draws, GROUPS), standard_error(draws, GROUPS)))
     return true, np.array(found)
 
@@ -44,7 +46,7 @@ def test_the_standard_error_is_that_of_the_estimates(studies):
 
 def test_patches_are_not_welds():
     "The interval that takes patches for independent is much too narrow."
-    counts = simulated_counts(np.random.default_rng(0), dict(real=0.), groups=16, per_group=400, spread=(1.5, .1, .1, .1))
+    counts = simulate_counts(np.random.default_rng(0), dict(real=0.), groups=16, per_group=400, spread=(1.5, .1, .1, .1))
     shuffled, k = np.random.default_rng(0), 5
     truth = np.repeat(np.arange(k), counts['real'][0, ..., 2].sum(0).astype(int))
     right = [np.concatenate([np.arange(n) < r for n, r in zip(fit[:, :, 2].sum(0).astype(int), fit[:, :, 0].sum(0))]) for fit in counts['real']]
@@ -56,7 +58,7 @@ def test_patches_are_not_welds():
 
 def test_generators_are_drawn_too():
     "Fits of three generators that differ: the interval widens to hold that."
-    counts = simulated_counts(np.random.default_rng(0), dict(real=0.), fits=9, spread=(.1, .01, .01, .01))
+    counts = simulate_counts(np.random.default_rng(0), dict(real=0.), fits=9, spread=(.1, .01, .01, .01))
     lucky = counts['real'].copy()
     lucky[::3, ..., 0] *= .7
     width = lambda made: np.subtract(*interval(resample({'real': lucky}, made, 2000, 0)['real']['macro_f1'], 16)[:0:-1])
@@ -82,10 +84,10 @@ def test_a_class_that_a_resample_has_none_of():
 
 def test_the_bound_of_a90_covers_it():
     "a90/95 is above the true a90 in at least 93 of 100 sets of 300 flaws, and a50 and a90 are right on average."
-    dice, true, found = np.random.default_rng(1), np.exp((np.log(9) - 1)/3), []
+    rng, true, found = np.random.default_rng(1), np.exp((np.log(9) - 1)/3), []
     for _ in range(500):
-        size = np.exp(dice.normal(0, .7, 300))
-        found.append(pod_fit(size, dice.random((1, 300)) < expit(1 + 3*np.log(size))))
+        size = np.exp(rng.normal(0, .7, 300))
+        found.append(pod_fit(size, rng.random((1, 300)) < expit(1 + 3*np.log(size))))
     a50, a90, bound = (np.array([f[k] for f in found]) for k in ('a50', 'a90', 'a90_95'))
     assert abs(np.median(a50)/np.exp(-1/3) - 1) < .03 and abs(np.median(a90)/true - 1) < .05
     print(f'a90/95 covers a90 in {(bound >= true).mean():.3f}')

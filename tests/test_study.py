@@ -8,11 +8,11 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from weldsynth.arms import ARMS
-from weldsynth.core import open_study
-from weldsynth.report import CHAPTERS, execute, page_problems, render
-from weldsynth.simulate import simulate
-from weldsynth.verdict import recommend
+from weldsynth.stages.arms import ARMS
+from weldsynth.core.store import open_study
+from weldsynth.report.pages import CHAPTERS, execute, page_issues, render
+from weldsynth.data.simulate import simulate
+from weldsynth.stages.verdict import recommend
 
 ROOT = Path(__file__).parent.parent
 DECISIONS = ('SHIP', 'DO NOT SHIP', 'INCONCLUSIVE')
@@ -56,7 +56,7 @@ def test_the_command_ends_with_the_recommendation(finished, study):
 
 @pytest.mark.slow
 def test_the_report_is_whole(study):
-    assert page_problems(study/'report') == []
+    assert page_issues(study/'report') == []
     assert {p.stem for p in (study/'report').glob('*.html')} == {'index', *CHAPTERS[1:]}
     first = shown(study/'report'/'index.html')
     verdict = json.loads(next((study/'eval').glob('verdict-*/verdict.json')).read_text())
@@ -124,5 +124,5 @@ def test_a_folder_of_ones_own_images(tmp_path, monkeypatch):
     assert advice['decision'] in ('INCONCLUSIVE', 'DO NOT SHIP') and not advice['groups_known'] and ', on mine: ' in advice['sentence']
     execute(study, chapters=('04_eval',))
     first = render(study, ('04_eval',))
-    assert page_problems(first.parent) == [] and 'The data do not name welds' in shown(first) and 'simulated' not in shown(first)
+    assert page_issues(first.parent) == [] and 'The data do not name welds' in shown(first) and 'simulated' not in shown(first)
     assert before == sorted(p.stat().st_mtime_ns for p in mine.rglob('*')), 'the source is never written to'

@@ -5,11 +5,10 @@ import jsonschema
 import numpy as np
 import pytest
 
-from weldsynth.controls import best_control
-from weldsynth.core import RULE
-from weldsynth.stats import interval, resample, simulated_counts
-from weldsynth.verdict import (Guard, check_verdict, decide_shipping, guard_autoencoded, guard_brier, guard_copies, guard_false_calls, guard_film, guard_fingerprint,
-                               guard_gate, guard_recall, guard_review, integration_path, risk_register, would_decide)
+from weldsynth.models.controls import best_control
+from weldsynth.core.config import RULE
+from weldsynth.metrics.bootstrap import interval, resample, simulate_counts
+from weldsynth.stages.verdict import Guard, check_verdict, decide_shipping, guard_autoencoded, guard_brier, guard_copies, guard_false_calls, guard_film, guard_fingerprint, guard_gate, guard_recall, guard_review, integration_path, risk_register, sample_size_note
 
 GROUPS, FITS = 16, 4
 CONTROLS = {'real-repeated': 0., 'real-augmented': 0., 'cut-paste': 0.}
@@ -17,7 +16,7 @@ CONTROLS = {'real-repeated': 0., 'real-augmented': 0., 'cut-paste': 0.}
 
 def decided(shifts, seed, groups=GROUPS, **more):
     "The rule's decision on a made-up study; what is no matter of calls is given as holding."
-    counts = simulated_counts(np.random.default_rng(seed), dict(real=0., **CONTROLS) | shifts, groups, FITS, **more)
+    counts = simulate_counts(np.random.default_rng(seed), dict(real=0., **CONTROLS) | shifts, groups, FITS, **more)
     drawn = resample(counts, np.zeros(FITS, int), 400, seed)
     control = best_control({arm: d['macro_f1'][0, 0] for arm, d in drawn.items()})
     gains = {arm: interval(drawn['real+synthetic']['macro_f1'] - drawn[arm]['macro_f1'], groups) for arm in ('real', control)}
@@ -36,7 +35,7 @@ def test_without_safeguards_and_controls_the_gain_alone_is_sound_too():
     "The strictest reading: of 1,000 studies without effect at most 25 have a lower bound above 0 and a gain of a point over real."
     lucky = 0
     for i in range(1000):
-        counts = simulated_counts(np.random.default_rng(i), {'real': 0., 'real+synthetic': 0.}, GROUPS, FITS)
+        counts = simulate_counts(np.random.default_rng(i), {'real': 0., 'real+synthetic': 0.}, GROUPS, FITS)
         drawn = resample(counts, np.zeros(FITS, int), 400, i)
         mean, low, _ = interval(drawn['real+synthetic']['macro_f1'] - drawn['real']['macro_f1'], GROUPS)
         lucky += mean >= RULE['least_gain'] and low > 0
