@@ -1,59 +1,86 @@
-"""The review: a blind set, answers that are checked, and figures that are defined or say that they are not. All answers here are marked as simulated."""
+"""The review: a blind set, answers that are checked, and scores that are defined or say that they are not.
+
+All answers here are marked as simulated."""
 import base64
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
-import krippendorff
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from bs4 import BeautifulSoup
-from scipy.stats import beta
+from scipy.stats import norm
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
-from weldsynth import review
+import weldsynth
 from weldsynth.cli import main
-from weldsynth.core.config import RULE, StudyError
+from weldsynth.core.config import ReviewConfig, RuleConfig, StudyError, with_overrides
 from weldsynth.core.store import open_study
 from weldsynth.data.patches import PatchSet
-from weldsynth.stages.data import study_patches
-from weldsynth.stages.audit import find_copies, usable_patches
+from weldsynth.metrics.fidelity import nan_to_none
+from weldsynth.metrics.review_scores import (
+    REVIEWERS,
+    answer_table,
+    answers_issue,
+    artefact_list,
+    by_class,
+    by_reviewer,
+    checksum,
+    pooled_scores,
+    repeat_agreement,
+    review_sentence,
+    share_by_origin,
+    share_text,
+    simulated_answers,
+)
 from weldsynth.report.pages import execute, page_issues, render
-from weldsynth.metrics.agreement import cliffs_delta, exact_share, fleiss, krippendorff_alpha, signal_detection
-from weldsynth.stages.review import REVIEWERS, answer_table, answers_folder, answers_issue, artefact_list, by_class, by_reviewer, checksum, choose_items, count_answers, even_shares, exported, load_set, pooled_scores, read_answers, review_page, review_sentence, reviewed, score_review, seal, sealed_set, share_text, shortage, simulated_answers
+from weldsynth.stages import review
+from weldsynth.stages.audit import find_copies, usable_patches
+from weldsynth.stages.data import study_patches
 from weldsynth.stages.verdict import evaluate, recommend
 
 HOSTILE = '<script>alert(1)</script> ![x](http://example.org/x.png) $x$ | `b` **c**'
+CLASSES = ('clean', 'crack', 'lack_of_fusion', 'pore')
+CONFIG = ReviewConfig()
 
 
-def noise(per_source=80, px=16, classes=('clean', 'crack', 'lack_of_fusion', 'pore'), seed=0):
-    "Training fold, validation fold and synthetic images, of noise."
-    rng = np.random.default_rng(seed)
-    def patches(what):
-        images = torch.from_numpy(rng.integers(0, 256, (per_source, 1, px, px), dtype=np.uint8))
-        table = pd.DataFrame(dict(id=[f'{what}/{i}.png' for i in range(per_source)], label=[classes[1 + i % (len(classes) - 1)] for i in range(per_source)], group='g', film='g', size=np.nan, origin='synthetic' if what == 'made' else 'real'))
-        return PatchSet(images, table, classes)
-    return [patches(what) for what in ('train', 'validation', 'made')]
+def noise(origin, n=80, px=16, seed=0):
+    "Defects of noise; ids begin with `origin`: 'train', 'validation' or 'synthetic'."
+    rng = np.random.default_rng([seed, len(origin)])
+    images = torch.from_numpy(rng.integers(0, 256, (n, 1, px, px), dtype=np.uint8))
+    table = pd.DataFrame(dict(
+        id=[f'{origin}/{i}.png' for i in range(n)], label=[CLASSES[1 + i % 3] for i in range(n)],
+        group='g', film='g', size=np.nan, origin='synthetic' if origin == 'synthetic' else 'real'))
+    return PatchSet(images, table, CLASSES)
 
 
-def made_set(seed=0, **how):
-    rng = np.random.default_rng(seed)
-    return seal(choose_items(*noise(**how), rng), rng, simulated=True)
+def noise_folds(**kwargs): return [noise(origin, **kwargs) for origin in ('train', 'validation', 'synthetic')]
+
+
+def sealed_noise(config=CONFIG, **kwargs):
+    rng = np.random.default_rng(0)
+    chosen = review.choose_items(*noise_folds(**kwargs), config, rng)
+    return review.seal(chosen, config, rng, simulated=True)
 
 
 @pytest.fixture(scope='module')
-def sealed(): return made_set()
+def sealed(): return sealed_noise()
 
 
 @pytest.fixture(scope='module')
 def three(sealed):
     rng = np.random.default_rng(0)
     return [simulated_answers(*sealed, r, rng) for r in REVIEWERS]
+
+
+@pytest.fixture
+def table(sealed, three): return answer_table(three, sealed[1])
 
 
 def signed(answers, /, **changes):
@@ -64,73 +91,135 @@ def signed(answers, /, **changes):
 
 # --- the set ---
 
-def test_the_set_is_balanced_and_of_the_right_size(sealed):
+def test_the_set_has_the_configured_numbers_of_images(sealed):
+    _, key = sealed
+    assert key.groupby(['part', 'origin']).size().to_dict() == {
+        ('practice', 'real'): 3, ('practice', 'synthetic'): 3, ('repeat', 'real'): 6, ('repeat', 'synthetic'): 6,
+        ('scored', 'real'): 60, ('scored', 'synthetic'): 60}
+
+
+def test_both_sources_have_equally_many_images_of_each_class(sealed):
+    scored = sealed[1][sealed[1].part == 'scored']
+    assert set(pd.crosstab(scored.label, scored.origin).to_numpy().ravel()) == {20}
+    assert review.shortage(sealed[1], 60) == ''
+
+
+def test_no_image_is_scored_twice_and_none_of_the_practice_images_is(sealed):
     data, key = sealed
-    assert key.groupby(['part', 'origin']).size().to_dict() == {('practice', 'real'): 3, ('practice', 'synthetic'): 3, ('repeat', 'real'): 6, ('repeat', 'synthetic'): 6, ('scored', 'real'): 60, ('scored', 'synthetic'): 60}
     scored = key[key.part == 'scored']
-    assert set(pd.crosstab(scored.label, scored.origin).to_numpy().ravel()) == {20} and shortage(key) == '' and scored.id.is_unique
-    assert scored[scored.origin == 'real'].id.str.startswith('validation/').all() and set(key.id[key.part == 'practice']).isdisjoint(scored.id)
+    assert scored.id.is_unique
+    assert scored[scored.origin == 'real'].id.str.startswith('validation/').all()
+    assert set(key.id[key.part == 'practice']).isdisjoint(scored.id)
     assert all(data['items'][k.item] == data['items'][k.of] for k in key[key.part == 'repeat'].itertuples())
 
 
-def test_a_short_class_is_said_and_both_sources_stay_even():
-    train, validation, made = noise()
-    few = validation.take(~(validation.table.label.eq('pore') & (validation.table.index > 20)).to_numpy())
-    _, key = seal(choose_items(train, few, made, np.random.default_rng(0)), np.random.default_rng(0))
+def test_a_short_class_is_reported_and_both_sources_stay_even():
+    train, validation, synthetic = noise_folds()
+    is_late_pore = validation.table.label.eq('pore') & (validation.table.index > 20)
+    short = validation.take(~is_late_pore.to_numpy())
+    rng = np.random.default_rng(0)
+    _, key = review.seal(review.choose_items(train, short, synthetic, CONFIG, rng), CONFIG, rng)
     scored = key[key.part == 'scored']
     counts = pd.crosstab(scored.label, scored.origin)
-    assert counts.real.tolist() == counts.synthetic.tolist() and counts.real['pore'] == (few.table.label == 'pore').sum() < 20
-    assert f'pore {counts.real["pore"]}' in shortage(key)
-    assert even_shares(dict(a=1, b=50, c=50), 60) == dict(a=1, b=30, c=29)
-    with pytest.raises(StudyError, match='there is nothing to review'): choose_items(train, few.take(few.table.label == 'pore'), made.take(made.table.label == 'crack'), np.random.default_rng(0))
+    assert counts.real.tolist() == counts.synthetic.tolist()
+    assert counts.real['pore'] == (short.table.label == 'pore').sum() < 20
+    assert f'pore {counts.real["pore"]}' in review.shortage(key, 60)
+
+
+def test_shares_are_as_even_as_the_images_allow():
+    assert review.even_shares(dict(a=1, b=50, c=50), 60) == dict(a=1, b=30, c=29)
+
+
+def test_a_set_without_a_common_class_is_refused():
+    train, validation, synthetic = noise_folds()
+    pores = review.sample_patches(validation, dict(pore=9), np.random.default_rng(0), 'scored')
+    with pytest.raises(StudyError, match='there is nothing to review'):
+        review.choose_items(train, pores, synthetic.of('crack'), CONFIG, np.random.default_rng(0))
+
+
+def test_repeats_keep_the_configured_gap_in_every_order():
+    data, key = sealed_noise(replace(CONFIG, repeat_gap=.2, repeats=4))
+    for order in data['orders'].values():
+        place = {item: i for i, item in enumerate(order)}
+        assert min(place[k.item] - place[k.of] for k in key[key.part == 'repeat'].itertuples()) >= int(.2*124)
 
 
 def features_of_bytes(data):
-    "What can be known of each item of a page without looking at the picture: how long, how it begins and ends, where it stands, its id, its place in each order."
+    """What is known of each item of a page without its picture: length, beginning and end of the data, position,
+    id, and position in each order."""
     rows = []
     for place, (item, text) in enumerate(data['items'].items()):
         raw = base64.b64decode(text)
-        rows.append([len(text), len(raw), text.count('='), place, int(item, 16), *(int(c, 16) for c in item), *(o.index(item) for o in data['orders'].values()), raw[:4] in (b'\x89PNG', b'GIF8', b'\xff\xd8\xff\xe0'), len(raw) % 3])
+        is_image_file = raw[:4] in (b'\x89PNG', b'GIF8', b'\xff\xd8\xff\xe0')
+        digits = [int(c, 16) for c in item]
+        places = [order.index(item) for order in data['orders'].values()]
+        rows.append([len(text), len(raw), text.count('='), place, int(item, 16), *digits, *places,
+                     is_image_file, len(raw) % 3])
     return np.array(rows, float)
 
 
-def test_nothing_but_the_picture_tells_real_from_synthetic(monkeypatch):
+def test_nothing_but_the_picture_tells_real_from_synthetic():
     "A classifier on sizes, headers, ids and places, with 2,000 items so that chance alone cannot reach the limit."
-    monkeypatch.setattr(review, 'EACH', 1000)
-    data, key = made_set(per_source=1010, px=8)
+    data, key = sealed_noise(replace(CONFIG, items_per_source=1000), n=1010, px=8)
     truth = key.set_index('item').reindex(data['items']).pipe(lambda t: t[t.part == 'scored'])
     rows = features_of_bytes(data)[[i for i, item in enumerate(data['items']) if item in truth.index]]
-    said = cross_val_predict(RandomForestClassifier(200, min_samples_leaf=10, random_state=0, n_jobs=1), rows, truth.origin == 'synthetic', cv=5, method='predict_proba')[:, 1]
-    auc = roc_auc_score(truth.origin == 'synthetic', said)
+    forest = RandomForestClassifier(200, min_samples_leaf=10, random_state=0, n_jobs=1)
+    is_synthetic = truth.origin == 'synthetic'
+    predicted = cross_val_predict(forest, rows, is_synthetic, cv=5, method='predict_proba')[:, 1]
+    auc = roc_auc_score(is_synthetic, predicted)
     print(f'AUC {auc:.3f} on {len(truth)} items')
-    assert len(truth) == 2000 and abs(auc - .5) < .05
+    assert len(truth) == 2000
+    assert abs(auc - .5) < .05
     assert len({len(t) for t in data['items'].values()}) == 1
 
 
 def test_the_page_holds_no_key(sealed):
     data, key = sealed
-    page = review_page(data)
-    assert not [i for i in key.id if i in page] and 'origin' not in page and 'made/' not in page and '.png' not in page
+    page = review.review_page(data)
+    assert not [i for i in key.id if i in page]
+    assert 'origin' not in page
+    assert 'synthetic/' not in page
+    assert '.png' not in page
     found = json.loads(BeautifulSoup(page, 'html.parser').find(id='data').get_text())
-    assert found == data and set(found) == {'answers_format', 'px', 'classes', 'practice', 'pause_every', 'simulated', 'items', 'orders', 'set', 'hash'}
+    assert found == data
+    assert set(found) == {'answers_format', 'px', 'classes', 'practice', 'pause_every', 'simulated', 'items',
+                          'orders', 'set', 'hash'}
 
 
 def test_a_label_cannot_leave_its_place(sealed):
-    page = review_page(dict(sealed[0], classes=['clean', '</script><script>alert(1)</script>']))
+    page = review.review_page(dict(sealed[0], classes=['clean', '</script><script>alert(1)</script>']))
     soup = BeautifulSoup(page, 'html.parser')
-    assert len(soup('script')) == 3 and json.loads(soup.find(id='data').get_text())['classes'][1].startswith('</script>')
+    assert len(soup('script')) == 3
+    assert json.loads(soup.find(id='data').get_text())['classes'][1].startswith('</script>')
+
+
+def test_the_policy_of_the_page_allows_one_script_and_no_request(sealed):
+    soup = BeautifulSoup(review.review_page(sealed[0]), 'html.parser')
     policy = soup.find('meta', attrs={'http-equiv': 'Content-Security-Policy'})['content']
-    assert policy.startswith("default-src 'none'; script-src 'sha256-") and 'unsafe' not in policy and 'http' not in policy
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert 'unsafe' not in policy
+    assert 'http' not in policy
 
 
-def test_a_changed_set_is_found_out(sealed, tmp_path):
-    data, key = sealed
-    def write(data, key): (tmp_path/'set.json').write_text(json.dumps(data)), key.to_csv(tmp_path/'key.csv', index=False)
-    write(data, key)
-    assert load_set(tmp_path)[0] == data and load_set(tmp_path)[1].equals(key.astype(load_set(tmp_path)[1].dtypes))
-    for wrong in ((data, key.assign(label='pore')), (dict(data, px=8), key), (data, key.assign(origin=key.origin[::-1].to_numpy()))):
-        write(*wrong)
-        with pytest.raises(StudyError, match='was changed after it was sealed'): load_set(tmp_path)
+def write_set(folder, data, key):
+    (folder/'set.json').write_text(json.dumps(data))
+    key.to_csv(folder/'key.csv', index=False)
+
+
+def test_a_sealed_set_is_read_as_it_was_written(sealed, tmp_path):
+    write_set(tmp_path, *sealed)
+    data, key = review.load_set(tmp_path)
+    assert data == sealed[0]
+    assert key.equals(sealed[1].astype(key.dtypes))
+
+
+@pytest.mark.parametrize('change', [
+    lambda data, key: (data, key.assign(label='pore')),
+    lambda data, key: (dict(data, px=8), key),
+    lambda data, key: (data, key.assign(origin=key.origin[::-1].to_numpy()))], ids=['label', 'px', 'origin'])
+def test_a_changed_set_is_refused(sealed, tmp_path, change):
+    write_set(tmp_path, *change(*sealed))
+    with pytest.raises(StudyError, match='was changed after it was sealed'): review.load_set(tmp_path)
 
 
 # --- answers ---
@@ -142,150 +231,186 @@ def test_answers_of_the_page_are_accepted(sealed, three):
 def drop(answers, n): return signed(answers, answers=answers['answers'][:-n])
 
 
-def first(answers, **fields): return signed(answers, answers=[answers['answers'][0] | fields, *answers['answers'][1:]])
+def first(answers, **fields):
+    head, *rest = answers['answers']
+    return signed(answers, answers=[head | fields, *rest])
 
 
+def edited(answers):
+    "Another rating of the first image under the old checksum."
+    head, *rest = answers['answers']
+    return answers | dict(answers=[head | dict(realism=head['realism'] % 5 + 1), *rest])
+
+
+def without_reviewer(answers): return {k: v for k, v in answers.items() if k != 'reviewer'}
+
+
+def doubled(answers): return signed(answers, answers=[*answers['answers'], answers['answers'][3]])
+
+
+NOT_SAVED = 'was not saved by the review page'
 DAMAGED = {
-    'empty': (lambda a: '', 'is no file that the review page saved'),
-    'no JSON': (lambda a: 'reviewer A was here', 'is no file that the review page saved'),
-    'cut off': (lambda a: json.dumps(a)[:-100], 'is no file that the review page saved'),
-    'not text': (lambda a: b'\xff\xfe\x00\x81', 'is no file that the review page saved'),
-    'nested without end': (lambda a: '['*200_000, 'is no file that the review page saved'),
-    'a list': (lambda a: json.dumps([a]), 'is no file that the review page saved (file:'),
-    'another format': (lambda a: json.dumps(signed(a, format='answers 2')), "(format: 'weldsynth review answers 1' was expected)"),
-    'a field missing': (lambda a: json.dumps({k: v for k, v in a.items() if k != 'reviewer'}), "'reviewer' is a required property"),
-    'no such reviewer': (lambda a: json.dumps(signed(a, reviewer='D')), '(reviewer: '),
-    'out of range': (lambda a: json.dumps(first(a, realism=6)), '(answers / 0 / realism: 6 is greater than the maximum of 5)'),
-    'a yes where a number was': (lambda a: json.dumps(first(a, confidence=True)), '(answers / 0 / confidence: '),
-    'not a number': (lambda a: json.dumps(first(a, confidence=float('nan'))), '(answers / 0 / confidence: '),
-    'a field more': (lambda a: json.dumps(first(a, truth='real')), "'truth' was unexpected"),
-    'a long note': (lambda a: json.dumps(first(a, artefact=True, note='x'*301)), '(answers / 0 / note: '),
-    'edited': (lambda a: json.dumps(a | dict(answers=[a['answers'][0] | dict(realism=a['answers'][0]['realism'] % 5 + 1), *a['answers'][1:]])), 'was changed after the page saved it'),
-    'mark taken off': (lambda a: json.dumps(a | dict(simulated=False)), 'was changed after the page saved it'),
-    'reordered': (lambda a: json.dumps(a | dict(answers=a['answers'][::-1])), 'was changed after the page saved it'),
-    'another set': (lambda a: json.dumps(signed(a, set='0'*8, hash='0'*32)), "answers another set ('00000000', and this study"),
-    'the same name, another set': (lambda a: json.dumps(signed(a, hash='0'*32)), 'answers another set'),
-    'unfinished': (lambda a: json.dumps(drop(a, 12)), 'lacks 12 of 138 images: reviewer A can load it on the page'),
-    'an image twice': (lambda a: json.dumps(signed(a, answers=[*a['answers'], a['answers'][3]])), 'twice: ask reviewer A'),
-    'an image of elsewhere': (lambda a: json.dumps(first(a, item='ffffffff')), 'answers image ffffffff, which is not in the set'),
-    'a class of elsewhere': (lambda a: json.dumps(first(a, label='<b>')), "names a class that the set has not ('<b>')"),
-    'half a character': (lambda a: json.dumps(first(a, artefact=True, note='\ud83d')), 'has half a character in the note'),
-    'a place outside': (lambda a: json.dumps(first(a, artefact=True, x=16, y=0)), 'marks a place that image'),
-    'half a place': (lambda a: json.dumps(first(a, artefact=True, x=1, y=None)), 'marks a place that image'),
-    'a place without artefact': (lambda a: json.dumps(first(a, artefact=False, x=1, y=1)), 'marks a place that image'),
-    'simulated': (lambda a: json.dumps(a), 'holds simulated answers, which never count'),
+    'empty': (lambda a: '', NOT_SAVED),
+    'no JSON': (lambda a: 'reviewer A was here', NOT_SAVED),
+    'cut off': (lambda a: json.dumps(a)[:-100], NOT_SAVED),
+    'not text': (lambda a: b'\xff\xfe\x00\x81', NOT_SAVED),
+    'nested without end': (lambda a: '['*200_000, NOT_SAVED),
+    'a list': (lambda a: [a], f'{NOT_SAVED} (file:'),
+    'another format': (lambda a: signed(a, format='answers 2'), "(format: 'weldsynth review answers 1' was expected)"),
+    'a field missing': (without_reviewer, "'reviewer' is a required property"),
+    'no such reviewer': (lambda a: signed(a, reviewer='D'), '(reviewer: '),
+    'out of range': (lambda a: first(a, realism=6), '(answers / 0 / realism: 6 is greater than the maximum of 5)'),
+    'a boolean for a number': (lambda a: first(a, confidence=True), '(answers / 0 / confidence: '),
+    'not a number': (lambda a: first(a, confidence=float('nan')), '(answers / 0 / confidence: '),
+    'a field more': (lambda a: first(a, truth='real'), "'truth' was unexpected"),
+    'a long note': (lambda a: first(a, artefact=True, note='x'*301), '(answers / 0 / note: '),
+    'edited': (edited, 'was changed after the page saved it'),
+    'mark taken off': (lambda a: a | dict(simulated=False), 'was changed after the page saved it'),
+    'reordered': (lambda a: a | dict(answers=a['answers'][::-1]), 'was changed after the page saved it'),
+    'another set': (lambda a: signed(a, set='0'*8, hash='0'*32), "answers another set ('00000000', this study's"),
+    'the same name, another set': (lambda a: signed(a, hash='0'*32), 'answers another set'),
+    'unfinished': (lambda a: drop(a, 12), 'lacks 12 of 138 images: reviewer A can load it on the page'),
+    'an image twice': (doubled, 'twice: ask reviewer A'),
+    'an unknown image': (lambda a: first(a, item='ffffffff'), 'answers image ffffffff, which is not in the set'),
+    'an unknown class': (lambda a: first(a, label='<b>'), "names a class that is not in the set ('<b>')"),
+    'half a character': (lambda a: first(a, artefact=True, note='\ud83d'), 'has half a character in the note'),
+    'a place outside': (lambda a: first(a, artefact=True, x=16, y=0), 'marks a place that image'),
+    'half a place': (lambda a: first(a, artefact=True, x=1, y=None), 'marks a place that image'),
+    'a place without artefact': (lambda a: first(a, artefact=False, x=1, y=1), 'marks a place that image'),
+    'simulated': (lambda a: a, 'holds simulated answers, which never count'),
 }
 
 
 @pytest.mark.parametrize('damage', DAMAGED)
 def test_a_damaged_file_is_one_clear_line(sealed, three, tmp_path, damage):
-    write, said = DAMAGED[damage]
-    text = write(three[0])
-    (file := tmp_path/'answers.json').write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(StudyError) as e: read_answers(file, sealed[0])
-    assert str(e.value).startswith(str(file)) and said in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 500 + len(str(file))
+    damaged, message = DAMAGED[damage]
+    content = damaged(three[0])
+    if isinstance(content, (dict, list)): content = json.dumps(content)
+    file = tmp_path/'answers.json'
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(StudyError) as e: review.read_answers(file, sealed[0])
+    error = str(e.value)
+    assert error.startswith(str(file))
+    assert message in error
+    assert '\n' not in error
+    assert len(error) < 500 + len(str(file))
 
 
 def test_a_missing_file_and_a_folder_are_named(sealed, tmp_path):
     for path in (tmp_path/'none.json', tmp_path):
-        with pytest.raises(StudyError, match='cannot be opened'): read_answers(path, sealed[0])
+        with pytest.raises(StudyError, match='cannot be opened'): review.read_answers(path, sealed[0])
 
 
-# --- figures ---
+# --- scores ---
 
-def test_alpha_of_the_published_example_and_of_the_package():
-    gap = np.nan
-    paper = np.array([[1, 2, 3, 3, 2, 1, 4, 1, 2, gap, gap, gap], [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, gap, 3], [gap, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, gap], [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, gap]])
-    assert krippendorff_alpha(paper) == pytest.approx(.815, abs=5e-4), 'Krippendorff 2011, ordinal'
-    for seed in range(30):
-        rng = np.random.default_rng(seed)
-        ratings = np.clip(rng.normal(3, 1, 40) + rng.normal(0, seed/10, (2 + seed % 3, 40)), 1, 5).round()
-        ratings[rng.random(ratings.shape) < .2*(seed % 2)] = gap
-        assert krippendorff_alpha(ratings) == pytest.approx(krippendorff.alpha(ratings, level_of_measurement='ordinal'), abs=1e-12)
-
-
-def test_kappa_of_the_published_example():
-    "Fleiss 1971 as in the textbooks: ten subjects, fourteen raters, five categories, kappa .210."
-    counts = [[0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1], [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7]]
-    said = pd.DataFrame([[str(k) for k, n in enumerate(row) for _ in range(n)] for row in counts])
-    assert kappa(said) == pytest.approx(.210, abs=5e-4)
-
-
-def test_exact_intervals_are_those_of_clopper_and_pearson():
-    for right, n in ((0, 10), (7, 10), (60, 120), (120, 120)):
-        low, high = beta.ppf(.025, right, n - right + 1) if right else 0., beta.ppf(.975, right + 1, n - right) if right < n else 1.
-        assert exact_share([True]*right + [False]*(n - right)) == pytest.approx((right/n, low, high), abs=1e-9)
-    assert np.isnan(exact_share([])).all()
-
-
-def test_signal_detection_recovers_what_was_put_in():
-    rng = np.random.default_rng(0)
-    for d, c in ((0, 0), (1, .5), (2, -.3)):
-        made, real = rng.normal(d/2, 1, 200_000) > c, rng.normal(-d/2, 1, 200_000) > c
-        assert signal_detection(made.sum(), len(made), real.sum(), len(real)) == pytest.approx((d, c), abs=.02)
-    assert np.isfinite([signal_detection(h, 60, f, 60) for h in (0, 60) for f in (0, 60)]).all() and np.isnan(signal_detection(3, 6, 0, 0)).all()
-
-
-def test_cliffs_delta_by_counting_pairs():
-    rng = np.random.default_rng(0)
-    real, made = rng.integers(1, 6, 30).astype(float), rng.integers(1, 6, 20).astype(float)
-    pairs = np.mean([[np.sign(a - b) for b in made] for a in real])
-    assert cliffs_delta(real, made, (np.ones((1, 30)), np.ones((1, 20))))[0] == pytest.approx(pairs)
-
-
-def test_figures_are_those_that_were_put_in(sealed):
+@pytest.fixture(scope='module')
+def known(sealed):
+    "Answers of three reviewers of d' 1.5, who name 80 % of classes and see an artefact in 20 % of synthetic images."
     rng = np.random.default_rng(3)
-    table = answer_table([simulated_answers(*sealed, r, rng, skill=1.5, names=.8, sees=.2) for r in REVIEWERS], sealed[1])
-    whole, each = together(table, 2000, 0), by_reviewer(table)
-    assert len(table) == 3*138 and whole['items'] == 120 and (each['items'] == 120).all()
-    assert each.dprime.mean() == pytest.approx(1.5, abs=.3) and whole['accuracy'][1] < .773 < whole['accuracy'][2] and (each.auc > .7).all()
-    assert whole['label_right'] == pytest.approx(.85, abs=.06) and whole['artefacts'] == pytest.approx(.2, abs=.08) and whole['artefacts_real'] == 0
-    assert whole['delta'][1] > 0 and whole['realism_real'] > whole['realism_synthetic'] and each.same_source.between(.6, 1).all()
-    assert by_class(table).images.sum() == 120
+    skill = dict(skill=1.5, label_rate=.8, artefact_rate=.2)
+    return answer_table([simulated_answers(*sealed, r, rng, **skill) for r in REVIEWERS], sealed[1])
+
+
+def test_every_answer_is_in_the_table(known):
+    assert len(known) == 3*138
+    assert by_class(known).images.sum() == 120
+
+
+def test_pooled_scores_are_those_that_were_put_in(known):
+    pooled = pooled_scores(known, RuleConfig(resamples=2000), 0)
+    assert pooled['items'] == 120
+    assert pooled['accuracy'][1] < .773 < pooled['accuracy'][2]
+    assert pooled['label_right'] == pytest.approx(.85, abs=.06)
+    assert pooled['artefacts'] == pytest.approx(.2, abs=.08)
+    assert pooled['artefacts_real'] == 0
+    assert pooled['delta'][1] > 0
+    assert pooled['realism_real'] > pooled['realism_synthetic']
+
+
+def test_scores_of_each_reviewer_are_those_that_were_put_in(known):
+    each = by_reviewer(known, RuleConfig())
+    assert (each['items'] == 120).all()
+    assert each.dprime.mean() == pytest.approx(1.5, abs=.3)
+    assert (each.auc > .7).all()
+    assert each.same_source.between(.6, 1).all()
+
+
+def test_shares_by_hand():
+    "Two images and a repeat of one of them, answered by one reviewer."
+    scored = dict(reviewer='A', part='scored', of='')
+    table = pd.DataFrame([
+        dict(scored, item='a', origin='real', answered_source='real', answered_label='pore', realism=4, artefact=False),
+        dict(scored, item='b', origin='real', answered_source='real', answered_label='pore', realism=4, artefact=True),
+        dict(reviewer='A', part='repeat', of='a', item='c', origin='real', answered_source='synthetic',
+             answered_label='pore', realism=2, artefact=False)])
+    assert share_by_origin(table[table.part == 'scored'], 'artefact', 'real') == .5
+    assert repeat_agreement(table) == dict(same_source=0, same_class=1, close_realism=0)
 
 
 def test_intervals_of_the_accuracy_cover(sealed):
     "Reviewers of known skill, images drawn anew: the item bootstrap covers the truth in about 95 of 100 cases."
-    truth, hits = review.norm.cdf(.5), 0
+    truth = norm.cdf(.5)
+    hits = 0
     for seed in range(100):
-        rng = np.random.default_rng(seed)
-        _, low, high = together(answer_table([simulated_answers(*sealed, 'A', rng)], sealed[1]), 400, seed)['accuracy']
+        answers = simulated_answers(*sealed, 'A', np.random.default_rng(seed))
+        table = answer_table([answers], sealed[1])
+        _, low, high = pooled_scores(table, RuleConfig(resamples=400), seed)['accuracy']
         hits += low <= truth <= high
     print(hits)
     assert hits >= 89
 
 
-def defined_or_said(table):
-    "All figures of a table: no crash, no warning, and what is not defined says so."
+def all_scores(table):
+    "All scores of a table: no crash, no warning, and what is not defined says so."
+    rule = RuleConfig(resamples=50)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        whole, each, classes = together(table, 50, 0), by_reviewer(table), by_class(table)
-    text = review_sentence(whole) + ' '.join(share_text(v) for v in whole.values() if not isinstance(v, int)) + ' '.join(share_text(v) for v in each.drop(columns='reviewer').to_numpy(float).ravel())
-    assert 'nan' not in text.lower()
-    assert json.loads(json.dumps(review.no_nan(whole), allow_nan=False))
-    return whole, each, classes
+        pooled, each, classes = pooled_scores(table, rule, 0), by_reviewer(table, rule), by_class(table)
+    shares = [share_text(v) for v in pooled.values() if not isinstance(v, int)]
+    shares += [share_text(v) for v in each.drop(columns='reviewer').to_numpy(float).ravel()]
+    assert 'nan' not in (review_sentence(pooled) + ' '.join(shares)).lower()
+    assert json.dumps(nan_to_none(pooled), allow_nan=False)
+    assert len(classes)
+    return pooled, each
 
 
-@pytest.mark.parametrize('edge', ['all say real', 'all right', 'all wrong', 'one class is never named', 'one class is absent', 'nothing synthetic', 'nothing real', 'no repeats', 'one reviewer', 'all the same realism'])
-def test_edge_cases_have_a_value_or_say_not_defined(sealed, three, edge):
-    t = answer_table(three, sealed[1])
-    other = t.origin.map(dict(real='synthetic', synthetic='real'))
-    t = {'all say real': t.assign(said='real'), 'all right': t.assign(said=t.origin, named=t.label, as_labelled=True), 'all wrong': t.assign(said=other), 'one class is never named': t.assign(named=t.named.replace('pore', 'crack')),
-         'one class is absent': t[t.label != 'pore'], 'nothing synthetic': t[t.origin == 'real'], 'nothing real': t[t.origin == 'synthetic'], 'no repeats': t[t.part != 'repeat'], 'one reviewer': t[t.reviewer == 'A'],
-         'all the same realism': t.assign(realism=3)}[edge]
-    whole, each, _ = defined_or_said(t)
-    missing = {k for k, v in whole.items() if np.isnan(v[0] if isinstance(v, tuple) else v)}
-    assert missing == {'all say real': {'kappa_source'}, 'nothing synthetic': {'realism_synthetic', 'delta', 'label_right', 'artefacts'}, 'nothing real': {'realism_real', 'delta', 'label_right_real', 'artefacts_real'},
-                       'one reviewer': {'kappa_source', 'kappa_class', 'alpha_realism'}, 'all the same realism': {'alpha_realism'}}.get(edge, set())
+def other_source(table): return table.origin.map(dict(real='synthetic', synthetic='real'))
+
+
+NO_SYNTHETIC = {'realism_synthetic', 'delta', 'label_right', 'artefacts'}
+NO_REAL = {'realism_real', 'delta', 'label_right_real', 'artefacts_real'}
+EDGES = {  # name -> change of the answers, scores that are not defined then
+    'all answer real': (lambda t: t.assign(answered_source='real'), {'kappa_source'}),
+    'all correct': (lambda t: t.assign(answered_source=t.origin, answered_label=t.label, label_agrees=True), set()),
+    'all wrong': (lambda t: t.assign(answered_source=other_source(t)), set()),
+    'one class is never named': (lambda t: t.assign(answered_label=t.answered_label.replace('pore', 'crack')), set()),
+    'one class is absent': (lambda t: t[t.label != 'pore'], set()),
+    'nothing synthetic': (lambda t: t[t.origin == 'real'], NO_SYNTHETIC),
+    'nothing real': (lambda t: t[t.origin == 'synthetic'], NO_REAL),
+    'no repeats': (lambda t: t[t.part != 'repeat'], set()),
+    'one reviewer': (lambda t: t[t.reviewer == 'A'], {'kappa_source', 'kappa_class', 'alpha_realism'}),
+    'all the same realism': (lambda t: t.assign(realism=3), {'alpha_realism'}),
+}
+
+
+@pytest.mark.parametrize('edge', EDGES)
+def test_edge_cases_have_a_value_or_say_not_defined(table, edge):
+    change, undefined = EDGES[edge]
+    pooled, each = all_scores(change(table))
+    missing = {k for k, v in pooled.items() if np.isnan(v[0] if isinstance(v, tuple) else v)}
+    assert missing == undefined
     assert each.same_source.isna().all() == (edge == 'no repeats')
 
 
-def test_artefacts_are_listed_by_agreement(sealed, three):
-    t = answer_table(three, sealed[1])
-    item = t.item[t.part == 'scored'].iloc[0]
-    t.loc[t.item == item, ['artefact', 'x', 'y', 'note']] = [True, 3, 4, HOSTILE]
-    top = artefact_list(t).iloc[0]
-    assert top['item'] == item and top.seen == 3 and top.places == [(3, 4)]*3 and top.notes == [HOSTILE]*3 and top.reviewers == 'A B C'
+def test_artefacts_are_listed_by_agreement(table):
+    item = table.item[table.part == 'scored'].iloc[0]
+    table.loc[table.item == item, ['artefact', 'x', 'y', 'note']] = [True, 3, 4, HOSTILE]
+    top = artefact_list(table).iloc[0]
+    assert top['item'] == item
+    assert top.n_reviewers == 3
+    assert top.places == [(3, 4)]*3
+    assert top.notes == [HOSTILE]*3
+    assert top.reviewers == 'A B C'
 
 
 # --- a study ---
@@ -302,122 +427,213 @@ def study(home):
     "A finished study of the size of a fixture, whose page has been exported by the command."
     study = open_study('plates', profile='fixture')
     recommend(study)
-    assert reviewed(study) == {} and exported(study) is None
-    with pytest.raises(StudyError, match='has sent out no review of its present images'): count_answers(study, [])
+    assert review.reviewed(study) == {}
+    assert review.exported(study) is None
+    with pytest.raises(StudyError, match='has exported no review of its present images'):
+        review.count_answers(study, [])
     assert main(['review', 'export', 'plates']) == 0
     return study
 
 
 @pytest.fixture
-def sent(study, tmp_path):
+def current(study):
+    "Data, key and folder of answers of the exported set."
+    data, key = review.load_set(review.exported(study).path)
+    return data, key, review.answers_folder(study, data)
+
+
+@pytest.fixture
+def sent(current, tmp_path):
     "Files as three reviewers would send them, marked as simulated, with a hostile note in each."
-    data, key = load_set(exported(study).path)
-    rng, files = np.random.default_rng(0), []
+    data, key, _ = current
+    part = key.set_index('item').part
+    rng = np.random.default_rng(0)
+    files = []
     for r in REVIEWERS:
-        answers = simulated_answers(data, key, r, rng, names=.99, sees=0)
-        scored = next(i for i, a in enumerate(answers['answers']) if key.set_index('item').part[a['item']] == 'scored')
-        answers['answers'][scored] |= dict(artefact=True, x=1, y=2, note=HOSTILE)
-        (file := tmp_path/f'answers-{r}.json').write_text(json.dumps(signed(answers)))
+        answers = simulated_answers(data, key, r, rng, label_rate=.99, artefact_rate=0)
+        scored = next(a for a in answers['answers'] if part[a['item']] == 'scored')
+        scored |= dict(artefact=True, x=1, y=2, note=HOSTILE)
+        file = tmp_path/f'answers-{r}.json'
+        file.write_text(json.dumps(signed(answers)))
         files.append(file)
     return files
 
 
 @pytest.mark.slow
-def test_the_set_is_of_unseen_real_and_usable_synthetic_images(study):
-    _, key = load_set(exported(study).path)
-    patches, copies = study_patches(study).table.set_index('id'), pd.read_csv(find_copies(study).path/'copies.csv').set_index('image')
+def test_the_set_is_of_unseen_real_and_usable_synthetic_images(study, current):
+    _, key, _ = current
+    fold = study_patches(study).table.set_index('id').fold
+    is_copy = pd.read_csv(find_copies(study).path/'copies.csv').set_index('image').near
     scored = key[key.part == 'scored']
-    assert (patches.fold[scored.id[scored.origin == 'real']] == 'validation').all() and not copies.near[scored.id[scored.origin == 'synthetic']].any()
-    assert set(key.id[key.origin == 'synthetic']) <= set(usable_patches(study).table.id) and 'clean' not in set(scored.label)
+    assert (fold[scored.id[scored.origin == 'real']] == 'validation').all()
+    assert not is_copy[scored.id[scored.origin == 'synthetic']].any()
+    assert set(key.id[key.origin == 'synthetic']) <= set(usable_patches(study).table.id)
+    assert 'clean' not in set(scored.label)
+
+
+def review_files(study): return sorted(p.name for p in (study.path/'review').iterdir())
 
 
 @pytest.mark.slow
-def test_exporting_again_gives_the_same_set_and_tells_where(study, tmp_path, capsys):
+def test_exporting_again_gives_the_same_set_and_says_where(study, tmp_path, capsys):
     page = next((study.path/'review').glob('review-*.html'))
-    before = page.read_bytes(), sorted(p.name for p in (study.path/'review').iterdir())
+    before = review_files(study)
     assert main(['review', 'export', 'plates', '--to', str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert (tmp_path/page.name).read_bytes() == before[0] and str(tmp_path/page.name) in out and 'There were not enough images to be even' in out
-    assert sorted(p.name for p in (study.path/'review').iterdir()) == before[1]
-    assert main(['review', 'export', 'plates', '--to', str(tmp_path/'nowhere'/'page.html')]) == 1 and 'does not exist' in capsys.readouterr().err
+    assert (tmp_path/page.name).read_bytes() == page.read_bytes()
+    assert str(tmp_path/page.name) in out
+    assert 'Too few images for equal classes' in out
+    assert review_files(study) == before
 
 
 @pytest.mark.slow
-def test_simulated_answers_are_refused_by_the_command(study, sent, capsys):
+def test_a_page_for_a_missing_folder_is_refused(study, tmp_path, capsys):
+    assert main(['review', 'export', 'plates', '--to', str(tmp_path/'nowhere'/'page.html')]) == 1
+    assert 'does not exist' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_set_that_was_sent_out_stays_when_the_configuration_changes(study):
+    changed = replace(study, config=with_overrides(study.config, {'review.break_every': 5, 'review.repeats': 2}))
+    assert review.sealed_set(changed) == review.exported(study)
+
+
+@pytest.mark.slow
+def test_simulated_answers_are_refused_by_the_command(study, current, sent, capsys):
     assert main(['review', 'score', 'plates', *map(str, sent)]) == 1
     out, err = capsys.readouterr()
-    assert err.count('which never count') == 3 and err.count('\n') == 3 and 'not reviewed' in out
-    assert reviewed(study) == {} and not list(answers_folder(study, load_set(exported(study).path)[0]).iterdir())
+    assert err.count('which never count') == 3
+    assert err.count('\n') == 3
+    assert 'not reviewed' in out
+    assert review.reviewed(study) == {}
+    assert not list(current[2].iterdir())
 
 
-@pytest.mark.parametrize('argv, said', [(['export', 'nothing'], "there is no study 'nothing'"), (['export', '../plates'], "there is no study '../plates'"), (['score', 'plates'], 'no file of answers is given')])
+@pytest.mark.parametrize(('argv', 'message'), [
+    (['export', 'nothing'], "there is no study 'nothing'"),
+    (['export', '../plates'], "there is no study '../plates'"),
+    (['score', 'plates'], 'no file of answers is given')])
 @pytest.mark.slow
-def test_bad_arguments_are_one_line(study, capsys, argv, said):
+def test_bad_arguments_are_one_line(study, capsys, argv, message):
     assert main(['review', *argv]) == 1
-    assert said in (err := capsys.readouterr().err) and err.count('\n') == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count('\n') == 1
 
 
 @pytest.fixture
-def countable(monkeypatch, study):
-    "Lets simulated answers count, for one test, and takes them away after it."
-    monkeypatch.setattr(review, 'counts', lambda answers: True)
+def countable(monkeypatch, current):
+    "Lets simulated answers count, for one test, and removes them after it."
+    monkeypatch.setattr(review, 'may_count', lambda answers: True)
     yield
-    for file in answers_folder(study, load_set(exported(study).path)[0]).glob('*.json'): file.unlink()
+    for file in current[2].glob('*.json'): file.unlink()
 
 
 @pytest.mark.slow
-def test_good_files_count_and_bad_ones_are_told(study, sent, countable, capsys, tmp_path):
+def test_good_files_count_and_bad_ones_are_named(study, sent, countable, capsys, tmp_path):
     a, b, c = sent
-    (other := tmp_path/'b-again.json').write_text(json.dumps(signed(json.loads(b.read_text()), answers=json.loads(b.read_text())['answers'][::-1])))
-    (broken := tmp_path/'c.json').write_text(c.read_text()[:-50])
+    answers_b = json.loads(b.read_text())
+    other = tmp_path/'b-again.json'
+    other.write_text(json.dumps(signed(answers_b, answers=answers_b['answers'][::-1])))
+    broken = tmp_path/'c.json'
+    broken.write_text(c.read_text()[:-50])
+
     assert main(['review', 'score', 'plates', *map(str, (a, b, other, broken))]) == 1
     out, err = capsys.readouterr()
-    assert err.count('\n') == 2 and f'{b} and {other} are both by reviewer B' in err and f'{broken} is no file' in err
-    assert 'Realism: 1 of 3 reviews' in out and reviewed(study)['reviewers'] == 1
-    assert main(['review', 'score', 'plates', str(a), str(b)]) == 0 and 'Realism: 2 of 3 reviews' in capsys.readouterr().out
-    assert main(['review', 'score', 'plates', str(other)]) == 1 and 'of whom other answers were counted before' in capsys.readouterr().err
+    assert err.count('\n') == 2
+    assert f'{b} and {other} are both by reviewer B' in err
+    assert f'{broken} {NOT_SAVED}' in err
+    assert 'Realism: 1 of 3 reviews' in out
+    assert review.reviewed(study)['reviewers'] == 1
+
+    assert main(['review', 'score', 'plates', str(a), str(b)]) == 0
+    assert 'Realism: 2 of 3 reviews' in capsys.readouterr().out
+    assert main(['review', 'score', 'plates', str(other)]) == 1
+    assert 'whose other answers were counted before' in capsys.readouterr().err
     assert main(['review', 'score', 'plates', str(c), str(c)]) == 0
     assert 'Three reviewers saw the intended flaw' in capsys.readouterr().out
-    kept = answers_folder(study, load_set(exported(study).path)[0])/'A.json'
-    kept.write_text(kept.read_text().replace('"confidence": 1', '"confidence": 2', 1))
-    with pytest.raises(StudyError, match='A.json was changed after the page saved it'): reviewed(study)
 
 
 @pytest.mark.slow
-def test_three_reviews_make_a_new_verdict_under_the_same_plan(study, sent, countable):
-    before, log = evaluate(study), (study.path/'eval'/'test-opened.jsonl').read_text()
-    guard = lambda: next(g for g in recommend(study)['guards'] if g['name'] == 'realism, three reviewers')
-    assert guard()['measured'] == 'not reviewed' and any('not reviewed' in r['measured'] for r in recommend(study)['risks'])
-    assert count_answers(study, sent[:1]) == [] and guard()['measured'] == '1 of 3 reviews' and guard()['outcome'] == 'not assessed'
-    assert count_answers(study, sent[1:]) == []
-    found = reviewed(study)
-    assert found['label_right'] >= RULE['least_labels_right'] and found['artefacts'] <= RULE['most_artefacts'] and guard()['outcome'] == 'holds'
-    assert evaluate(study).key != before.key and before.path.exists() and (study.path/'eval'/'test-opened.jsonl').read_text() == log
-    assert json.loads((evaluate(study).path/'verdict.json').read_text())['plan'] == json.loads((before.path/'verdict.json').read_text())['plan']
-    for file in answers_folder(study, load_set(exported(study).path)[0]).glob('*.json'): file.unlink()
-    assert evaluate(study).key == before.key and score_review(study) is None
+def test_a_counted_file_that_was_edited_is_refused(study, current, sent, countable):
+    assert review.count_answers(study, sent[:1]) == []
+    counted = current[2]/'A.json'
+    counted.write_text(counted.read_text().replace('"confidence": 1', '"confidence": 2', 1))
+    with pytest.raises(StudyError, match='A.json was changed after the page saved it'): review.reviewed(study)
+
+
+def realism_guard(study): return next(g for g in recommend(study)['guards'] if g['name'] == 'realism, three reviewers')
+
+
+def plan_of(verdict): return json.loads((verdict.path/'verdict.json').read_text())['plan']
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('n, chapters', [(1, ('03ea_review',)), (3, ('04_eval', '03ea_review'))])
+def test_three_reviews_make_a_new_verdict_under_the_same_plan(study, current, sent, countable):
+    log = study.path/'eval'/'test-opened.jsonl'
+    before, log_before = evaluate(study), log.read_text()
+    assert realism_guard(study)['measured'] == 'not reviewed'
+    assert any('not reviewed' in r['measured'] for r in recommend(study)['risks'])
+
+    assert review.count_answers(study, sent[:1]) == []
+    assert realism_guard(study)['measured'] == '1 of 3 reviews'
+    assert realism_guard(study)['outcome'] == 'not assessed'
+
+    assert review.count_answers(study, sent[1:]) == []
+    scores = review.reviewed(study)
+    assert scores['label_right'] >= study.config.rule.least_labels_right
+    assert scores['artefacts'] <= study.config.rule.most_artefacts
+    assert realism_guard(study)['outcome'] == 'holds'
+    assert evaluate(study).key != before.key
+    assert before.path.exists()
+    assert log.read_text() == log_before
+    assert plan_of(evaluate(study)) == plan_of(before)
+
+    for file in current[2].glob('*.json'): file.unlink()
+    assert evaluate(study).key == before.key
+    assert review.score_review(study) is None
+
+
+def copy_chapters(chapters, folder):
+    "Notebooks whose kernels let simulated answers count, in the chapter's own code and in the module."
+    folder.mkdir(exist_ok=True)
+    for name in chapters:
+        notebook = nbformat.read(Path(weldsynth.__path__[0]).parent/'nbs'/f'{name}.ipynb', 4)
+        count_all = 'from weldsynth.stages import review as _review\n_review.may_count = lambda answers: True'
+        notebook.cells.insert(1, nbformat.v4.new_code_cell(count_all))
+        for cell in notebook.cells: cell.source = cell.source.replace("return not answers['simulated']", 'return True')
+        nbformat.write(notebook, folder/f'{name}.ipynb')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('n', 'chapters'), [(1, ('08_review',)), (3, ('04_eval', '08_review'))])
 def test_the_chapter_and_the_first_page(study, sent, countable, n, chapters, monkeypatch):
-    "With the answers of one and of three. The chapter runs in a process of its own, so simulated answers are let in there as well."
-    count_answers(study, sent[:n])
-    (nbs := study.path/'nbs').mkdir(exist_ok=True)
-    for c in chapters:
-        notebook = nbformat.read(Path(review.__file__).parents[1]/'nbs'/f'{c}.ipynb', 4)
-        notebook.cells.insert(1, nbformat.v4.new_code_cell('from weldsynth import review as _r\n_r.counts = lambda answers: True'))
-        for cell in notebook.cells: cell.source = cell.source.replace("return not answers['simulated']", 'return True').replace("raise AssertionError('simulated answers must be refused')", 'pass')
-        nbformat.write(notebook, nbs/f'{c}.ipynb')
-    execute(study, nbs, chapters)
-    monkeypatch.setattr('weldsynth.report.quarto.path', lambda: None)
+    "With the answers of one and of three; the chapter runs in a process of its own."
+    review.count_answers(study, sent[:n])
+    copy_chapters(chapters, study.path/'nbs')
+    execute(study, study.path/'nbs', chapters)
+    monkeypatch.setattr('quarto.path', lambda: None)
     pages = render(study, chapters).parent
-    read = lambda name: BeautifulSoup((pages/f'{name}.html').read_text(), 'html.parser')
-    page = read('index' if n == 1 else '03ea_review')
+
+    def read(name): return BeautifulSoup((pages/f'{name}.html').read_text(), 'html.parser')
+
+    page = read('index' if n == 1 else '08_review')
     for code in page('details', 'code'): code.decompose()
-    said, text = 'Realism: 1 of 3 reviews' if n == 1 else 'Three reviewers saw the intended flaw', page.main.get_text()
-    assert said in text and ('To have it reviewed' in text) == ('stay sealed until three reviewers' in text) == (n == 1)
-    assert len(page('img')) == (2 if n == 1 else 4) and 'told right' in text and (HOSTILE in text) == (n == 3)
+    text = page.main.get_text()
+    sentence = 'Realism: 1 of 3 reviews' if n == 1 else 'Three reviewers saw the intended flaw'
+    assert sentence in text
+    assert ('To have it reviewed' in text) == (n == 1)
+    assert ('stay sealed until three reviewers' in text) == (n == 1)
+    assert len(page('img')) == (2 if n == 1 else 4)
+    assert 'real or synthetic, correct' in text
+    assert (HOSTILE in text) == (n == 3)
     assert text.count('saw the intended flaw') == 1, 'nothing made up stands in a report'
-    assert not page('script') and not any(i['src'].startswith('http') for i in page('img')) and 'nan' not in text.split() and page.main.find('math') is None
-    if n == 3: assert page_issues(pages) == [] and said in read('index').main.get_text() and 'not reviewed' not in read('index').main.get_text()
+    assert not page('script')
+    assert not any(i['src'].startswith('http') for i in page('img'))
+    assert 'nan' not in text.split()
+    assert page.main.find('math') is None
+    if n == 3:
+        first_page = read('index').main.get_text()
+        assert page_issues(pages) == []
+        assert sentence in first_page
+        assert 'not reviewed' not in first_page

@@ -5,9 +5,8 @@
 # %% ../../nbs/core/01_config.ipynb #00e5a3f4
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 # %% auto #0
 __all__ = ['FIXTURE', 'SMOKE', 'LONG', 'THOROUGH', 'FULL', 'PROFILES', 'StudyError', 'DataConfig', 'OptimiserConfig',
@@ -34,6 +33,8 @@ class DataConfig:
     min_images_per_class: int = 10
     duplicate_bits: int = 4             # near-duplicates: greatest difference of 64-bit perceptual hashes
     duplicate_correlation: float = .5   # near-duplicates: least correlation of fine structure
+    lookalike_bits: int = 4             # guessed welds: greatest difference of hashes that links two images
+    lookalike_share: float = .1         # guessed welds: largest believable group, as a share of all images
 
 # %% ../../nbs/core/01_config.ipynb #c4ac9a30
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class ClassifierConfig:
     density: float = .2                 # greatest shift of the grey values, which range from -1 to 1
     noise: float = .05                  # greatest standard deviation of noise
 
-# %% ../../nbs/core/01_config.ipynb #141839a7
+# %% ../../nbs/core/01_config.ipynb #74265962
 @dataclass(frozen=True)
 class ControlsConfig:
     "Strong classical augmentation: what a team would do for free."
@@ -122,6 +123,8 @@ class ControlsConfig:
     chance: float = .3                  # of blur, and of noise
     brightness: float = .2
     contrast: float = .3
+    elastic: float = 1/3                # strength of the elastic distortion, sides of a patch
+    elastic_smoothness: float = 1/12    # its standard deviation, sides of a patch
 
 # %% ../../nbs/core/01_config.ipynb #ea224c9a
 @dataclass(frozen=True)
@@ -167,7 +170,8 @@ class ReviewConfig:
     items_per_source: int = 60          # real images, and synthetic ones
     repeats: int = 12                   # shown again
     practice: int = 6                   # shown first, not scored
-    break_every: int = 40               # images
+    break_every: int = 40               # images between two breaks
+    repeat_gap: float = .125            # least distance of a repeat from its first showing, share of the images
 
 # %% ../../nbs/core/01_config.ipynb #a283de8e
 @dataclass(frozen=True)
@@ -228,7 +232,7 @@ def _converted(
 
 def _as_text(value) -> str: return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
-# %% ../../nbs/core/01_config.ipynb #ef70fd0c
+# %% ../../nbs/core/01_config.ipynb #bb5f9822
 def with_overrides(
     config: StudyConfig,
     overrides: dict,  # dotted name -> value, such as {'denoiser.steps': 9000}
@@ -236,8 +240,9 @@ def with_overrides(
     "`config` with some fields changed. Raises `StudyError` for a name that is no field, or a value of another kind."
     for name, value in (overrides or {}).items():
         section, _, key = name.partition('.')
-        known = config_table(config).index
-        if name not in known: raise StudyError(f"'{name}' is not a field of the configuration: {_nearest_field(name, known)}")
+        known = _field_values(config)
+        if name not in known:
+            raise StudyError(f"'{name}' is not a field of the configuration: {_nearest_field(name, known)}")
         part = getattr(config, section)
         new = replace(part, **{key: _converted(name, value, getattr(part, key))})
         config = replace(config, **{section: new})
@@ -251,23 +256,27 @@ def _nearest_field(name: str, known) -> str:
     return f"did you mean '{near[0]}'?" if near else 'they are listed by `weldsynth config`'
 
 # %% ../../nbs/core/01_config.ipynb #410b8987
+def _field_values(config: StudyConfig) -> dict:
+    "The fields of `config`: dotted name -> value."
+    sections = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {f'{s}.{k}': v for s, part in sections.items() if is_dataclass(part) for k, v in vars(part).items()}
+
+
 def config_table(
     config: StudyConfig,
 ):
     "The fields of `config` with their values, a pandas Series under their dotted names."
     import pandas as pd
-    sections = {f.name: getattr(config, f.name) for f in fields(config)}
-    rows = {f'{s}.{k}': v for s, part in sections.items() if is_dataclass(part) for k, v in vars(part).items()}
-    return pd.Series(rows, dtype=object)
+    return pd.Series(_field_values(config), dtype=object)
 
-# %% ../../nbs/core/01_config.ipynb #1c564c56
+# %% ../../nbs/core/01_config.ipynb #379b326f
 def config_from_dict(
     saved: dict,  # from `asdict`, perhaps through JSON
 ) -> StudyConfig:
-    "The configuration that was saved. Fields that have come since have their default; ones that have gone are left out."
+    "The configuration that was saved. Fields added since have their default; fields that have gone are left out."
     config = StudyConfig(saved['profile'])
     flat = {f'{s}.{k}': v for s, part in saved.items() if isinstance(part, dict) for k, v in part.items()}
-    known = set(config_table(config).index)
+    known = _field_values(config)
     return with_overrides(config, {k: v for k, v in flat.items() if k in known})
 
 # %% ../../nbs/core/01_config.ipynb #ec1b79cf

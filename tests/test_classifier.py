@@ -1,0 +1,140 @@
+"""The classifiers, their batches, and fits side by side."""
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from weldsynth.core.config import ClassifierConfig, OptimiserConfig, StudyError
+from weldsynth.data.patches import PatchSet, to_unit
+from weldsynth.models import classifier
+from weldsynth.models.classifier import (
+    CLASSIFIERS,
+    classifier_batch,
+    features,
+    fit_all,
+    fit_job,
+    fit_parallel,
+    load_classifier,
+    logits,
+    make_classifier,
+    probabilities,
+)
+
+QUICK = ClassifierConfig(steps=4, batch=8)
+
+
+@pytest.fixture
+def patches():
+    images = torch.randint(0, 256, (12, 1, 16, 16), dtype=torch.uint8, generator=torch.manual_seed(0))
+    table = pd.DataFrame(dict(label=np.array(['clean', 'crack'])[np.arange(12) % 2]))
+    return PatchSet(images, table, ('clean', 'crack'))
+
+
+class Line(nn.Sequential):
+    "A classifier from outside the package."
+    def __init__(self, classes): super().__init__(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(1, classes))
+
+
+def fits_of(patches, folder, config=QUICK, seeds=(0, 1)):
+    jobs = [('real', seed) for seed in seeds]
+    return [*fit_all(dict(real=patches), jobs, config, OptimiserConfig(), patches, 'fits', folder)]
+
+
+@pytest.mark.parametrize('kind', list(CLASSIFIERS))
+def test_one_channel_gives_one_logit_per_class(kind):
+    assert make_classifier(kind, 5)(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+
+
+def test_an_unknown_classifier_is_refused_with_the_known_ones():
+    with pytest.raises(StudyError, match=r"classifier.kind='big' is unknown: choose one of small, resnet18"):
+        make_classifier('big', 2)
+
+
+def test_a_loaded_classifier_predicts_as_the_trained_one(patches):
+    weights, probs = fit_job(patches.images.numpy(), patches.labels.numpy(), 2, QUICK, OptimiserConfig(), 0,
+                             patches.images.numpy())
+    again = probabilities(load_classifier('small', 2, weights), patches.images)
+    assert torch.allclose(probs, again, atol=1e-4)
+
+
+def test_the_softmax_of_logits_by_hand():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+    with torch.no_grad(): net[1].weight.copy_(torch.tensor([[0.], [np.log(3.)]]))
+    white = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)
+    assert torch.allclose(logits(net, white), torch.tensor([[0., np.log(3.)]], dtype=torch.float32))
+    assert torch.allclose(probabilities(net, white), torch.tensor([[.25, .75]]))
+
+
+@pytest.mark.parametrize('kind', list(CLASSIFIERS))
+def test_features_times_the_last_layer_are_the_logits(kind, patches):
+    net = make_classifier(kind, 4).eval()
+    last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
+    outputs = last(torch.from_numpy(features(net, patches.images)))
+    assert torch.allclose(outputs, net(to_unit(patches.images)), atol=1e-5)
+
+
+def test_without_augmentation_a_batch_holds_the_images_mirrored_at_most(patches):
+    plain = ClassifierConfig(batch=8, contrast=0., density=0., noise=0.)
+    x, labels = classifier_batch(patches.images, patches.labels, plain, 0)(1)
+    known = {tuple(image.flatten().sort().values.tolist()): label.item()
+             for image, label in zip(to_unit(patches.images), patches.labels, strict=True)}
+    assert [known[tuple(image.flatten().sort().values.tolist())] for image in x] == labels.tolist()
+
+
+def test_contrast_and_density_stay_within_their_limits():
+    images = torch.full((2, 1, 4, 4), 255, dtype=torch.uint8)
+    config = ClassifierConfig(batch=512, contrast=.1, density=.3, noise=0.)
+    x, _ = classifier_batch(images, torch.tensor([0, 1]), config, 0)(1)
+    assert x.min() >= 1 - .1 - .3 - 1e-5
+    assert x.max() <= 1 + .1 + .3 + 1e-5
+    assert x.max() > 1.3, 'both changes happen'
+
+
+def test_a_batch_depends_on_seed_and_step_alone(patches):
+    first, second = (classifier_batch(patches.images, patches.labels, QUICK, 0) for _ in range(2))
+    first(1)
+    assert torch.equal(first(2)[0], second(2)[0])
+    assert not torch.equal(first(1)[0], first(2)[0])
+
+
+def test_fits_are_the_same_on_one_core_and_on_two(patches, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, 'cores', lambda: 1)
+    one = fits_of(patches, tmp_path/'one')
+    monkeypatch.setattr(classifier, 'cores', lambda: 2)
+    two = fits_of(patches, tmp_path/'two')
+    assert [seed for _, seed, *_ in two] == [0, 1], 'in the order of the jobs'
+    for (*_, probs), (*_, others) in zip(one, two, strict=True): assert torch.equal(probs, others)
+
+
+def test_a_classifier_added_from_outside_reaches_the_workers(patches, tmp_path, monkeypatch):
+    monkeypatch.setitem(CLASSIFIERS, 'line', lambda classes: Line(classes))
+    monkeypatch.setattr(classifier, 'cores', lambda: 2)
+    fits = fits_of(patches, tmp_path, ClassifierConfig(kind='line', steps=2, batch=8))
+    assert [weights['2.weight'].shape for _, _, weights, _ in fits] == [(2, 1)]*2
+
+
+def test_a_saved_fit_is_not_made_again(patches, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, 'cores', lambda: 1)
+    [(*_, probs)] = fits_of(patches, tmp_path, seeds=(0,))
+    seeds = []
+
+    def counted(*args, real=classifier.fit_job):
+        seeds.append(args[5])
+        return real(*args)
+    monkeypatch.setattr(classifier, 'fit_job', counted)
+    again = fits_of(patches, tmp_path)
+    assert seeds == [1]
+    assert torch.equal(again[0][3], probs)
+
+
+def test_an_error_of_a_fit_names_arm_and_seed(monkeypatch):
+    monkeypatch.setattr(classifier, 'cores', lambda: 1)
+
+    def fails(name, seed): raise StudyError('the loss is not finite')
+    with pytest.raises(StudyError, match='^fit real, seed 3: the loss is not finite'):
+        [*fit_parallel(fails, [('real', 3)])]
+
+
+def test_no_jobs_give_no_results():
+    assert [*fit_parallel(lambda name, seed: seed, [])] == []
