@@ -8,7 +8,6 @@ import pytest
 from weldsynth import cli, core, report, sweep
 from weldsynth.cli import main
 
-
 @pytest.fixture
 def steps(tmp_path, monkeypatch):
     "`weldsynth report` with its long steps replaced; the list of what was done."
@@ -43,7 +42,10 @@ def test_report_ends_with_the_recommendation(steps, tmp_path, capsys):
 def test_bad_input_is_one_line_and_exit_code_1(steps, capsys, argv, said):
     assert main(['report', *argv]) == 1
     out, err = capsys.readouterr()
-    assert out == '' and err.startswith(f'weldsynth: {said}') and err.count('\n') == 1 and not steps
+    assert out == ''
+    assert err.startswith(f'weldsynth: {said}')
+    assert err.count('\n') == 1
+    assert not steps
 
 
 def test_broken_pages_are_an_error(steps, capsys, monkeypatch):
@@ -87,4 +89,6 @@ def test_help_imports_nothing_heavy():
 
 def test_the_installed_command_exits_with_the_code():
     done = subprocess.run([sys.executable, '-c', 'import sys; from weldsynth.cli import main; sys.exit(main())', 'reprot'], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == '' and 'Traceback' not in done.stderr
+    assert done.returncode == 2
+    assert done.stdout == ''
+    assert 'Traceback' not in done.stderr

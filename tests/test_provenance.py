@@ -1,5 +1,6 @@
 """Every synthetic image says what it is, the hashes of a study hold, and any change of it is told."""
-import json, shutil
+import json
+import shutil
 
 import huggingface_hub
 import numpy as np
@@ -9,16 +10,25 @@ import torch
 import yaml
 from PIL import Image
 
-from weldsynth.report.cards import data_card, finish, model_card, verify
-from weldsynth.data.check import check_data
 from weldsynth.cli import main
 from weldsynth.core.config import StudyError
 from weldsynth.core.random import digest
 from weldsynth.core.store import file_hash, open_study, write_atomic
+from weldsynth.data.check import check_data
 from weldsynth.data.sources import read_folder
+from weldsynth.report.cards import data_card, finish, model_card, verify
 from weldsynth.stages.data import prepare
 from weldsynth.stages.ldm import train_denoiser
-from weldsynth.stages.sample import MARKED, TRAINED, load_samples, marked_png, read_mark, sample_issues, sample_rows, weights_hash, write_samples
+from weldsynth.stages.sample import (
+    MARKED,
+    TRAINED,
+    load_samples,
+    marked_png,
+    sample_issues,
+    sample_rows,
+    weights_hash,
+    write_samples,
+)
 from weldsynth.stages.sweep import draw_study_samples
 from weldsynth.stages.verdict import recommend
 
@@ -50,7 +60,8 @@ def test_all_samples_of_the_full_profile_carry_their_mark(tmp_path):
     rows = sample_rows(CLASSES, {c: 1000 for c in CLASSES[1:]}, 0).assign(checkpoint='c'*32, weights='w'*64, guidance=3., steps=20, solver='DPMSolverMultistepScheduler')
     pixels = torch.randint(0, 256, (len(rows), 1, 16, 16), dtype=torch.uint8, generator=torch.manual_seed(0))
     write_samples(tmp_path, pixels, rows)
-    assert not [*sample_issues(tmp_path)] and len(pd.read_csv(tmp_path/'manifest.csv').sha256.unique()) == 4000
+    assert not [*sample_issues(tmp_path)]
+    assert len(pd.read_csv(tmp_path/'manifest.csv').sha256.unique()) == 4000
     (tmp_path/'manifest.csv').unlink()
     for i in range(20):
         (tmp_path/'clean').mkdir(exist_ok=True)
@@ -68,10 +79,13 @@ def test_a_mark_is_standard_xmp(study):
     for row in rows.to_dict('records'):
         with Image.open(folder/row['image']) as image:
             about = image.getxmp()['xmpmeta']['RDF']['Description']
-            assert image.mode == 'L' and image.info['xmp'].startswith(b'<?xpacket')
+            assert image.mode == 'L'
+            assert image.info['xmp'].startswith(b'<?xpacket')
         assert about['DigitalSourceType'] == TRAINED == 'http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia'
-        assert about['AISystemUsed'] == 'weldsynth' and about['AISystemVersionUsed'] == about['weights'] == weights_hash(made)
-        assert {c: about[c] for c in MARKED} == {c: row[c] for c in MARKED} and row['checkpoint'] == made.key
+        assert about['AISystemUsed'] == 'weldsynth'
+        assert about['AISystemVersionUsed'] == about['weights'] == weights_hash(made)
+        assert {c: about[c] for c in MARKED} == {c: row[c] for c in MARKED}
+        assert row['checkpoint'] == made.key
         assert file_hash(folder/row['image']) == row['sha256']
     assert len(load_samples(draw_study_samples(study), tuple(['clean', 'crack', 'porosity']))) == len(rows)
 
@@ -88,16 +102,20 @@ def test_an_artefact_has_the_hash_of_each_of_its_files(study):
     for folder in study.path.glob('*/*/artefact.json'):
         info = json.loads(folder.read_text())
         files = {str(p.relative_to(folder.parent)) for p in folder.parent.rglob('*') if p.is_file()} - {'artefact.json'}
-        assert set(info['files']) == files and all(file_hash(folder.parent/f) == h for f, h in info['files'].items())
+        assert set(info['files']) == files
+        assert all(file_hash(folder.parent/f) == h for f, h in info['files'].items())
         assert digest(info['stage'], info['config'], info['inputs'], *info['code'].values()) == info['key']
 
 
 def test_study_json_says_what_decided_the_outcome(study):
     record = json.loads((study.path/'study.json').read_text())
-    assert {'plan', 'hashes', 'versions', 'hardware', 'started'} <= set(record) and {'python', 'torch', 'diffusers', 'weldsynth'} <= set(record['versions'])
-    assert {'data', 'plan', 'code', 'artefacts', 'cards'} == set(record['hashes']) and {'core', 'data', 'ldm', 'sample', 'verdict'} <= set(record['hashes']['code'])
+    assert {'plan', 'hashes', 'versions', 'hardware', 'started'} <= set(record)
+    assert {'python', 'torch', 'diffusers', 'weldsynth'} <= set(record['versions'])
+    assert {'data', 'plan', 'code', 'artefacts', 'cards'} == set(record['hashes'])
+    assert {'core', 'data', 'ldm', 'sample', 'verdict'} <= set(record['hashes']['code'])
     source = pd.read_csv(prepare(study).path/'source.csv')
-    assert len(source) == 240 and record['hashes']['data'] == file_hash(prepare(study).path/'source.csv')
+    assert len(source) == 240
+    assert record['hashes']['data'] == file_hash(prepare(study).path/'source.csv')
     assert open_study('mine', study.data, 'fixture').plan() == record['plan'], 'the record leaves the study open'
 
 
@@ -152,7 +170,9 @@ CHANGES = {
 
 def test_an_untouched_study_is_as_recorded(study, capsys):
     problems, counts = verify(study.path)
-    assert problems.empty and counts['images'] == len(images(study)) and counts['files'] > counts['images']
+    assert problems.empty
+    assert counts['images'] == len(images(study))
+    assert counts['files'] > counts['images']
     assert main(['verify', str(study.path)]) == 0
     assert f"{counts['images']} marked images among them, are as recorded. study.json: {file_hash(study.path/'study.json')}" in capsys.readouterr().out
 
@@ -181,8 +201,10 @@ def test_a_changed_or_moved_source_is_told(study, copy, tmp_path):
 def test_no_study_no_verification(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
     open_study('begun', profile='fixture')
-    assert main(['verify', 'nowhere']) == 1 and "'nowhere' is no study" in capsys.readouterr().err
-    assert main(['verify', 'begun']) == 1 and 'holds no finished study' in capsys.readouterr().err
+    assert main(['verify', 'nowhere']) == 1
+    assert "'nowhere' is no study" in capsys.readouterr().err
+    assert main(['verify', 'begun']) == 1
+    assert 'holds no finished study' in capsys.readouterr().err
 
 
 # --- cards ---
@@ -193,13 +215,19 @@ def test_cards_are_in_the_format_of_the_hub(study, kind):
     assert text == dict(model=model_card, data=data_card)[kind](study)
     card = (huggingface_hub.ModelCard if kind == 'model' else huggingface_hub.DatasetCard)(text)
     front = yaml.safe_load(text.split('---')[1])
-    assert front['license'] == 'other' and front['license_name'] and front['tags'] and card.text.strip().startswith('# ')
+    assert front['license'] == 'other'
+    assert front['license_name']
+    assert front['tags']
+    assert card.text.strip().startswith('# ')
     for needed in dict(model=('## Use', '## Training', '## Evaluation', '## Limits'), data=('## Synthetic images', '## Real images behind them', '## Use'))[kind]: assert needed in card.text
 
 
 def test_figures_of_the_cards_are_those_of_the_study(study):
     advice, drawn = recommend(study), pd.read_csv(draw_study_samples(study).path/'manifest.csv')
     model, data = ((study.path/'cards'/k/'README.md').read_text() for k in ('model', 'data'))
-    assert advice['headline'] in model and weights_hash(train_denoiser(study)) in model and all(g['measured'] in model for g in advice['guards'])
+    assert advice['headline'] in model
+    assert weights_hash(train_denoiser(study)) in model
+    assert all(g['measured'] in model for g in advice['guards'])
     for label, n in drawn.label.value_counts().items(): assert f'| {label} | {n} |' in data
-    assert 'The 240 source files' in data and f'{len(drawn)} synthetic patches' in data
+    assert 'The 240 source files' in data
+    assert f'{len(drawn)} synthetic patches' in data

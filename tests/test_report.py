@@ -1,8 +1,8 @@
-"""The report: execution, both ways of rendering, and the reader who looks for broken places. The chapters here are made up and small."""
+"""The report: execution, both ways of rendering, and the search for broken places. Chapters are made up and small."""
+import json
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -10,13 +10,17 @@ import yaml
 from bs4 import BeautifulSoup
 from nbformat import v4
 
-from weldsynth import report
 from weldsynth.core.config import StudyError, choose_profile
+from weldsynth.core.runtime import checkout
 from weldsynth.core.store import Study
+from weldsynth.report import pages as report
+from weldsynth.report.markup import mathml
 from weldsynth.report.pages import CASES, CHAPTERS, execute, page_issues, prepare_page, render
 
-ROOT = Path(report.__file__).parents[1]
+ROOT = checkout()
 PARAMETERS = dict(name='', data='simulated', profile='', group='group', seed=0)
+LOCKS = {'.study.lock', '.study.owner'}
+WITHOUT_STUDY = ('12_reliability', '13_lab_notes')  # they show records
 
 SHOW = '''
 import sys, matplotlib.pyplot as plt, pandas as pd
@@ -25,7 +29,7 @@ from IPython.display import HTML, Markdown, display
 print('43%|####', file=sys.stderr); print('said aloud')
 display(Markdown(f'<div class="verdict no-ship"><p class="sentence">Do not ship {name}.</p></div>'))
 fig, ax = plt.subplots(figsize=(2, 1)); ax.plot([1, 2])
-show(fig, 'A line, "rising" & <straight>')
+show_figure(fig, 'A line, "rising" & <straight>')
 show_table(pd.DataFrame(dict(label=['<script>alert(1)</script>'], f1=[.5])), 'One row')
 display(HTML('<table><style>b{}</style>\\n\\n    <tr><td>bold</td></tr></table><script>alert(2)</script>'))
 '''
@@ -46,8 +50,11 @@ def stream(text, name='stdout'): return v4.new_output('stream', name=name, text=
 
 def chapter(title='Ship?', link='02_ldm'):
     "An executed chapter that no kernel has seen."
-    verdict = v4.new_output('display_data', {'text/markdown': '<div class="verdict ship">\n<p class="sentence">Ship.</p>\n\n| a | b |\n|:--|--:|\n| x | 1 |\n\n</div>'})
-    return notebook(v4.new_markdown_cell(f'# {title}\n\n> In short.\n\n## The loss\n\nSee [it]({link}.ipynb#the-loss), [the study](00_core.ipynb), [them](https://example.org).'),
+    table = '| a | b |\n|:--|--:|\n| x | 1 |'
+    text = f'<div class="verdict ship">\n<p class="sentence">Ship.</p>\n\n{table}\n\n</div>'
+    verdict = v4.new_output('display_data', {'text/markdown': text})
+    links = f'[it]({link}.ipynb#the-loss), [the study](core/05_store.ipynb), [them](https://example.org)'
+    return notebook(v4.new_markdown_cell(f'# {title}\n\n> In short.\n\n## The loss\n\nSee {links}.'),
                     v4.new_code_cell('#| default_exp x'), v4.new_code_cell('#| export\nimport os'), parameters_cell(),
                     v4.new_code_cell('#| hide_input\n#|eval: false\nx = 1\n  #| keep: no', outputs=[stream('bar', 'stderr'), verdict]),
                     v4.new_markdown_cell('## The loss\n\n$x_1 < y$ and\n\n$$\\frac{1}{2}$$'))
@@ -96,9 +103,15 @@ def test_from_kernel_to_page(tmp_path, no_quarto, monkeypatch):
     soup = BeautifulSoup(index.read_text(), 'html.parser')
     for code in soup('details'): code.decompose()
     text = soup.main.get_text()
-    assert f'{sys.executable} simulated fixture film 7' in text and 'Do not ship made-up.' in text and 'said aloud' in text
-    assert '43%' not in text and not soup('script') and '<script>alert(1)</script>' in text and 'alert(2)' not in text
-    assert soup.img['alt'] == 'A line, "rising" & <straight>' and soup.img['src'].startswith('data:image/png;base64,')
+    assert f'{sys.executable} simulated fixture film 7' in text
+    assert 'Do not ship made-up.' in text
+    assert 'said aloud' in text
+    assert '43%' not in text
+    assert not soup('script')
+    assert '<script>alert(1)</script>' in text
+    assert 'alert(2)' not in text
+    assert soup.img['alt'] == 'A line, "rising" & <straight>'
+    assert soup.img['src'].startswith('data:image/png;base64,')
     assert soup.select_one('p.caption').get_text() == 'A line, "rising" & <straight>'
     assert [t.parent['class'] for t in soup('table')] == [['scroll'], ['scroll']]
     assert 'right' in soup.table('td')[1]['style']
@@ -107,7 +120,8 @@ def test_from_kernel_to_page(tmp_path, no_quarto, monkeypatch):
 def test_a_case_gets_no_parameters(tmp_path, monkeypatch):
     monkeypatch.setattr(report, 'CASES', {'ca'})
     given = []
-    monkeypatch.setattr(report.papermill, 'execute_notebook', lambda nb, out, parameters, **_: given.append(parameters))
+    def note(notebook, copy, parameters, **_): given.append(parameters)
+    monkeypatch.setattr('papermill.execute_notebook', note)
     study = source_study(tmp_path, a=notebook(parameters_cell()), b=notebook(parameters_cell()))
     execute(study, tmp_path/'nbs', ['ca', 'cb'])
     assert given == [{}, dict(name='made-up', data='simulated', profile='fixture', group='film', seed=7)]
@@ -131,18 +145,28 @@ def test_a_missing_notebook_is_named(tmp_path):
 
 
 @pytest.mark.parametrize('name', CHAPTERS)
-def test_each_chapter_takes_the_parameters(name):
+def test_each_chapter_takes_the_parameters(name, monkeypatch):
+    monkeypatch.delenv('IN_TEST', raising=False)
     file = ROOT/'nbs'/f'{name}.ipynb'
     cells = [c for c in nbformat.read(file, 4).cells if 'parameters' in c.metadata.get('tags', [])]
-    if name == '09_reliability':  # it shows a record of the tests, and no study
+    if name in WITHOUT_STUDY:
         assert not cells
         return
     assert len(cells) == 1
-    scope = {}
+    scope = dict(os=os)
     exec(cells[0].source, scope)
-    mine = {k: v for k, v in scope.items() if not k.startswith('__')}
-    if name in CASES: assert mine['gdxray'] == '', 'without the films a case is drawn from its records'
-    else: assert {k: mine[k] for k in PARAMETERS} == PARAMETERS
+    if name in CASES: assert scope['gdxray'] == '', 'without the films a case is drawn from its records'
+    else: assert {k: scope[k] for k in PARAMETERS} == PARAMETERS
+
+
+def test_fields_that_differ_from_the_preset_reach_the_chapters(tmp_path):
+    config = choose_profile('fixture', {'denoiser.steps': 9, 'sweep.shares': '.5,1'})
+    cell = v4.new_code_cell("overrides = ''", metadata=dict(tags=['parameters']))
+    source_study(tmp_path, a=notebook(cell, v4.new_code_cell('print(overrides)')))
+    study = Study('made-up', tmp_path/'made-up', config)
+    copies = execute(study, tmp_path/'nbs', ['ca'])
+    printed = nbformat.read(copies/'ca.ipynb', 4).cells[-1].outputs[0].text
+    assert choose_profile('fixture', json.loads(printed)) == config
 
 
 # --- prepare ---
@@ -152,7 +176,9 @@ def test_prepared_notebooks_hold_nothing_that_quarto_misreads():
     nbformat.validate(nb)
     code = [c for c in nb.cells if c.cell_type == 'code']
     assert not any('#|' in c.source.replace(' ', '') for c in code)
-    assert len(code) == 1 and code[0].source.startswith('import os\n\nname') and code[0].source.endswith('x = 1')
+    assert len(code) == 1
+    assert code[0].source.startswith('import os\n\nname')
+    assert code[0].source.endswith('x = 1')
     kinds = {k for c in code for o in c.outputs for k in o.get('data', {'stdout': 1})}
     assert kinds == {'text/markdown'}  # an HTML output makes Quarto load scripts from another host
 
@@ -178,47 +204,59 @@ def test_navigation_is_in_reading_order(pages):
     order = ['index.html', *(f'{c}.html' for c in CHAPTERS[1:])]
     assert [a['href'] for a in soup.select('nav.side a')] == order == [a['href'] for a in soup.select('details.menu a')]
     assert soup.select_one('nav.side [aria-current=page]')['href'] == '02_ldm.html'
-    assert (soup.find(rel='prev')['href'], soup.find(rel='next')['href']) == ('01c_grain.html', '03_sample.html')
+    assert (soup.find(rel='prev')['href'], soup.find(rel='next')['href']) == ('01_data.html', '03_sample.html')
     assert [a['href'] for a in soup.select('nav.contents a')] == ['#the-loss', '#the-loss-1']
 
 
 def test_a_page_needs_nothing_from_elsewhere(pages):
     soup = BeautifulSoup((pages/'index.html').read_text(), 'html.parser')
-    assert not soup(['script', 'iframe']) and not soup('link', rel='stylesheet')
+    assert not soup(['script', 'iframe'])
+    assert not soup('link', rel='stylesheet')
     assert "default-src 'none'" in soup.find('meta', attrs={'http-equiv': 'Content-Security-Policy'})['content']
-    assert soup.html['lang'] == 'en' and soup.find('meta', attrs={'name': 'viewport'}) and soup.select_one('a.skip')['href'] == '#main'
+    assert soup.html['lang'] == 'en'
+    assert soup.find('meta', attrs={'name': 'viewport'})
+    assert soup.select_one('a.skip')['href'] == '#main'
     assert 'built-in renderer' in soup.footer.get_text()
 
 
 def test_text_links_maths_and_code(pages):
     soup = BeautifulSoup((pages/'index.html').read_text(), 'html.parser').main
-    assert [a['href'] for a in soup('a')] == ['02_ldm.html#the-loss', 'https://example.org'] and 'the study' in soup.get_text()
-    assert [m['display'] for m in soup('math')] == ['inline', 'block'] and soup.find('mfrac') and '$' not in soup.get_text()
+    assert [a['href'] for a in soup('a')] == ['02_ldm.html#the-loss', 'https://example.org']
+    assert 'the study' in soup.get_text()
+    assert [m['display'] for m in soup('math')] == ['inline', 'block']
+    assert soup.find('mfrac')
+    assert '$' not in soup.get_text()
     code = soup.select('details.code')
-    assert len(code) == 1 and not code[0].has_attr('open') and 'name' in code[0].get_text() and code[0].select('.kn')
-    assert soup.select_one('.verdict .sentence') and soup.select_one('.verdict td[style*=right]')
+    assert len(code) == 1
+    assert not code[0].has_attr('open')
+    assert 'name' in code[0].get_text()
+    assert code[0].select('.kn')
+    assert soup.select_one('.verdict .sentence')
+    assert soup.select_one('.verdict td[style*=right]')
 
 
 def test_unreadable_maths_is_shown_as_written():
-    assert report._mathml('x^2^3 < y', 'inline') == '<code>x^2^3 &lt; y</code>'
+    assert mathml('x^2^3 < y', 'inline') == '<code>x^2^3 &lt; y</code>'
 
 
 def test_a_new_report_takes_the_place_of_the_old_one_and_a_crash_does_not(tmp_path, no_quarto, monkeypatch):
     study = executed_study(tmp_path)
     index = render(study)
     (index.parent/'stale.html').write_text('')
-    assert render(study) == index and not (index.parent/'stale.html').exists()
+    assert render(study) == index
+    assert not (index.parent/'stale.html').exists()
     whole = index.read_text()
-    monkeypatch.setattr(report, '_body', lambda nb: 1/0)
+    monkeypatch.setattr(report, 'body_html', lambda nb: 1/0)
     with pytest.raises(ZeroDivisionError): render(study)
-    assert index.read_text() == whole and {p.name for p in study.path.iterdir()} == {'.lock', 'notebooks', 'report'}
+    assert index.read_text() == whole
+    assert {p.name for p in study.path.iterdir()} == {*LOCKS, 'notebooks', 'report'}
 
 
 # --- the suspicious reader ---
 
 @pytest.mark.parametrize('old, new, problem', [
-    ('href="02_ldm.html#the-loss"', 'href="02_ldm.html#gone"', '02_ldm.html#gone is no anchor there'),
-    ('href="#main"', 'href="#gone"', '#gone is no anchor there'),
+    ('href="02_ldm.html#the-loss"', 'href="02_ldm.html#gone"', '02_ldm.html#gone is not an anchor there'),
+    ('href="#main"', 'href="#gone"', '#gone is not an anchor there'),
     ('href="02_ldm.html#the-loss"', 'href="00_core.html"', '00_core.html is not in the report'),
     ('href="02_ldm.html#the-loss"', 'href="../notebooks/02_ldm.ipynb"', '../notebooks/02_ldm.ipynb is not in the report'),
     ('href="02_ldm.html#the-loss"', 'href="file:///etc/hosts"', 'file:///etc/hosts leads elsewhere'),
@@ -240,11 +278,12 @@ def test_each_kind_of_problem_is_found(pages, old, new, problem):
     assert page_issues(pages) == [f'index.html: {problem}']
 
 
-def test_style_sheets_are_read_too_and_a_missing_index_is_told(pages):
+def test_style_sheets_are_read_too_and_a_missing_index_is_reported(pages):
     (pages/'site.css').write_text('/* url(https://example.org/old.png) */ @import url("https://example.org/b.css"); p { background: url(data:image/png;base64,AA) }')
     (pages/'index.html').unlink()
     found = page_issues(pages)
-    assert found[0] == 'index.html: is missing' and found[-1] == 'site.css: https://example.org/b.css leads elsewhere'
+    assert found[0] == 'index.html: is missing'
+    assert found[-1] == 'site.css: https://example.org/b.css leads elsewhere'
 
 
 # --- Quarto ---
@@ -252,7 +291,8 @@ def test_style_sheets_are_read_too_and_a_missing_index_is_told(pages):
 def test_quarto_project_lists_the_chapters(tmp_path):
     config = yaml.safe_load((ROOT/'_quarto.yml').read_text())
     assert config['website']['sidebar']['contents'] == ['index.ipynb', *(f'{c}.ipynb' for c in CHAPTERS[1:])]
-    assert config['execute'] == {'enabled': False} and config['format']['html']['html-math-method'] == 'mathml'
+    assert config['execute'] == {'enabled': False}
+    assert config['format']['html']['html-math-method'] == 'mathml'
     assert 'Pages by Quarto' in config['website']['page-footer']
     report._quarto_project({report._page(c): prepare_page(chapter()) for c in CHAPTERS}, tmp_path)
     named = [config['format']['html']['css'], *(f for theme in config['format']['html']['theme'].values() for f in theme if '.' in f)]
@@ -260,7 +300,8 @@ def test_quarto_project_lists_the_chapters(tmp_path):
     copy = nbformat.read(tmp_path/'index.ipynb', 4)
     nbformat.validate(copy)
     assert yaml.safe_load(copy.cells[0].source.strip('-\n')) == {'title': 'Ship?'}
-    assert copy.cells[1].source.startswith('> In short.') and '(02_ldm.html#the-loss)' in copy.cells[1].source
+    assert copy.cells[1].source.startswith('> In short.')
+    assert '(02_ldm.html#the-loss)' in copy.cells[1].source
 
 
 FAKE = '''#!{python}
@@ -286,7 +327,8 @@ def fake_quarto(folder, monkeypatch, log='Output created', skip=''):
 def test_quarto_on_path_makes_the_pages(tmp_path, monkeypatch):
     fake_quarto(tmp_path, monkeypatch)
     index = render(executed_study(tmp_path))
-    assert 'Study made-up. Pages by Quarto 1.6.40' in index.read_text() and page_issues(index.parent) == []
+    assert 'Study made-up. Pages by Quarto 1.6.40' in index.read_text()
+    assert page_issues(index.parent) == []
     assert 'QUARTO_LOG' not in os.environ
 
 
@@ -296,11 +338,13 @@ def test_quarto_that_fails_is_one_line_and_no_report(tmp_path, monkeypatch, case
     fake_quarto(tmp_path, monkeypatch, **case)
     study = executed_study(tmp_path)
     with pytest.raises(StudyError, match='^Quarto failed: ') as e: render(study)
-    assert said in str(e.value) and '\n' not in str(e.value)
-    assert {p.name for p in study.path.iterdir()} == {'.lock', 'notebooks'}
+    assert said in str(e.value)
+    assert '\n' not in str(e.value)
+    assert {p.name for p in study.path.iterdir()} == {*LOCKS, 'notebooks'}
 
 
 @pytest.mark.skipif(not shutil.which('quarto'), reason='Quarto is not on PATH: its own pages are not tested here')
 def test_pages_by_the_real_quarto(tmp_path):
     index = render(executed_study(tmp_path))
-    assert page_issues(index.parent) == [] and 'Pages by Quarto' in index.read_text()
+    assert page_issues(index.parent) == []
+    assert 'Pages by Quarto' in index.read_text()

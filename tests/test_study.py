@@ -1,5 +1,8 @@
 """The whole study at smoke size: the command, the report, and papermill on the last notebook alone."""
-import json, os, subprocess, sys
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -8,10 +11,10 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from weldsynth.stages.arms import ARMS
 from weldsynth.core.store import open_study
-from weldsynth.report.pages import CHAPTERS, execute, page_issues, render
 from weldsynth.data.simulate import simulate
+from weldsynth.report.pages import CHAPTERS, execute, page_issues, render
+from weldsynth.stages.arms import ARMS
 from weldsynth.stages.verdict import recommend
 
 ROOT = Path(__file__).parent.parent
@@ -49,8 +52,10 @@ def artefacts(study): return {str(p.parent.relative_to(study)): p.stat().st_mtim
 @pytest.mark.slow
 def test_the_command_ends_with_the_recommendation(finished, study):
     _, out, err = finished
-    assert out.strip().startswith(DECISIONS) and 'simulated radiographs, which say nothing about real welds' in out
-    assert 'macro F1, real+synthetic' in out and out.strip().endswith(str(study/'report'/'index.html'))
+    assert out.strip().startswith(DECISIONS)
+    assert 'simulated radiographs, which say nothing about real welds' in out
+    assert 'macro F1, real+synthetic' in out
+    assert out.strip().endswith(str(study/'report'/'index.html'))
     for what in ('training autoencoder', 'training denoiser', 'sampling', 'fitting classifiers', 'notebooks'): assert what in err, f'no progress bar for {what}'
 
 
@@ -60,9 +65,13 @@ def test_the_report_is_whole(study):
     assert {p.stem for p in (study/'report').glob('*.html')} == {'index', *CHAPTERS[1:]}
     first = shown(study/'report'/'index.html')
     verdict = json.loads(next((study/'eval').glob('verdict-*/verdict.json')).read_text())
-    assert verdict['decision'] in first and 'demonstration on simulated radiographs' in first and 'not reviewed' in first
+    assert verdict['decision'] in first
+    assert 'demonstration on simulated radiographs' in first
+    assert 'not reviewed' in first
     for chapter in ('Risk register', 'Integration path', 'macro F1'): assert chapter in first
-    assert 'not reviewed' in (about := shown(study/'report'/'03ea_review.html')) and 'No page has been exported yet' in about and 'saw the intended flaw' not in about
+    assert 'not reviewed' in (about := shown(study/'report'/'03ea_review.html'))
+    assert 'No page has been exported yet' in about
+    assert 'saw the intended flaw' not in about
 
 
 @pytest.mark.slow
@@ -80,7 +89,9 @@ def test_results_are_tidy_and_the_test_was_opened_once(study):
     rows = pd.read_csv(next((study/'eval').glob('verdict-*/tidy.csv')))
     assert list(rows) == ['arm', 'generator_seed', 'classifier_seed', 'fold', 'class', 'metric', 'value']
     f1 = rows[rows.metric == 'macro_f1']
-    assert len(f1) == 3*len(ARMS) and f1.value.between(0, 1).all() and set(f1.arm) == set(ARMS)
+    assert len(f1) == 3*len(ARMS)
+    assert f1.value.between(0, 1).all()
+    assert set(f1.arm) == set(ARMS)
     per_class = rows[rows.metric == 'f1'].groupby(['arm', 'classifier_seed']).value.mean()
     assert (per_class - f1.set_index(['arm', 'classifier_seed']).value).abs().max() < 1e-9
     assert [json.loads(l)['event'] for l in (study/'eval'/'test-opened.jsonl').read_text().splitlines()] == ['opened', 'done']
@@ -94,7 +105,8 @@ def test_papermill_on_the_last_notebook_reuses_what_is_there(finished, study):
     assert artefacts(study) == before, 'nothing is made twice'
     notebook = nbformat.reads(done.stdout[done.stdout.index('{'):], 4)
     texts = ' '.join(o.data.get('text/markdown', '') for c in notebook.cells if c.cell_type == 'code' for o in c.outputs if 'data' in o)
-    assert 'class="verdict' in texts and any(f'<p class="decision">{d}' in texts for d in DECISIONS)
+    assert 'class="verdict' in texts
+    assert any(f'<p class="decision">{d}' in texts for d in DECISIONS)
 
 
 @pytest.mark.slow
@@ -107,7 +119,8 @@ def test_papermill_alone_makes_what_is_missing(tmp_path):
 @pytest.mark.slow
 def test_papermill_fails_when_the_study_fails(tmp_path):
     done = run(tmp_path, sys.executable, '-m', 'papermill', ROOT/'nbs'/'04_eval.ipynb', '-p', 'data', 'nowhere', cwd=tmp_path)
-    assert done.returncode == 1 and "StudyError: data 'nowhere' does not exist" in done.stderr
+    assert done.returncode == 1
+    assert "StudyError: data 'nowhere' does not exist" in done.stderr
 
 
 @pytest.mark.slow
@@ -121,8 +134,12 @@ def test_a_folder_of_ones_own_images(tmp_path, monkeypatch):
     monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
     study = open_study('', str(mine), 'fixture')
     advice = recommend(study)
-    assert advice['decision'] in ('INCONCLUSIVE', 'DO NOT SHIP') and not advice['groups_known'] and ', on mine: ' in advice['sentence']
+    assert advice['decision'] in ('INCONCLUSIVE', 'DO NOT SHIP')
+    assert not advice['groups_known']
+    assert ', on mine: ' in advice['sentence']
     execute(study, chapters=('04_eval',))
     first = render(study, ('04_eval',))
-    assert page_issues(first.parent) == [] and 'The data do not name welds' in shown(first) and 'simulated' not in shown(first)
+    assert page_issues(first.parent) == []
+    assert 'The data do not name welds' in shown(first)
+    assert 'simulated' not in shown(first)
     assert before == sorted(p.stat().st_mtime_ns for p in mine.rglob('*')), 'the source is never written to'

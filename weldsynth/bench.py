@@ -127,7 +127,7 @@ def compare_sampling(
              f'against {type(our_pipe.scheduler).__name__} {sampler.steps}, guidance {guidance:g}')
     return _comparison('sampling', about, seconds, lambda: draw(sampler)), quality
 
-# %% ../nbs/11_speed.ipynb #136e6001
+# %% ../nbs/11_speed.ipynb #ffb858fc
 def _sampling_seconds(stock_pipe, stock_rows, guidance: float, draw: Callable, many: int, rounds: int) -> tuple:
     "Seconds per image of both sides."
     labels, seeds = stock_rows.number.tolist(), stock_rows.seed.tolist()
@@ -264,7 +264,7 @@ def _training_jobs(config: StudyConfig, fold: PatchSet) -> dict:
             'denoiser step': steps(_denoiser(config), denoiser_loss, _even_batch(zeros, fold.labels, config.denoiser)),
             'classifier step': steps(classifier, classifier_loss, labelled)}
 
-# %% ../nbs/11_speed.ipynb #77dc3e5d
+# %% ../nbs/11_speed.ipynb #ac04a996
 def _audit_jobs(config: StudyConfig, fold: PatchSet, synthetic: torch.Tensor) -> dict:
     "stage -> job: the comparisons of real and synthetic images, and the intervals."
     audit = config.audit

@@ -235,7 +235,7 @@ def _as_text(value) -> str: return ','.join(map(str, value)) if isinstance(value
 # %% ../../nbs/core/01_config.ipynb #bb5f9822
 def with_overrides(
     config: StudyConfig,
-    overrides: dict,  # dotted name -> value, such as {'denoiser.steps': 9000}
+    overrides: dict | None,  # dotted name -> value, such as {'denoiser.steps': 9000}
 ) -> StudyConfig:
     "`config` with some fields changed. Raises `StudyError` for a name that is no field, or a value of another kind."
     for name, value in (overrides or {}).items():
@@ -324,7 +324,7 @@ PROFILES = {c.profile: c for c in (FIXTURE, SMOKE, StudyConfig('demo'), LONG, TH
 # %% ../../nbs/core/01_config.ipynb #ef17baa1
 def choose_profile(
     name: str = '',          # a name in `PROFILES`; '' takes `$WELDSYNTH_PROFILE`, or what suits the machine
-    overrides: dict = None,  # dotted name -> value
+    overrides: dict | None = None,  # dotted name -> value
 ) -> StudyConfig:
     "A preset with some fields changed: by default `full` where CUDA is present and `demo` elsewhere."
     name = name or os.environ.get('WELDSYNTH_PROFILE', '') or _profile_for_this_machine()

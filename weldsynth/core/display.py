@@ -61,7 +61,8 @@ def markdown_table(
 ) -> str:
     "`table` in Markdown, its text inert."
     rules = ['--:' if pd.api.types.is_numeric_dtype(t) else ':--' for t in table.dtypes]
-    rows = [[_cell_text(v, digits) for v in row] for row in (table.columns, *table.itertuples(index=False))]
+    values = [list(table.columns), *map(list, table.itertuples(index=False))]
+    rows = [[_cell_text(v, digits) for v in row] for row in values]
     lines = [rows[0], rules, *rows[1:]]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 

@@ -5,7 +5,10 @@
 # %% ../../nbs/core/07_legacy.ipynb #c49cdd3a
 from __future__ import annotations
 
+import csv
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +16,9 @@ from pathlib import Path
 __all__ = ['FIELDS_0_1', 'STAGES_0_1', 'RENAMED_FILES', 'RENAMED_KEYS', 'RENAMED_COLUMNS', 'config_of_plan', 'take_over']
 
 # %% ../../nbs/core/07_legacy.ipynb #fe617cc1
-from .config import PROFILES, StudyConfig, config_from_dict, with_overrides
-from .files import file_hashes, write_atomic
+from .config import PROFILES, StudyConfig, StudyError, config_from_dict, with_overrides
+from .files import (explain_disk_full, file_changes, file_hashes, file_lock, flush_folder, staging_dir,
+                                  write_atomic)
 from .random import digest
 
 # %% ../../nbs/core/07_legacy.ipynb #13638156
@@ -54,8 +58,43 @@ def _same_source(folder: Path, config: dict) -> bool:
     "Do the patches in `folder` come from the files that the source has now? A folder of another stage has no source."
     table = folder/'source.csv'
     if not table.exists() or config.get('fingerprint', 'simulated') == 'simulated': return True
-    lines = table.read_text().splitlines()[1:]
-    return digest([tuple(line.rsplit(',', 1)) for line in lines]) == config['fingerprint']
+    with table.open(newline='') as f: rows = list(csv.reader(f))[1:]
+    return digest(rows) == config['fingerprint']
+
+# %% ../../nbs/core/07_legacy.ipynb #f0351ba9
+def _old_key(record: dict) -> str | None:
+    "The key that an artefact had in version 0.1, if it is from there."
+    return record.get('key_0_1') if 'version' in record else record['key']
+
+
+def _old_inputs(record: dict) -> list:
+    "The keys that the inputs of an artefact had in version 0.1."
+    return record.get('inputs_0_1', []) if 'version' in record else record['inputs']
+
+# %% ../../nbs/core/07_legacy.ipynb #b4a197ef
+def _behind_the_test(study_path: Path) -> set:
+    "The keys of version 0.1 of all that the predictions on the test fold were made from."
+    records = [json.loads(file.read_text()) for file in study_path.glob('*/*/artefact.json')]
+    inputs = {_old_key(r): _old_inputs(r) for r in records}
+    found: set = set()
+    to_follow = [_old_key(r) for r in records if r['stage'] == 'eval/test']
+    while to_follow:
+        key = to_follow.pop()
+        found.add(key)
+        to_follow += [k for k in inputs.get(key, []) if k not in found]
+    return found
+
+# %% ../../nbs/core/07_legacy.ipynb #2bbd658e
+def _fitting(study_path: Path, name: str, args: dict, config: dict, wanted: list) -> list:
+    "The records of version 0.1 that fit a call, best first; `wanted` has the keys of its inputs."
+    opened = _behind_the_test(study_path)
+    fitting = []
+    for file in (study_path/name).parent.glob(f'{Path(name).name}-*/artefact.json'):
+        record = json.loads(file.read_text())
+        if 'version' in record or record['stage'] != name or record['inputs'] != wanted: continue
+        if not _same_call(record['config'], args) or not _same_source(file.parent, config): continue
+        fitting.append((record['key'] in opened, file.stat().st_mtime_ns, file))
+    return [file for _, _, file in sorted(fitting, reverse=True)]
 
 # %% ../../nbs/core/07_legacy.ipynb #ebe84434
 STAGES_0_1 = {'ldm/autoencoder', 'ldm/denoiser', 'samples/defects', 'samples/cleans', 'data/patches', 'eval/guidance',
@@ -79,7 +118,7 @@ def _rename_contents(folder: Path, stage: str):
         if not (folder/file).exists(): continue
         header, rest = (folder/file).read_text().split('\n', 1)
         names = [columns.get(name, name) for name in header.split(',')]
-        (folder/file).write_text('\n'.join([','.join(names), rest]))
+        write_atomic(folder/file, '\n'.join([','.join(names), rest]))
 
 # %% ../../nbs/core/07_legacy.ipynb #e4fe9a3f
 def _rename_keys(folder: Path, stage: str):
@@ -87,7 +126,21 @@ def _rename_keys(folder: Path, stage: str):
     for file, keys in RENAMED_KEYS.get(stage, {}).items():
         if not (folder/file).exists(): continue
         values = json.loads((folder/file).read_text())
-        (folder/file).write_text(json.dumps({keys.get(k, k): v for k, v in values.items()}, indent=1))
+        write_atomic(folder/file, json.dumps({keys.get(k, k): v for k, v in values.items()}, indent=1))
+
+# %% ../../nbs/core/07_legacy.ipynb #07ea6407
+def _link_or_copy(source: str, target: str):
+    "A hard link, where the file system has them."
+    try: os.link(source, target)
+    except OSError: shutil.copy2(source, target)
+
+
+def _refuse_changed_files(folder: Path, record: dict):
+    "Raise `StudyError` if a file is not what it was when it was made."
+    changed = file_changes(folder, record['files']) if 'files' in record else []
+    if not changed: return
+    file, what = changed[0]
+    raise StudyError(f'{folder/file} {what}: remove the folder {folder.name}, and the next run makes it again')
 
 # %% ../../nbs/core/07_legacy.ipynb #6852c097
 def take_over(
@@ -97,20 +150,29 @@ def take_over(
     config: dict,  # the part of the configuration that the stage reads now
     inputs,        # artefacts
 ):
-    "Record the newest fitting folder of version 0.1 as version 1 of the stage, under the key of today."
+    "Record the fitting folder of version 0.1 as version 1 of the stage, under the key of today."
     if name not in STAGES_0_1: return
     wanted = [i.info.get('key_0_1') for i in inputs]
-    if None in wanted: return
-    files = (study.path/name).parent.glob(f'{Path(name).name}-*/artefact.json')
-    for file in sorted(files, key=lambda f: f.stat().st_mtime_ns, reverse=True):
-        record = json.loads(file.read_text())
-        if 'version' in record or record['stage'] != name or record['inputs'] != wanted: continue
-        if not _same_call(record['config'], args) or not _same_source(file.parent, config): continue
-        key = digest(name, 1, args, config, [i.key for i in inputs])
-        _rename_contents(file.parent, name)
-        _rename_keys(file.parent, name)
-        new = dict(record, version=1, key=key, key_0_1=record['key'], args=args, config=config,
-                   config_0_1=record['config'], inputs=[i.key for i in inputs], files=file_hashes(file.parent))
-        write_atomic(file, json.dumps(new, indent=1))
-        file.parent.rename(study.path/f'{name}-{key[:10]}')
-        return
+    if None in wanted or not _fitting(study.path, name, args, config, wanted): return
+    keys = [i.key for i in inputs]
+    key = digest(name, 1, args, config, keys)
+    with file_lock(study.path/'.legacy', -1):  # another process may be at it
+        for file in _fitting(study.path, name, args, config, wanted)[:1]:
+            record = json.loads(file.read_text())
+            _refuse_changed_files(file.parent, record)
+            new = dict(record, version=1, key=key, args=args, config=config, inputs=keys, key_0_1=record['key'],
+                       config_0_1=record['config'], inputs_0_1=record['inputs'])
+            _translate(file.parent, study.path/f'{name}-{key[:10]}', new)
+
+# %% ../../nbs/core/07_legacy.ipynb #678d7c7b
+def _translate(old: Path, path: Path, record: dict):
+    "Put the folder `old` in place as `path`, with names of today and `record`."
+    with explain_disk_full(path), staging_dir(path.parent) as part:
+        folder = part/path.name
+        shutil.copytree(old, folder, copy_function=_link_or_copy)
+        _rename_contents(folder, record['stage'])
+        _rename_keys(folder, record['stage'])
+        write_atomic(folder/'artefact.json', json.dumps(dict(record, files=file_hashes(folder)), indent=1))
+        flush_folder(folder)
+        folder.rename(path)
+    shutil.rmtree(old)

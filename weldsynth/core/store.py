@@ -87,6 +87,11 @@ class Study:
         file = self.path/'eval'/'test-opened.jsonl'
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
+    def log_test_event(self, event: str, plan: str):
+        "Append a line to the log of the test fold; `plan` is a hash."
+        events = [*self.test_log(), dict(event=event, when=time.strftime('%Y-%m-%d %H:%M:%S'), plan=plan)]
+        write_atomic(self.path/'eval'/'test-opened.jsonl', ''.join(json.dumps(e) + '\n' for e in events))
+
     def is_closed(self) -> bool:
         "Has the test fold been opened? Then the study stays as it is."
         return any(e['event'] in ('opened', 'done') for e in self.test_log())
@@ -192,9 +197,10 @@ def make_artefact(
     keys = [i.key for i in inputs]
     key = artefact_key(name, version, args, config, keys)
     path = study.path/f'{name}-{key[:10]}'
+    if not path.exists(): take_over(study, name, args, config, inputs)
     if path.exists(): return _finished(path, key)
-    found = _made_before(study, name, args, config, inputs)
-    if found is not None and (found.key == key or study.is_closed()): return found
+    found = _made_before(study, name, args, keys) if study.is_closed() else None
+    if found is not None: return found
     info = dict(stage=name, version=version, key=key, args=args, config=config, inputs=keys)
     _build(study, path, build, shared, info)
     return Artefact(path, key)
@@ -217,29 +223,41 @@ def _build(study: Study, path: Path, build: Callable, shared: bool, info: dict):
         barrier(f'what follows {name}')
 
 # %% ../../nbs/core/05_store.ipynb #0e0a29e1
-def _made_before(study: Study, name: str, args: dict, config: dict, inputs) -> Artefact | None:
-    "The newest artefact of the stage with these arguments, whatever its version; old folders are taken over first."
-    take_over(study, name, args, config, inputs)
-    folders = (study.path/name).parent.glob(f'{Path(name).name}-*/artefact.json')
-    records = [(file, json.loads(file.read_text())) for file in folders]
-    fitting = [(f, r) for f, r in records if r['stage'] == name and r.get('args') == args and 'version' in r]
+def _made_before(study: Study, name: str, args: dict, inputs: list) -> Artefact | None:
+    "The newest artefact of the stage with these arguments and keys of inputs, whatever its version."
+    _refuse_another_plan(study)
+    wanted = dict(stage=name, args=args, inputs=inputs)
+    files = (study.path/name).parent.glob(f'{Path(name).name}-*/artefact.json')
+    records = {file: json.loads(file.read_text()) for file in files}
+    fitting = [file for file, r in records.items() if 'version' in r and wanted.items() <= r.items()]
     if not fitting: return None
-    file, record = max(fitting, key=lambda found: found[0].stat().st_mtime_ns)
-    if study.is_closed(): _tell_outdated(study)
-    return _finished(file.parent, record['key'])
+    file = max(fitting, key=lambda f: f.stat().st_mtime_ns)
+    _tell_outdated(study)
+    return _finished(file.parent, records[file]['key'])
+
+
+def _refuse_another_plan(study: Study):
+    "Raise `StudyError` if the test fold was opened under a plan other than that of `study`."
+    for file in study.path.glob('eval/test-*/plan.json'):
+        changed = _plan_changes(json.loads(file.read_text()), study)
+        if not changed: continue
+        study.log_test_event('refused', digest(study.plan()))
+        raise StudyError(f"the test fold of study '{study.name}' was opened under another plan ({', '.join(changed)}) "
+                         'and stays shut: a changed study needs another NAME, and honest numbers need welds it has '
+                         'not seen')
 
 # %% ../../nbs/core/05_store.ipynb #073cfef0
 def outdated(
     study: Study,
 ) -> dict:
     "The stages of `study` of which there is a newer version: name -> (version there, version now)."
-    found = {}
+    newest: dict[str, int] = {}
     for file in sorted(study.path.glob('*/*/artefact.json')):
         record = json.loads(file.read_text())
-        now = STAGES[record['stage']].version if record['stage'] in STAGES else None
-        there = record.get('version', 1)
-        if now is not None and there < now: found[record['stage']] = (there, now)
-    return found
+        name = record['stage']
+        newest[name] = max(newest.get(name, 1), record.get('version', 1))
+    now = {name: STAGES[name].version for name in newest if name in STAGES}
+    return {name: (newest[name], version) for name, version in now.items() if newest[name] < version}
 
 
 @lru_cache(maxsize=None)

@@ -201,7 +201,7 @@ def decode_image(
         raise ImageError(f'cannot be read as an image ({_reason(e)})', 'replace or remove it') from None
     bad = picture.grey.size - np.isfinite(picture.grey).sum()
     if picture.grey.ndim != 2 or bad:
-        raise ImageError(f'holds {bad:,} values that are NaN or infinite', 'fill them, or cut them away')
+        raise ImageError(f'holds NaN or infinite values ({plural(bad, "pixel")})', 'fill them, or cut them away')
     return picture
 
 

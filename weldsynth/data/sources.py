@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 # %% auto #0
 __all__ = ['SOURCES', 'Source', 'files_fingerprint', 'Simulated', 'source_table', 'Folder', 'TableSource', 'Manifest', 'Windows',
-           'open_source', 'CLEAN_NAMES', 'GUESSED_GROUP_PREFIX', 'read_folder', 'read_manifest', 'read_windows']
+           'open_source']
 
 # %% ../../nbs/data/09_sources.ipynb #58af14ad
 import pandas as pd
@@ -25,14 +25,11 @@ from ..core.random import digest
 from .images import DataError, ImageError, Issue, Report, raise_if_error, window
 from .loading import assemble, resolve_inside
 from .patches import PatchSet
-from .readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows
+from .readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows  # noqa: F401
 from .simulate import simulate
-from .tables import CLEAN_NAMES, read_table
+from .tables import CLEAN_NAMES, read_table  # noqa: F401
 
-# %% ../../nbs/data/09_sources.ipynb #f7679f5b
-_all_ = ['CLEAN_NAMES', 'GUESSED_GROUP_PREFIX', 'read_folder', 'read_manifest', 'read_windows']
-
-# %% ../../nbs/data/09_sources.ipynb #57b8b930
+# %% ../../nbs/data/09_sources.ipynb #271c8a1c
 class Source(Protocol):
     "Where patches come from."
     def __init__(self, data: str, config: DataConfig, seed: int = 0): ...
@@ -133,7 +130,7 @@ def _is_windows_table(path: Path) -> bool:
 
 def _files_below(folder: Path) -> list[Path]: return sorted(p for p in folder.rglob('*') if p.is_file())
 
-# %% ../../nbs/data/09_sources.ipynb #6d88a0d0
+# %% ../../nbs/data/09_sources.ipynb #1b509f7f
 @dataclass(frozen=True)
 class Folder:
     "A folder with one sub-folder per class."
@@ -156,7 +153,7 @@ class Folder:
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
         return read_folder(self.root, px, self.config, report)
 
-# %% ../../nbs/data/09_sources.ipynb #ba2c27bc
+# %% ../../nbs/data/09_sources.ipynb #5666f444
 @dataclass(frozen=True)
 class TableSource:
     "What the two sources that are described by a CSV have in common."
@@ -179,7 +176,7 @@ class TableSource:
 
     def fingerprint(self) -> str: return files_fingerprint(self.files(), self.root)
 
-# %% ../../nbs/data/09_sources.ipynb #114e12f1
+# %% ../../nbs/data/09_sources.ipynb #c1586a4b
 class Manifest(TableSource):
     "A table of images."
     title: ClassVar[str] = 'images listed in a table'
@@ -203,7 +200,7 @@ class Manifest(TableSource):
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
         return read_manifest(self.table, px, group, report)
 
-# %% ../../nbs/data/09_sources.ipynb #2e8ec98e
+# %% ../../nbs/data/09_sources.ipynb #9204059a
 class Windows(TableSource):
     "A table of windows in whole films."
     title: ClassVar[str] = 'windows cut from whole films'
@@ -219,7 +216,7 @@ class Windows(TableSource):
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
         return read_windows(self.table, px, group, report)
 
-# %% ../../nbs/data/09_sources.ipynb #9d990915
+# %% ../../nbs/data/09_sources.ipynb #bc13dd21
 SOURCES: dict[str, type[Source]] = {
     'simulated': Simulated, 'manifest': Manifest, 'windows': Windows, 'folder': Folder}
 

@@ -94,13 +94,13 @@ def make_autoencoder(
     for name in TRAINED_WEIGHTS: net.get_parameter(name).requires_grad_(True)
     return net
 
-
+# %% ../../nbs/models/02_autoencoder.ipynb #2af6d19d
 def _set_encoder(net: AutoencoderDC, axes: torch.Tensor):
     "Codes are the products of a block with `axes`, C x 16."
     net.get_parameter('encoder.conv_in.conv.weight')[0, 0, 1, 1] = 1
     net.get_parameter('encoder.conv_out.weight')[:, :16, 1, 1] = axes
 
-# %% ../../nbs/models/02_autoencoder.ipynb #62379eb4
+
 def _set_decoder(net: AutoencoderDC, axes: torch.Tensor):
     "Blocks are the sums of `axes`, C x 16, each times its code."
     weight = dict(net.decoder.named_parameters())
@@ -156,7 +156,7 @@ def whiten(
     _whiten_decoder(net, axes*spread, z.mean(1))
     return spread
 
-
+# %% ../../nbs/models/02_autoencoder.ipynb #89e24c29
 def _whiten_encoder(net: AutoencoderDC, whitening: torch.Tensor, mean: torch.Tensor):
     "Codes z become `whitening`(z - mean)."
     weight, bias = (net.get_parameter(f'encoder.conv_out.{name}') for name in ('weight', 'bias'))

@@ -101,7 +101,7 @@ def cut_paste(
     pasted = window(quantise_like(onto + layers, n_grey_levels(onto)))
     return replace(base, images=torch.where(pastes.view(-1, 1, 1, 1), pasted, base.images), masks=None)
 
-# %% ../../nbs/models/06_controls.ipynb #10c39924
+# %% ../../nbs/models/06_controls.ipynb #ccc4c851
 def _flaws_to_paste(
     real: PatchSet, n: int, seed: int,  # as for `cut_paste`
 ) -> tuple:

@@ -226,7 +226,7 @@ def draw(
     check_finite(images, pipe, labels, seeds)
     return to_uint8(images).cpu()
 
-
+# %% ../../nbs/models/04_denoiser.ipynb #24d39d3a
 def _initial_noise(pipe: DiTPipeline, seeds: Sequence[int]) -> torch.Tensor:
     "The latents from which sampling starts, each from its own seed, N x C x h x w."
     size = pipe.transformer.config
@@ -245,7 +245,7 @@ class FusedLinear(torch.nn.Module):
     def forward(self, x):
         return torch.ops.mkldnn._linear_pointwise(x, self.linear.weight, self.linear.bias, *self.activation)
 
-# %% ../../nbs/models/04_denoiser.ipynb #4e40e802
+# %% ../../nbs/models/04_denoiser.ipynb #4438976c
 def optimise_for_cpu(
     pipe: DiTPipeline,  # changed in place
 ) -> DiTPipeline:
@@ -278,7 +278,7 @@ def generate(
     n = max(1, min(CPU_BATCH, MAX_BATCH_PIXELS//(4*pipe.transformer.config.sample_size)**2))
     return _on_all_cores(draw_piece, [(labels[i:i + n], seeds[i:i + n]) for i in range(0, len(seeds), n)])
 
-
+# %% ../../nbs/models/04_denoiser.ipynb #15923185
 def _on_all_cores(f: Callable, pieces: list) -> torch.Tensor:
     "`f` of all `pieces`, each on a core of its own; the number of threads is afterwards what it was."
     import joblib

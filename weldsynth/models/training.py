@@ -214,7 +214,7 @@ def save_checkpoint(
         old.unlink()
         old.with_suffix('.safetensors').unlink(missing_ok=True)
 
-# %% ../../nbs/models/01_training.ipynb #d04f5291
+# %% ../../nbs/models/01_training.ipynb #b1538551
 def _newest_checkpoint(folder: Path) -> tuple | None:
     "Tensors and facts of the newest checkpoint that is not damaged."
     names = sorted((file.stem for file in folder.glob('step-*.json')), reverse=True)
@@ -245,7 +245,7 @@ def load_checkpoint(
         ema.optimization_step = facts['step']
     return _section(state, 'other'), facts
 
-# %% ../../nbs/models/01_training.ipynb #3360ff10
+# %% ../../nbs/models/01_training.ipynb #27987634
 _CURVE_POINTS = 100  # of a loss curve
 
 class TrainingLog:
@@ -303,7 +303,7 @@ class TrainingLog:
         with explain_disk_full(self.file), self.file.open(mode) as f:
             f.writelines(json.dumps(row) + '\n' for row in rows)
 
-# %% ../../nbs/models/01_training.ipynb #3e687285
+# %% ../../nbs/models/01_training.ipynb #e1c649be
 @dataclass
 class Snapshots:
     "The steps at which `on_snapshot` sees the network."
@@ -318,7 +318,7 @@ class Snapshots:
         if self.on_snapshot is None: return False
         with averaged_weights(self.training): return bool(self.on_snapshot(step, self.training.net))
 
-# %% ../../nbs/models/01_training.ipynb #07adc523
+# %% ../../nbs/models/01_training.ipynb #8ba2b4cb
 _CHECKPOINTS = 20  # of a training
 
 @dataclass
@@ -393,7 +393,7 @@ def train(
     if training.ema: training.ema.copy_to(net.parameters())
     return net.eval(), pd.DataFrame(stats.rows, columns=['step', 'loss'])
 
-
+# %% ../../nbs/models/01_training.ipynb #72a36f75
 def _progress(start: int, steps: int, label: str):
     "The steps after `start`, with a bar if it has a label."
     remaining = range(start + 1, steps + 1)

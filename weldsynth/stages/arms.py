@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +24,6 @@ from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/07_arms.ipynb #8651c864
 from ..core.config import StudyError
-from ..core.files import write_atomic
 from ..core.random import digest
 from ..core.runtime import process, progress
 from ..core.store import Artefact, Study, stage
@@ -205,12 +203,6 @@ def freeze(
     plan = dict(study.plan(), selected=selected(study), arms=list(study_arms(study)), fits=fit_arms(study).key)
     return dict(plan, hash=digest(plan))
 
-# %% ../../nbs/07_arms.ipynb #6748a558
-def _log_test_event(study: Study, event: str, plan: str):
-    "Append a line to the log of the test fold."
-    events = [*study.test_log(), dict(event=event, when=time.strftime('%Y-%m-%d %H:%M:%S'), plan=plan)]
-    write_atomic(study.path/'eval'/'test-opened.jsonl', ''.join(json.dumps(e) + '\n' for e in events))
-
 # %% ../../nbs/07_arms.ipynb #c6f95d29
 def claim_test_fold(
     study: Study,
@@ -220,11 +212,11 @@ def claim_test_fold(
     before = [e for e in study.test_log() if e['event'] != 'refused']
     other_plan = any(e['plan'] != plan for e in before)
     if other_plan or any(e['event'] == 'done' for e in before):
-        _log_test_event(study, 'refused', plan)
+        study.log_test_event('refused', plan)
         changed = 'under another plan ' if other_plan else ''
         raise StudyError(f"the test fold of study '{study.name}' was opened {changed}on {before[0]['when']} and stays "
                          'shut: a changed study needs another NAME, and honest numbers need welds it has not seen')
-    _log_test_event(study, 'opened', plan)
+    study.log_test_event('opened', plan)
 
 
 def times_opened(
@@ -265,7 +257,7 @@ def open_test(
     "The artefact with every fit's predictions on the test fold: the one function that shows test images to a network."
     artefact = _predict_test(study)
     if process().is_main_process and not any(e['event'] == 'done' for e in study.test_log()):
-        _log_test_event(study, 'done', json.loads((artefact.path/'plan.json').read_text())['hash'])
+        study.log_test_event('done', json.loads((artefact.path/'plan.json').read_text())['hash'])
     return artefact
 
 # %% ../../nbs/07_arms.ipynb #a409925b

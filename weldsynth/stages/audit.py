@@ -130,7 +130,7 @@ def fidelity(
             rows.append(table.assign(**{'class': c, 'features': name}))
     return pd.concat(rows, ignore_index=True)[FIDELITY_COLUMNS]
 
-# %% ../../nbs/06_audit.ipynb #f424d909
+# %% ../../nbs/06_audit.ipynb #1371baa9
 def _generator_samples(study: Study) -> list:
     "The synthetic defects of every generator of a study, as artefacts."
     return [draw_study_samples(study, g) for g in range(study.config.sampler.generators)]
@@ -138,8 +138,8 @@ def _generator_samples(study: Study) -> list:
 
 def _described(table: pd.DataFrame, nearest: pd.DataFrame, threshold: float, ids: np.ndarray) -> pd.DataFrame:
     "`table` with the nearest training image of each row, and whether the row is a copy of it."
-    joined = flag_copies(table.rename(columns=dict(id='image')).join(nearest), threshold)
-    return joined.assign(nearest=ids[joined.row]).drop(columns='row')
+    joined = table.rename(columns=dict(id='image')).join(nearest)
+    return flag_copies(joined.assign(nearest=ids[joined.row]), threshold).drop(columns='row')
 
 # %% ../../nbs/06_audit.ipynb #30521e54
 @stage('eval/copies', version=1, reads=('audit.copy_share', 'audit.copy_margin', 'audit.copy_neighbourhoods'),
@@ -153,7 +153,7 @@ def find_copies(study: Study, folder):
     ids = train.table.id.to_numpy()
     found = nearest_training_image(held_out.images, train.images, config.copy_neighbourhoods)
     found['sets_threshold'] = group_halves(held_out, study.seed) == 0
-    threshold = copy_threshold(found.distance[found.sets_threshold], config.copy_share, config.copy_margin)
+    threshold = copy_threshold(found.distance[found.sets_threshold].to_numpy(), config.copy_share, config.copy_margin)
     drawn = [load_study_samples(study, g) for g in range(study.config.sampler.generators)]
     images = torch.cat([d.images for d in drawn])
     nearest = nearest_training_image(images, train.images, config.copy_neighbourhoods)
@@ -245,7 +245,8 @@ def judge_probabilities(
     images: torch.Tensor,  # uint8, N x 1 x H x W
 ) -> torch.Tensor:
     "Mean of the two judges' class probabilities, N x K."
-    return sum(probabilities(load_judge(study, k), images) for k in (0, 1))/2
+    first, second = (probabilities(load_judge(study, k), images) for k in (0, 1))
+    return (first + second)/2
 
 # %% ../../nbs/06_audit.ipynb #84c1bb59
 def filter_rows(

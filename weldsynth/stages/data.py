@@ -39,11 +39,12 @@ def prepare(study: Study, folder):
     "The study's patches, read, split and checked, and `source.csv` with the SHA-256 hash of each file they came from."
     source = study_source(study)
     patches = source.read(study.config.data.px, study.group)
+    if patches is None: raise StudyError(f'{study.data} holds no image that can be used: `weldsynth check` says why')
     report_all(raise_if_error, count_issues(patches, study.config))
     patches = split(patches, study.config.data, study.seed)
     report_duplicates(patches, study.config.data)
     save_patches(patches, folder)
-    rows = [(str(f.relative_to(source.root)), file_hash(f)) for f in source.files()]
+    rows = [(str(f.relative_to(source.root or f.parent)), file_hash(f)) for f in source.files()]
     pd.DataFrame(rows, columns=['file', 'sha256']).to_csv(folder/'source.csv', index=False)
 
 # %% ../../nbs/01_data.ipynb #6881c48e

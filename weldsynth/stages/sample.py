@@ -66,7 +66,7 @@ class LatentDiffusion:
         pipe = load_pipeline(study, **call)
         film_noise = load_film_noise(study, call['fraction'])
         by_class = load_file(model.path/'conditions_by_class.safetensors')
-        condition_ids = sample_condition_ids(by_class, rows.number, rows.seed)
+        condition_ids = sample_condition_ids(by_class, rows.number.tolist(), rows.seed.tolist())
         sampler = study.config.sampler
         def draw(ids, seeds): return generate(pipe, film_noise, ids, seeds, guidance, sampler)
         images = draw_batches(draw, condition_ids, rows.seed.tolist(), sampler.batch, resume)
@@ -77,7 +77,7 @@ class LatentDiffusion:
 # %% ../../nbs/03_sample.ipynb #d50d39e2
 GENERATORS: dict[str, Generator] = {'ldm': LatentDiffusion()}
 
-# %% ../../nbs/03_sample.ipynb #248670f4
+# %% ../../nbs/03_sample.ipynb #5bdc8a2c
 def draw_batches(
     draw,           # (condition ids, seeds) -> images
     ids: list,      # one per image
@@ -93,7 +93,8 @@ def draw_batches(
         images = with_oom_retry(draw, ids[i:i + batch], seeds[i:i + batch])
         save_state(resume, f'images-{i:06d}', dict(images=images))
     barrier('the end of sampling')
-    return torch.cat([load_state(resume, f'images-{i:06d}')[0]['images'] for i in starts])
+    saved = [load_state(resume, f'images-{i:06d}') for i in starts]
+    return torch.cat([tensors['images'] for tensors, _ in filter(None, saved)])
 
 # %% ../../nbs/03_sample.ipynb #e15bceb8
 TRAINED = 'http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia'

@@ -82,7 +82,8 @@ def smallest_within_one_se(
     f1 = scores.groupby('set').f1
     means = f1.mean()
     error = np.nan_to_num(np.sqrt((f1.var()/f1.size()).mean()))  # with one seed there is none: the best is taken
-    return float(means.index[means >= means.max() - errors*error].min())
+    close = means[means >= means.max() - errors*error]
+    return float(min(close.index.to_numpy()))
 
 # %% ../../nbs/05_sweep.ipynb #a98c540d
 def real_defects(
@@ -137,7 +138,8 @@ def selected(
 ) -> dict:
     "What validation has selected: the guidance scale, the share, and how many synthetic defects that adds."
     scores = pd.read_csv(sweep_share(study).path/'scores.csv').query('set > 0')
-    share = float(scores.groupby('set').f1.mean().idxmax())
+    means = scores.groupby('set').f1.mean()
+    share = float(means.index.to_numpy()[means.argmax()])
     return dict(guidance=selected_guidance(study), share=share, added=round(share*real_defects(study)))
 
 # %% ../../nbs/05_sweep.ipynb #4f9f3e24

@@ -119,10 +119,11 @@ def study_evidence(
     recall = change('recall')
     recall_changes = {c: (interval(recall[..., i], groups, rule.level), len(fold.of(c)))
                       for i, c in enumerate(fold.classes[1:])}
-    films = film_gain(study, study_patches(study), gain)
+    gain_on_films, films = film_gain(study, study_patches(study), gain)
     audit = json.loads((audit_samples(study).path/'audit.json').read_text())
     return Evidence(rule, recall_changes, interval(change('false_call_rate'), groups, rule.level),
-                    brier_ratio(study, fold, predictions), *films, audit, autoencoded_change(study), reviewed(study))
+                    brier_ratio(study, fold, predictions), gain_on_films, films, audit, autoencoded_change(study),
+                    reviewed(study))
 
 # %% ../../nbs/09_verdict.ipynb #f46e02bd
 def _fit_scores(counts: np.ndarray, probs: np.ndarray, truth: np.ndarray) -> dict:
