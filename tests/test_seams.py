@@ -1,8 +1,10 @@
 """From outside the package one line in a table adds a source, generator, classifier, arm, metric or safeguard."""
 import json
 import math
+import re
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 from unittest.mock import patch
 
@@ -20,7 +22,7 @@ from weldsynth.data.check import check_data
 from weldsynth.data.images import raise_if_error
 from weldsynth.data.loading import assemble
 from weldsynth.data.patches import PatchSet
-from weldsynth.data.sources import SOURCES
+from weldsynth.data.sources import SOURCES, open_source
 from weldsynth.metrics.fidelity import METRICS, Metric
 from weldsynth.metrics.rule import GUARDS, Guard
 from weldsynth.models.classifier import CLASSIFIERS
@@ -33,8 +35,10 @@ from weldsynth.stages.sample import GENERATORS, draw_defects
 from weldsynth.stages.sweep import draw_study_samples
 from weldsynth.stages.verdict import evaluate
 
+EXAMPLE = Path(__file__).parent.parent/'examples'/'own_folder'
+
 SMALL = {
-    'autoencoder.steps': 2, 'classifier.kind': 'linear', 'classifier.steps': 4, 'classifier.seeds': 2,
+    'autoencoder.steps': 2, 'classifier.kind': 'flat', 'classifier.steps': 4, 'classifier.seeds': 2,
     'sampler.generator': 'brightness', 'sampler.synthetics': 40, 'sampler.synthetic_cleans': 20,
     'sweep.guidances': (2.,), 'sweep.shares': (.2,), 'rule.resamples': 50,
     'audit.fidelity_resamples': 4, 'audit.probe_repeats': 2, 'audit.filter_min_kept': 4}
@@ -119,7 +123,7 @@ def with_toys(stack: ExitStack):
     "Add one member to each table until `stack` is closed."
     stack.enter_context(patch.dict(STAGES))
     for table, member in [(SOURCES, {'drawn': DrawnWelds}), (GENERATORS, {'brightness': declare_brightness()}),
-                          (CLASSIFIERS, {'linear': linear_classifier}), (ARMS, {'real+dots': TOY_ARM}),
+                          (CLASSIFIERS, {'flat': linear_classifier}), (ARMS, {'real+dots': TOY_ARM}),
                           (METRICS, {'mean distance': Metric(mean_distance, 0, math.inf, 'lower')}),
                           (GUARDS, {'classes': guard_classes})]:
         stack.enter_context(patch.dict(table, member))
@@ -230,9 +234,9 @@ def test_the_added_safeguard_is_in_the_verdict(study):
 
 def test_the_tables_are_as_before_when_the_additions_end():
     tables = (SOURCES, GENERATORS, CLASSIFIERS, ARMS, METRICS, GUARDS, STAGES)
-    before = [list(table) for table in tables]
+    before = [dict(table) for table in tables]
     with ExitStack() as stack: with_toys(stack)
-    assert [list(table) for table in tables] == before
+    assert [dict(table) for table in tables] == before
 
 
 @pytest.mark.xfail(strict=True, reason='the audit does not read which metrics there are')
@@ -256,6 +260,38 @@ def test_a_study_is_opened_on_the_added_source(study, tmp_path, monkeypatch):
     monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
     opened = open_study('mine', 'drawn', 'fixture')
     assert study_source(opened).title == 'drawn welds'
+
+
+def snippets() -> list:
+    text = (Path(__file__).parent.parent/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    return re.findall(r'^```python\n(.*?)^```', text, re.M | re.S)
+
+
+def test_each_snippet_of_contributing_adds_a_member():
+    tables = (STAGES, GENERATORS, ARMS, METRICS, GUARDS, SOURCES, CLASSIFIERS)
+    with ExitStack() as stack:
+        for table in tables: stack.enter_context(patch.dict(table))
+        for table, snippet in zip(tables, snippets(), strict=True):
+            before = len(table)
+            exec(snippet, dict(__name__='snippet'))
+            assert len(table) == before + 1, snippet
+
+
+def test_the_generator_of_contributing_draws(study, tmp_path):
+    other = replace(study, path=tmp_path, config=with_overrides(study.config, {'sampler.generator': 'bright'}))
+    snippet = next(s for s in snippets() if 'GENERATORS' in s)
+    with patch.dict(GENERATORS):
+        exec(snippet, dict(__name__='snippet'))
+        samples = draw_defects(other, 2., 6)
+    assert len(pd.read_csv(samples.path/'manifest.csv')) == 6
+
+
+def test_the_source_of_contributing_reads_class_folders():
+    snippet = next(s for s in snippets() if 'SOURCES' in s)
+    with patch.dict(SOURCES):
+        exec(snippet.replace('/srv/welds', str(EXAMPLE)), dict(__name__='snippet'))
+        patches = open_source('shared:images', DataConfig()).read(32, 'group')
+    assert len(patches) == 80
 
 
 @pytest.mark.xfail(strict=True, reason='the model card asks for a denoiser whatever the generator')

@@ -168,7 +168,7 @@ def compare_training(
     batch = _even_batch(latents, defects.labels, config.denoiser)
     rest = [b.to(device()) for b in batch(1)[1:]]
     def stock_loss(net, x, y):
-        with torch.no_grad(): latents = vae.encode(x).latent
+        with torch.no_grad(): latents = vae.encode(x)
         return denoiser_loss(net, latents, *rest)
     ways = {'training step': lambda net: net}
     if torch.cuda.is_available(): ways['training step, compiled'] = torch.compile

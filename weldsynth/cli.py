@@ -192,7 +192,7 @@ def check(
 # %% ../nbs/cli.ipynb #afa9ea4f
 @_command()
 def verify(
-    study: Annotated[str, typer.Argument(help='A name under studies/, or the folder of a study.')],
+    study: Annotated[str, typer.Argument(metavar='STUDY', help='A name under studies/, or the folder of a study.')],
 ):
     "Work out all hashes of a finished study again."
     from weldsynth.report.verification import verify_named
@@ -232,7 +232,7 @@ def train(
 _review = typer.Typer(rich_markup_mode=None)
 app.add_typer(_review, name='review', help='Have three people review the images.')
 
-StudyName = Annotated[str, typer.Argument(help="The study's folder under studies/.")]
+StudyName = Annotated[str, typer.Argument(metavar='STUDY', help="The study's folder under studies/.")]
 
 
 @_review.command('export')
@@ -245,11 +245,12 @@ def export_review_page(
     from weldsynth.stages.review import export_text
     print(export_text(find_study(study), to))
 
-# %% ../nbs/cli.ipynb #e3be1053
+# %% ../nbs/cli.ipynb #a2670121
 @_review.command('score')
 def score_reviewers(
     study: StudyName,
-    answers: Annotated[list[str], typer.Argument(help='The files that the reviewers sent.')] = [],  # noqa: B006
+    answers: Annotated[list[str], typer.Argument(
+        metavar='FILE', help='The files that the reviewers sent.')] = [],  # noqa: B006  typer copies it
 ):
     "Score the reviewers' answers."
     from weldsynth.core.store import find_study
@@ -306,7 +307,7 @@ def _update_chapter(chapter: str, folder: Path, parameters: dict):
 @_command(name='case', hidden=True)
 @_command()
 def gdxray(
-    folder: Annotated[str, typer.Argument(help='With films/, masks/ and windows.csv.')],
+    folder: Annotated[str, typer.Argument(metavar='FOLDER', help='With films/, masks/ and windows.csv.')],
     profile: Profile = '',
     splits: Annotated[str, typer.Option(help='The columns to split by, one study each.')] = 'section film',
 ):

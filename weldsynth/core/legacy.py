@@ -107,7 +107,16 @@ RENAMED_FILES = {'ldm/denoiser': {'like.safetensors': 'conditions_by_class.safet
 
 RENAMED_KEYS = {'eval/verdict': {'verdict.json': {'would_decide': 'sample_size_note'}}}
 
-RENAMED_COLUMNS = {'eval/verdict': {'calibration.csv': {'said': 'confidence', 'found': 'observed'}}}
+_LABELS = {'as_labelled': 'label_agreement', 'as_labelled_real': 'label_agreement_real',
+           'as_labelled_synthetic': 'label_agreement_synthetic'}
+
+RENAMED_COLUMNS = {
+    'eval/verdict': {'calibration.csv': {'said': 'confidence', 'found': 'observed'}},
+    'review/scores': {
+        'answers.csv': {'said': 'answered_source', 'sure': 'confidence', 'named': 'answered_label',
+                        'as_labelled': 'label_agrees'},
+        'classes.csv': dict(_LABELS, artefacts='artefact'),
+        'reviewers.csv': dict(_LABELS, near_realism='close_realism')}}
 
 # %% ../../nbs/core/07_legacy.ipynb #c85d06a2
 def _rename_contents(folder: Path, stage: str):
@@ -156,13 +165,15 @@ def take_over(
     if None in wanted or not _fitting(study.path, name, args, config, wanted): return
     keys = [i.key for i in inputs]
     key = digest(name, 1, args, config, keys)
+    path = study.path/f'{name}-{key[:10]}'
     with file_lock(study.path/'.legacy', -1):  # another process may be at it
-        for file in _fitting(study.path, name, args, config, wanted)[:1]:
-            record = json.loads(file.read_text())
-            _refuse_changed_files(file.parent, record)
-            new = dict(record, version=1, key=key, args=args, config=config, inputs=keys, key_0_1=record['key'],
-                       config_0_1=record['config'], inputs_0_1=record['inputs'])
-            _translate(file.parent, study.path/f'{name}-{key[:10]}', new)
+        fitting = _fitting(study.path, name, args, config, wanted)
+        if path.exists() or not fitting: return
+        record = json.loads(fitting[0].read_text())
+        _refuse_changed_files(fitting[0].parent, record)
+        _translate(fitting[0].parent, path, dict(record, version=1, key=key, args=args, config=config, inputs=keys,
+                                                 key_0_1=record['key'], config_0_1=record['config'],
+                                                 inputs_0_1=record['inputs']))
 
 # %% ../../nbs/core/07_legacy.ipynb #678d7c7b
 def _translate(old: Path, path: Path, record: dict):

@@ -232,7 +232,7 @@ def _transform_seeded(transform, seed: int, items: list) -> list:
         try: return [transform(item) for item in items]
         finally: torch.set_num_threads(threads)
 
-# %% ../../nbs/data/02_patches.ipynb #466133f0
+# %% ../../nbs/data/02_patches.ipynb #a7efe864
 def augment_geometric(
     patches: PatchSet,
     copies: int,             # of each patch
@@ -255,7 +255,7 @@ def perceptual_hash(
     low = dctn(small, axes=(1, 2))[:, :8, :8].reshape(len(small), 64)
     return np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1).view(np.uint64)[:, 0]
 
-# %% ../../nbs/data/02_patches.ipynb #f2e653f6
+# %% ../../nbs/data/02_patches.ipynb #fa7d5ae2
 def hash_pairs(
     codes: np.ndarray,   # N, from `perceptual_hash`
     bits: int,           # greatest number of bits that differ

@@ -130,7 +130,7 @@ def _is_windows_table(path: Path) -> bool:
 
 def _files_below(folder: Path) -> list[Path]: return sorted(p for p in folder.rglob('*') if p.is_file())
 
-# %% ../../nbs/data/09_sources.ipynb #1b509f7f
+# %% ../../nbs/data/09_sources.ipynb #6d88a0d0
 @dataclass(frozen=True)
 class Folder:
     "A folder with one sub-folder per class."
@@ -153,7 +153,7 @@ class Folder:
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
         return read_folder(self.root, px, self.config, report)
 
-# %% ../../nbs/data/09_sources.ipynb #5666f444
+# %% ../../nbs/data/09_sources.ipynb #ba2c27bc
 @dataclass(frozen=True)
 class TableSource:
     "What the two sources that are described by a CSV have in common."
@@ -176,7 +176,7 @@ class TableSource:
 
     def fingerprint(self) -> str: return files_fingerprint(self.files(), self.root)
 
-# %% ../../nbs/data/09_sources.ipynb #c1586a4b
+# %% ../../nbs/data/09_sources.ipynb #114e12f1
 class Manifest(TableSource):
     "A table of images."
     title: ClassVar[str] = 'images listed in a table'
@@ -200,7 +200,7 @@ class Manifest(TableSource):
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
         return read_manifest(self.table, px, group, report)
 
-# %% ../../nbs/data/09_sources.ipynb #9204059a
+# %% ../../nbs/data/09_sources.ipynb #2e8ec98e
 class Windows(TableSource):
     "A table of windows in whole films."
     title: ClassVar[str] = 'windows cut from whole films'
@@ -216,7 +216,7 @@ class Windows(TableSource):
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
         return read_windows(self.table, px, group, report)
 
-# %% ../../nbs/data/09_sources.ipynb #bc13dd21
+# %% ../../nbs/data/09_sources.ipynb #9d990915
 SOURCES: dict[str, type[Source]] = {
     'simulated': Simulated, 'manifest': Manifest, 'windows': Windows, 'folder': Folder}
 

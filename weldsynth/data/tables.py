@@ -43,7 +43,7 @@ def spelling_issues(
             what = f"is '{usual}' in another spelling ({plural(same[name], 'image')})"
             yield Issue(f"{kind} '{name}'", what, 'spell both alike')
 
-# %% ../../nbs/data/06_tables.ipynb #a12488c0
+# %% ../../nbs/data/06_tables.ipynb #04bee1bf
 CLEAN_NAMES = {'clean', 'good', 'ok', 'no_defect', 'no_flaw', 'normal'}
 
 
@@ -60,7 +60,7 @@ def standard_label(
     "A label as the study uses it: 'clean' under any of its names, other labels in Unicode's composed form."
     return 'clean' if is_clean(label) else unicodedata.normalize('NFC', label.strip())
 
-# %% ../../nbs/data/06_tables.ipynb #278580a1
+# %% ../../nbs/data/06_tables.ipynb #111cc464
 def label_issues(
     labels: pd.Series,  # one per image
 ) -> Iterator[Issue]:
@@ -78,7 +78,7 @@ def label_issues(
         yield Issue('labels', "all images are labelled 'clean'", fix)
     yield from spelling_issues('label', labels)
 
-# %% ../../nbs/data/06_tables.ipynb #e3df683e
+# %% ../../nbs/data/06_tables.ipynb #548ef4bd
 COLUMNS = ('image', 'label', 'group', 'mask', 'size_mm', 'flaw_px', 'film', 'origin', 'x', 'y', 'size', 'split', 'fold')
 
 
@@ -94,7 +94,7 @@ def line_of(
     "The place of an issue in a table."
     return f'{name}, line {line}'
 
-# %% ../../nbs/data/06_tables.ipynb #3430f6a2
+# %% ../../nbs/data/06_tables.ipynb #ad3caef8
 def _csv_lines(path: Path) -> list:
     "Pairs of line number and stripped fields; blank lines are left out. Raises `DataError`."
     try: text = path.read_bytes().decode('utf-8-sig')
@@ -111,7 +111,7 @@ def _csv_lines(path: Path) -> list:
         raise _table_error(path, what, 'correct the quotes there', reader.line_num) from None
     return lines
 
-# %% ../../nbs/data/06_tables.ipynb #116b9ae9
+# %% ../../nbs/data/06_tables.ipynb #d7afb32f
 def _check_header(path: Path, header: list):
     "Raises `DataError` for a header that cannot be one."
     if len(header) == 1 and re.search('[;\t]', header[0]):
@@ -119,7 +119,7 @@ def _check_header(path: Path, header: list):
     repeated = [column for column in header if header.count(column) > 1]
     if repeated: raise _table_error(path, f"has two columns '{repeated[0]}'", 'rename or remove one')
 
-# %% ../../nbs/data/06_tables.ipynb #616e3a38
+# %% ../../nbs/data/06_tables.ipynb #d028ec0f
 def read_table(
     path: Path,  # a CSV
 ) -> pd.DataFrame:
@@ -135,7 +135,7 @@ def read_table(
     if not rows: raise _table_error(path, 'has a header and no lines', 'add a line per image')
     return pd.DataFrame([fields for _, fields in rows], columns=header, index=[line for line, _ in rows], dtype=str)
 
-# %% ../../nbs/data/06_tables.ipynb #a476cd76
+# %% ../../nbs/data/06_tables.ipynb #2fc3bf13
 def _column(rows: pd.DataFrame, column: str) -> pd.Series:
     "A column, or blanks where there is none."
     return rows[column] if column in rows else pd.Series('', rows.index)
@@ -155,7 +155,7 @@ def _entry_issues(rows: pd.DataFrame, name: str, needed: tuple, group: str) -> I
             what = f"'{column}' holds a line break or another unprintable character"
             yield Issue(line_of(name, line), what, 'remove it')
 
-# %% ../../nbs/data/06_tables.ipynb #51b8f4ef
+# %% ../../nbs/data/06_tables.ipynb #c49d1e15
 def size_issues(
     sizes: pd.Series,               # as written
     labels: pd.Series,              # of the same lines
@@ -181,7 +181,7 @@ def _size_fault(text: str, number: float, clean: bool) -> tuple:
     if number > 0 and clean: return 'a clean image has a flaw size', 'correct the label or the size'
     return '', ''
 
-# %% ../../nbs/data/06_tables.ipynb #227d8b36
+# %% ../../nbs/data/06_tables.ipynb #4e9ce9b6
 def _repeat_issues(rows: pd.DataFrame, name: str, place: list) -> Iterator[Issue]:
     "Yields lines that repeat an earlier one, or name its `place` (columns) with other entries."
     repeats = rows.duplicated()
@@ -202,7 +202,7 @@ def _split_issues(rows: pd.DataFrame, group: str) -> Iterator[Issue]:
             what = f"lies in the splits {' and '.join(sorted(names))} of the table"
             yield Issue(f"group '{weld}'", what, 'give a weld to one split, or correct its name')
 
-# %% ../../nbs/data/06_tables.ipynb #0b5fa19c
+# %% ../../nbs/data/06_tables.ipynb #3c5af2ce
 def table_issues(
     rows: pd.DataFrame,  # from `read_table`
     name: str,           # of the file
@@ -222,7 +222,7 @@ def table_issues(
         fix = f"known are {', '.join(COLUMNS[:-2])}: is it one of these, misspelled?"
         yield Issue(name, f"the column '{unknown}' is not read", fix, False)
 
-# %% ../../nbs/data/06_tables.ipynb #260a1a33
+# %% ../../nbs/data/06_tables.ipynb #3ce51148
 def size_column(
     rows: pd.DataFrame,  # from `read_table`
 ) -> tuple:
@@ -232,7 +232,7 @@ def size_column(
     sizes = pd.to_numeric(rows[column], errors='coerce')
     return sizes.where(sizes > 0), column[-2:]
 
-# %% ../../nbs/data/06_tables.ipynb #9f55dad2
+# %% ../../nbs/data/06_tables.ipynb #1f9eff45
 def overlap_issues(
     rows: pd.DataFrame,  # film, x, y, size in pixels, line and the group
     group: str,          # the column that names the weld

@@ -6,23 +6,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['MAX_BATCH_PIXELS', 'BYPASS_SCALE', 'CODE_OFFSET', 'TRAINED_WEIGHTS', 'pixel_batches', 'encode', 'reconstruct',
-           'empty_autoencoder', 'block_components', 'make_autoencoder', 'autoencoder_loss', 'autoencoder_batch',
-           'whiten', 'perceptual_latents', 'psnr']
+__all__ = ['BLOCK', 'MAX_BATCH_PIXELS', 'BYPASS_SCALE', 'CODE_OFFSET', 'BlockAutoencoder', 'pixel_batches', 'encode',
+           'reconstruct', 'block_components', 'make_autoencoder', 'autoencoder_loss', 'autoencoder_batch', 'whiten',
+           'perceptual_latents', 'psnr', 'save_weights', 'load_weights', 'to_diffusers', 'StockAutoencoder']
 
 # %% ../../nbs/models/02_autoencoder.ipynb #25ce9565
 import torch
-from torch.nn.functional import max_pool2d, pixel_unshuffle
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.functional import max_pool2d, pixel_shuffle, pixel_unshuffle
 
 # %% ../../nbs/models/02_autoencoder.ipynb #0052fdbb
+from ..core.config import StudyError
 from ..core.random import torch_stream
 from ..data.patches import PatchSet, balanced_rows, random_mirror, to_uint8, to_unit
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+
+# %% ../../nbs/models/02_autoencoder.ipynb #78adb668
+BLOCK = 4  # side of a block, pixels
+
+class BlockAutoencoder(nn.Module):
+    "Linear transform coding: images N x 1 x H x W in [-1, 1], latents N x C x H/4 x W/4; its weights are 0 at first."
+    def __init__(
+        self,
+        latents: int,  # latent channels C, 1 to 16
+    ):
+        super().__init__()
+        if not 1 <= latents <= BLOCK**2: raise ValueError(f'latents must be between 1 and {BLOCK**2}, not {latents}')
+        self.analysis = nn.Conv2d(BLOCK**2, latents, 3, padding=1, bias=False)   # pixels -> codes
+        self.synthesis = nn.Conv2d(latents, BLOCK**2, 3, padding=1, bias=False)  # codes -> pixels
+        nn.init.zeros_(self.analysis.weight)
+        nn.init.zeros_(self.synthesis.weight)
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer('mean', torch.zeros(latents, 1, 1))
+        self.register_buffer('std', torch.ones(latents, 1, 1))
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        "Latents of images in [-1, 1]."
+        codes = self.analysis(pixel_unshuffle(x, BLOCK))
+        return (codes - self.mean)/self.std
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        "Images of latents, not clipped to [-1, 1]."
+        codes = z*self.std + self.mean
+        return pixel_shuffle(self.synthesis(codes), BLOCK)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return self.decode(self.encode(x))
 
 # %% ../../nbs/models/02_autoencoder.ipynb #19d30b04
 MAX_BATCH_PIXELS = 2**18  # pixels that go through the autoencoder together
@@ -30,106 +67,66 @@ MAX_BATCH_PIXELS = 2**18  # pixels that go through the autoencoder together
 def pixel_batches(
     images: torch.Tensor,  # N x 1 x H x W
 ) -> tuple:
-    "`images` in batches of `MAX_BATCH_PIXELS` pixels."
+    "`images` in batches of at most `MAX_BATCH_PIXELS` pixels, one image at least."
     return images.split(max(1, MAX_BATCH_PIXELS//images.shape[-1]**2))
 
 # %% ../../nbs/models/02_autoencoder.ipynb #e94bcdff
 @torch.inference_mode()
 def encode(
-    net: AutoencoderDC,
+    net: BlockAutoencoder | StockAutoencoder,
     images: torch.Tensor,  # uint8, N x 1 x H x W
 ) -> torch.Tensor:
     "Latents of `images`, N x C x H/4 x W/4, on the CPU."
-    return torch.cat([net.encode(to_unit(x.to(net.device))).latent.cpu() for x in pixel_batches(images)])
+    device = net.std.device
+    return torch.cat([net.encode(to_unit(x.to(device))).cpu() for x in pixel_batches(images)])
 
 # %% ../../nbs/models/02_autoencoder.ipynb #7e13bf50
 @torch.inference_mode()
 def reconstruct(
-    net: AutoencoderDC,
+    net: BlockAutoencoder | StockAutoencoder,
     images: torch.Tensor,  # uint8, N x 1 x H x W
 ) -> torch.Tensor:
     "`images` encoded and decoded again, uint8, N x 1 x H x W."
-    return torch.cat([to_uint8(net(to_unit(x.to(net.device))).sample).cpu() for x in pixel_batches(images)])
-
-# %% ../../nbs/models/02_autoencoder.ipynb #1d6f27be
-BYPASS_SCALE = 1024.  # the constant channel that fixes the norm
-CODE_OFFSET = 32      # the first of the decoder's inner channels that carry codes: its shortcut leads past the pixels
-
-def empty_autoencoder(
-    latents: int,  # channels, at most 16
-) -> AutoencoderDC:
-    "An autoencoder for N x 1 x H x W in [-1, 1] and latents N x C x H/4 x W/4, all its weights 0."
-    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
-    half = dict(block_types='ResBlock', block_out_channels=(16, 16, 64), layers_per_block=(0, 1, 0),
-                qkv_multiscales=((), (), ()))
-    sizes = {f'{part}_{name}': value for part in ('encoder', 'decoder') for name, value in half.items()}
-    net = AutoencoderDC(in_channels=1, latent_channels=latents, upsample_block_type='pixel_shuffle',
-                        downsample_block_type='pixel_unshuffle', encoder_out_shortcut=False,
-                        decoder_in_shortcut=False, scaling_factor=1., **sizes).requires_grad_(False)
-    for p in net.parameters(): p.zero_()
-    return net
+    device = net.std.device
+    return torch.cat([to_uint8(net(to_unit(x.to(device)))).cpu() for x in pixel_batches(images)])
 
 # %% ../../nbs/models/02_autoencoder.ipynb #e3141c37
 def block_components(
     images: torch.Tensor,  # uint8, N x 1 x H x W
-    k: int,                # at most 16
+    k: int,                # 1 to 16
 ) -> torch.Tensor:
-    "The `k` strongest principal components of 4 x 4 blocks, k x 16, pixels in the order of two pixel-unshuffles."
-    blocks = pixel_unshuffle(pixel_unshuffle(to_unit(images), 2), 2).transpose(0, 1).flatten(1)
-    return torch.linalg.eigh(torch.cov(blocks))[1].T.flip(0)[:k]
+    "The `k` strongest principal components of 4 x 4 blocks, k x 16, the pixels of a block row by row."
+    pixels = pixel_unshuffle(to_unit(images), BLOCK).transpose(0, 1).flatten(1)
+    _, axes = torch.linalg.eigh(torch.cov(pixels))  # columns, the weakest first
+    return axes.flip(1).T[:k]
 
 # %% ../../nbs/models/02_autoencoder.ipynb #30fbd802
-TRAINED_WEIGHTS = ('encoder.conv_out.weight', 'decoder.up_blocks.1.0.conv.weight')
-
 @torch.no_grad()
 def make_autoencoder(
     images: torch.Tensor,  # uint8, N x 1 x H x W, of the training fold
-    latents: int,          # channels, at most 16
-) -> AutoencoderDC:
-    "The autoencoder whose codes are the principal components of 4 x 4 blocks; two of its convolutions are trainable."
-    net = empty_autoencoder(latents)
-    axes = block_components(images, latents)
-    _set_encoder(net, axes)
-    _set_decoder(net, axes)
-    for name in TRAINED_WEIGHTS: net.get_parameter(name).requires_grad_(True)
+    latents: int,          # channels, 1 to 16
+) -> BlockAutoencoder:
+    "The autoencoder whose codes are the principal components of 4 x 4 blocks, to be trained further."
+    net = BlockAutoencoder(latents)
+    components = block_components(images, latents)
+    net.analysis.weight[:, :, 1, 1] = components
+    net.synthesis.weight[:, :, 1, 1] = components.T
     return net
-
-# %% ../../nbs/models/02_autoencoder.ipynb #2af6d19d
-def _set_encoder(net: AutoencoderDC, axes: torch.Tensor):
-    "Codes are the products of a block with `axes`, C x 16."
-    net.get_parameter('encoder.conv_in.conv.weight')[0, 0, 1, 1] = 1
-    net.get_parameter('encoder.conv_out.weight')[:, :16, 1, 1] = axes
-
-
-def _set_decoder(net: AutoencoderDC, axes: torch.Tensor):
-    "Blocks are the sums of `axes`, C x 16, each times its code."
-    weight = dict(net.decoder.named_parameters())
-    own = torch.arange(len(axes))
-    codes = slice(CODE_OFFSET, CODE_OFFSET + len(axes))
-    weight['conv_in.weight'][CODE_OFFSET + own, own, 1, 1] = 1
-    for sign, first in ((1, 0), (-1, 16)):
-        weight['up_blocks.1.0.conv.weight'][first:first + 16, codes, 1, 1] = sign*axes.T
-    weight['up_blocks.1.0.conv.bias'][-4:] = BYPASS_SCALE
-    weight['norm_out.weight'][:] = 1
-    phase = torch.arange(4)
-    # one channel of 16 is BYPASS_SCALE, so the root mean square is a quarter of that
-    for sign, first in ((1, 0), (-1, 4)):
-        weight['conv_out.conv.weight'][phase, first + phase, 1, 1] = sign*BYPASS_SCALE/4
 
 # %% ../../nbs/models/02_autoencoder.ipynb #8aaba895
 def autoencoder_loss(
-    net: AutoencoderDC,
+    net: BlockAutoencoder,
     x: torch.Tensor,       # N x 1 x H x W in [-1, 1]
-    weight: torch.Tensor,  # as `x`
+    weight: torch.Tensor,  # as `x`, 0 or more
 ) -> torch.Tensor:
     "Weighted mean squared difference of the reconstruction, a scalar."
-    return (weight*(net(x).sample - x).square()).mean()
+    return (weight*(net(x) - x).square()).mean()
 
 # %% ../../nbs/models/02_autoencoder.ipynb #ca7294f9
 def autoencoder_batch(
     patches: PatchSet,   # the training fold
     batch: int,          # images
-    flaw_weight: float,  # of the loss on a flaw, over that of bare metal, less 1
+    flaw_weight: float,  # of the loss on a flaw and up to two pixels beside it, over that of bare metal, less 1
     seed: int,           # names the stream
 ) -> Callable:
     "The function `step -> (x, weight)`: class-balanced, mirrored at random."
@@ -145,41 +142,29 @@ def autoencoder_batch(
 # %% ../../nbs/models/02_autoencoder.ipynb #a6818381
 @torch.no_grad()
 def whiten(
-    net: AutoencoderDC,    # changed in place
-    images: torch.Tensor,  # uint8, N x 1 x H x W
-) -> torch.Tensor:
-    "Make the channels of the latent uncorrelated, of mean 0 and unit variance over `images`; returns the spread, C."
-    z = encode(net, images).transpose(0, 1).flatten(1)
-    power, axes = (x.flip(-1) for x in torch.linalg.eigh(torch.cov(z)))  # the largest first
-    spread = power.clamp(min=1e-12).sqrt()
-    _whiten_encoder(net, (axes/spread).T, z.mean(1))
-    _whiten_decoder(net, axes*spread, z.mean(1))
-    return spread
-
-# %% ../../nbs/models/02_autoencoder.ipynb #89e24c29
-def _whiten_encoder(net: AutoencoderDC, whitening: torch.Tensor, mean: torch.Tensor):
-    "Codes z become `whitening`(z - mean)."
-    weight, bias = (net.get_parameter(f'encoder.conv_out.{name}') for name in ('weight', 'bias'))
-    whitening, mean = whitening.to(weight.device), mean.to(weight.device)
-    weight.copy_(torch.einsum('ij,jcxy->icxy', whitening, weight))
-    bias.copy_(-whitening @ mean)
-
-
-def _whiten_decoder(net: AutoencoderDC, colouring: torch.Tensor, mean: torch.Tensor):
-    "Whitened codes w become `colouring` w + mean."
-    weight, bias = (net.get_parameter(f'decoder.conv_in.{name}') for name in ('weight', 'bias'))
-    codes = slice(CODE_OFFSET, CODE_OFFSET + len(mean))
-    weight[codes, :, 1, 1] = colouring.to(weight.device)
-    bias[codes] = mean.to(bias.device)
+    net: BlockAutoencoder,  # changed in place
+    images: torch.Tensor,   # uint8, N x 1 x H x W
+):
+    "Make the latents of `images` white: mean 0, unit variance, uncorrelated, the channel of largest variance first."
+    net.mean.zero_()
+    net.std.fill_(1)
+    codes = encode(net, images).transpose(0, 1).flatten(1).double()
+    variance, axes = torch.linalg.eigh(torch.cov(codes).view(len(codes), -1))  # the smallest first, axes in columns
+    variance = variance.flip(0).clamp(min=1e-12)
+    axes = axes.flip(1)
+    rotation = axes.to(net.analysis.weight)
+    net.analysis.weight.copy_(torch.einsum('ck,cpyx->kpyx', rotation, net.analysis.weight))
+    net.synthesis.weight.copy_(torch.einsum('pcyx,ck->pkyx', net.synthesis.weight, rotation))
+    net.mean.copy_((axes.T @ codes.mean(1)).view(-1, 1, 1))
+    net.std.copy_(variance.sqrt().view(-1, 1, 1))
 
 # %% ../../nbs/models/02_autoencoder.ipynb #8e2b3ce2
 def perceptual_latents(
-    net: AutoencoderDC,
+    net: BlockAutoencoder | StockAutoencoder,
     images: torch.Tensor,  # uint8, N x 1 x H x W
-    spread: torch.Tensor,  # C, from `whiten`
 ) -> torch.Tensor:
-    "Latents, each channel times its spread, N x C x h x w."
-    return encode(net, images)*spread.view(-1, 1, 1)
+    "Latents, each channel times its standard deviation before whitening, N x C x h x w, on the CPU."
+    return encode(net, images)*net.std.cpu()
 
 # %% ../../nbs/models/02_autoencoder.ipynb #fd7a0f7f
 def psnr(
@@ -189,3 +174,101 @@ def psnr(
     "Peak signal-to-noise ratio of each pair of images in decibels, N."
     mse = (a.float() - b.float()).square().flatten(1).mean(1)
     return 10*torch.log10(255**2/mse.clamp(min=1e-9))
+
+# %% ../../nbs/models/02_autoencoder.ipynb #1754cd21
+def save_weights(
+    net: BlockAutoencoder,
+    file: Path,  # a safetensors file
+):
+    "Write the weights, `mean` and `std`; the header of the file says how many latent channels there are."
+    save_file(net.state_dict(), file, metadata=dict(kind='BlockAutoencoder', latents=str(len(net.mean))))
+
+
+def load_weights(
+    file: Path,  # from `save_weights`
+) -> BlockAutoencoder:
+    "The autoencoder in `file`, for use rather than training. Raises `StudyError` for a damaged file."
+    try:
+        with safe_open(file, framework='pt') as opened:
+            net = BlockAutoencoder(int(opened.metadata()['latents']))
+            net.load_state_dict({name: opened.get_tensor(name) for name in opened.keys()})
+    except (OSError, SafetensorError, KeyError, RuntimeError, TypeError) as e:
+        raise StudyError(f'{file} cannot be read ({" ".join(str(e).split())[:120]}): remove the folder '
+                         f'{file.parent.name}, and the next run makes it again') from e
+    return net.eval().requires_grad_(False)
+
+# %% ../../nbs/models/02_autoencoder.ipynb #1d6f27be
+BYPASS_SCALE = 2.**14  # the constant channel, far above any pixel, that fixes the norm
+CODE_OFFSET = 32       # the decoder's first inner channel that holds a code: its shortcut leads past the pixels
+
+def _empty_stock(latents: int) -> AutoencoderDC:
+    "The smallest `AutoencoderDC` for blocks of 4 x 4, all its weights 0: two halvings, with 16 and 64 channels."
+    from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
+    half = dict(block_types='ResBlock', block_out_channels=(16, 16, 64), layers_per_block=(0, 1, 0),
+                qkv_multiscales=((), (), ()))
+    sizes = {f'{part}_{name}': value for part in ('encoder', 'decoder') for name, value in half.items()}
+    vae = AutoencoderDC(in_channels=1, latent_channels=latents, upsample_block_type='pixel_shuffle',
+                        downsample_block_type='pixel_unshuffle', encoder_out_shortcut=False,
+                        decoder_in_shortcut=False, scaling_factor=1., **sizes).requires_grad_(False).eval()
+    for p in vae.parameters(): p.zero_()
+    return vae
+
+# %% ../../nbs/models/02_autoencoder.ipynb #940ce843
+def _stock_order() -> torch.Tensor:
+    "Which pixel of a block, counted row by row, each channel holds after two pixel-unshuffles of 2; 16 numbers."
+    numbers = torch.arange(16.).view(1, 1, 4, 4)
+    return pixel_unshuffle(pixel_unshuffle(numbers, 2), 2).flatten().long()
+
+
+def _write_encoder(net: BlockAutoencoder, weight: dict):
+    "Open the encoder's path: `conv_in` copies the picture, `conv_out` computes (analysis - mean)/std."
+    std = net.std.flatten()
+    weight['conv_in.conv.weight'][0, 0, 1, 1] = 1
+    weight['conv_out.weight'][:, :16] = net.analysis.weight[:, _stock_order()]/std.view(-1, 1, 1, 1)
+    weight['conv_out.bias'][:] = -net.mean.flatten()/std
+
+# %% ../../nbs/models/02_autoencoder.ipynb #310e1848
+def _write_decoder(net: BlockAutoencoder, weight: dict):
+    "Open the decoder's path: latents, codes, pixels with both signs beside a constant, pixels."
+    codes = slice(CODE_OFFSET, CODE_OFFSET + len(net.mean))
+    weight['conv_in.weight'][codes, :, 1, 1] = net.std.flatten().diag()
+    weight['conv_in.bias'][codes] = net.mean.flatten()
+    synthesis = net.synthesis.weight[_stock_order()]
+    weight['up_blocks.1.0.conv.weight'][0:16, codes] = synthesis
+    weight['up_blocks.1.0.conv.weight'][16:32, codes] = -synthesis
+    weight['up_blocks.1.0.conv.bias'][60:64] = BYPASS_SCALE
+    weight['norm_out.weight'][0:8] = BYPASS_SCALE/4  # of 16 channels one is large: their RMS is a quarter of it
+    weight['conv_out.conv.weight'][:, 0:4, 1, 1] = torch.eye(4)
+    weight['conv_out.conv.weight'][:, 4:8, 1, 1] = -torch.eye(4)
+
+# %% ../../nbs/models/02_autoencoder.ipynb #2cfa911d
+@torch.no_grad()
+def to_diffusers(
+    net: BlockAutoencoder,
+) -> AutoencoderDC:
+    "The same autoencoder as a stock diffusers `AutoencoderDC`, which decodes without weldsynth; on `net`'s device."
+    vae = _empty_stock(len(net.mean))
+    on_cpu = BlockAutoencoder(len(net.mean))
+    on_cpu.load_state_dict(net.state_dict())
+    _write_encoder(on_cpu, dict(vae.encoder.named_parameters()))
+    _write_decoder(on_cpu, dict(vae.decoder.named_parameters()))
+    return vae.to(net.std.device)
+
+# %% ../../nbs/models/02_autoencoder.ipynb #d4d6194b
+class StockAutoencoder(nn.Module):
+    "An `AutoencoderDC` with the interface of `BlockAutoencoder`."
+    def __init__(
+        self,
+        vae: AutoencoderDC,
+        std: torch.Tensor,  # C, of each channel before whitening
+    ):
+        super().__init__()
+        self.vae = vae
+        self.std: torch.Tensor
+        self.register_buffer('std', std.view(-1, 1, 1))
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor: return self.vae.encode(x).latent
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor: return self.vae.decode(z).sample
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return self.decode(self.encode(x))

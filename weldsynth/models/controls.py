@@ -5,6 +5,7 @@
 # %% ../../nbs/models/06_controls.ipynb #2ead4545
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -115,8 +116,8 @@ def _flaws_to_paste(
 
 # %% ../../nbs/models/06_controls.ipynb #a0093344
 def best_control(
-    means: dict,      # arm -> macro F1
-    free_arms: list,  # the names of the free controls
+    means: dict,               # arm -> macro F1
+    free_arms: Iterable[str],  # the names of the free controls
 ) -> str:
     "The free control with the highest estimate. That choice can only make the comparison harder for synthetic images."
     return max((arm for arm in free_arms if arm in means), key=means.__getitem__)

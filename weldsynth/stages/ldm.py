@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['train_autoencoder', 'load_autoencoder', 'load_film_noise', 'latent_spread', 'Snapshots', 'train_denoiser',
-           'load_pipeline']
+__all__ = ['train_autoencoder', 'load_autoencoder', 'load_film_noise', 'Snapshots', 'train_denoiser', 'load_pipeline']
 
 # %% ../../nbs/02_ldm.ipynb #2720ab4f
 import torch
@@ -21,8 +20,9 @@ from ..core.runtime import device, process, progress
 from ..core.store import Study, stage
 from ..data.patches import PatchSet, augment_geometric, balanced_rows, mirror_images
 from ..metrics.fidelity import copy_monitor
-from ..models.autoencoder import (autoencoder_batch, autoencoder_loss, encode, make_autoencoder,
-                                          perceptual_latents, whiten)
+from ..models.autoencoder import (BlockAutoencoder, StockAutoencoder, autoencoder_batch, autoencoder_loss,
+                                          encode, load_weights, make_autoencoder, perceptual_latents, save_weights,
+                                          to_diffusers, whiten)
 from ..models.denoiser import (condition_ids_for, denoiser_batch, denoiser_loss, draw, flaw_cells,
                                        from_folder, make_denoiser, make_pipeline, optimise_for_cpu,
                                        sample_condition_ids)
@@ -31,17 +31,17 @@ from ..models.training import seeded_weights, train
 from .data import prepare, study_patches, training_fold
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderDC, DiTPipeline
+    from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 
 # %% ../../nbs/02_ldm.ipynb #aaa52ac0
-@stage('ldm/autoencoder', version=1, reads=('autoencoder', 'optimiser'), shared=True,
+@stage('ldm/autoencoder', version=2, reads=('autoencoder', 'optimiser'), shared=True,
        needs=lambda study, fraction: [prepare(study)])
 def train_autoencoder(
     study: Study,
     folder,
     fraction: float = 1.,  # of the real defects to learn from
 ):
-    "The autoencoder (`vae/`), its loss curve, and in `known.safetensors` the latent's spread and the film noise."
+    "`autoencoder.safetensors`, the film noise of real patches (`film_noise.safetensors`) and the loss curve."
     config = study.config.autoencoder
     fold = training_fold(study, fraction)
     rows = balanced_rows(fold.labels, min(config.measured_images, len(fold)), torch_stream('latent spread', study.seed))
@@ -50,46 +50,36 @@ def train_autoencoder(
         make_autoencoder(measured, config.latents), autoencoder_loss,
         autoencoder_batch(fold, config.batch, config.flaw_weight, study.seed), config.steps, config.lr,
         study.config.optimiser, 'training autoencoder', resume=folder/'resume')
-    spread = whiten(net, measured)
+    whiten(net, measured)
     if not process().is_main_process: return
-    net.save_pretrained(folder/'vae', safe_serialization=True)
-    save_file(dict(spread=spread, **measure_film_noise(measured)._asdict()), folder/'known.safetensors')
+    save_weights(net, folder/'autoencoder.safetensors')
+    save_file(measure_film_noise(measured)._asdict(), folder/'film_noise.safetensors')
     curve.to_csv(folder/'loss.csv', index=False)
 
 # %% ../../nbs/02_ldm.ipynb #fcb71af5
 def load_autoencoder(
     study: Study,
     fraction: float = 1.,  # of the real defects it learnt from
-) -> AutoencoderDC:
+) -> BlockAutoencoder | StockAutoencoder:
     "The study's trained autoencoder, on this process's device; trained first if need be."
-    from diffusers import AutoencoderDC
-    net = from_folder(AutoencoderDC, train_autoencoder(study, fraction).path/'vae')
-    net.register_to_config(_name_or_path='vae')  # else what is saved of it would hold the path of the study
-    return net.eval().requires_grad_(False).to(device())
+    folder = train_autoencoder(study, fraction).path
+    if not (folder/'vae').exists(): return load_weights(folder/'autoencoder.safetensors').to(device())
+    from diffusers import AutoencoderDC  # a study of version 0.1
+    vae = from_folder(AutoencoderDC, folder/'vae').eval().requires_grad_(False)
+    return StockAutoencoder(vae, load_file(folder/'known.safetensors')['spread']).to(device())
 
 # %% ../../nbs/02_ldm.ipynb #8af18fb1
-def _measured(study: Study, fraction: float) -> dict:
-    "What was measured beside the autoencoder: tensors by name."
-    return load_file(train_autoencoder(study, fraction).path/'known.safetensors')
-
-
 def load_film_noise(
     study: Study,
     fraction: float = 1.,  # of the real defects that the autoencoder learnt from
 ) -> FilmNoise:
     "The [film noise](models/03_film_noise.ipynb) of real patches, for `add_film_noise`."
-    measured = _measured(study, fraction)
+    folder = train_autoencoder(study, fraction).path
+    file = folder/'film_noise.safetensors'
+    measured = load_file(file if file.exists() else folder/'known.safetensors')  # a study of version 0.1
     return FilmNoise(measured['power'], measured['greys'])
 
-# %% ../../nbs/02_ldm.ipynb #d2b14c67
-def latent_spread(
-    study: Study,
-    fraction: float = 1.,  # of the real defects that the autoencoder learnt from
-) -> torch.Tensor:
-    "The standard deviation of each channel of the latent before it was scaled to 1, C."
-    return _measured(study, fraction)['spread']
-
-# %% ../../nbs/02_ldm.ipynb #898a0497
+# %% ../../nbs/02_ldm.ipynb #0a725175
 def _denoiser_data(
     study: Study,
     fraction: float,
@@ -106,10 +96,11 @@ def _denoiser_data(
         condition_ids = torch.cat([condition_ids, condition_ids[flawed].repeat(config.augment_copies)])
     return fold, condition_ids, names, by_class
 
-# %% ../../nbs/02_ldm.ipynb #2e309398
-def _mirrored_latents(vae, fold: PatchSet) -> torch.Tensor:
+# %% ../../nbs/02_ldm.ipynb #71457dca
+def _mirrored_latents(autoencoder, fold: PatchSet) -> torch.Tensor:
     "The latents of the four mirror images of each patch, 4 x N x C x h x w."
-    return torch.stack([encode(vae, images) for images in progress(mirror_images(fold.images), 'encoding')])
+    return torch.stack([encode(autoencoder, images) for images in
+                        progress(mirror_images(fold.images), 'encoding')])
 
 
 def _mirrored_flaws(fold: PatchSet) -> torch.Tensor:
@@ -117,12 +108,12 @@ def _mirrored_flaws(fold: PatchSet) -> torch.Tensor:
     masks = torch.zeros_like(fold.images) if fold.masks is None else fold.masks
     return torch.stack([flaw_cells(m) for m in mirror_images(masks)])
 
-# %% ../../nbs/02_ldm.ipynb #8c48580f
+# %% ../../nbs/02_ldm.ipynb #a224e250
 class Snapshots:
     "Draws the same samples at several steps of a training, and says when too many of them are copies."
-    def __init__(self, study: Study, vae, names: tuple, by_class: dict, spread: torch.Tensor, near_copies):
+    def __init__(self, study: Study, autoencoder, stock, names: tuple, by_class: dict, near_copies):
         config = self.config = study.config.snapshots
-        self.vae, self.names, self.spread = vae, names, spread
+        self.autoencoder, self.stock, self.names = autoencoder, stock, names
         self.near_copies = near_copies
         self.interval = study.config.sampler.guidance_interval
         n_classes = len(study_patches(study).classes)
@@ -133,20 +124,20 @@ class Snapshots:
 
     def __call__(self, step: int, net) -> bool:
         "Draw the samples of `step`; are clearly too many of them near copies?"
-        pipe = make_pipeline(net, self.vae, self.names)
+        pipe = make_pipeline(net, self.stock, self.names)
         seeds = range(len(self.labels))
         images = draw(pipe, self.labels, seeds, self.config.guidance, self.config.steps, self.interval)
         self.images[f'{step:06d}'] = images
         defects = images[self.config.images:]
-        return self.near_copies(perceptual_latents(self.vae, defects, self.spread))[1]
+        return self.near_copies(perceptual_latents(self.autoencoder, defects))[1]
 
-# %% ../../nbs/02_ldm.ipynb #73b66785
-def _copy_monitor(study: Study, vae, spread: torch.Tensor, defect_latents: torch.Tensor):
+# %% ../../nbs/02_ldm.ipynb #dea226ab
+def _copy_monitor(study: Study, autoencoder, defect_latents: torch.Tensor):
     "The monitor of near copies of the training defects, set by the defects of the validation fold."
     config = study.config.snapshots
     validation = study_patches(study).fold('validation')
-    held_out = perceptual_latents(vae, validation.images[validation.labels > 0], spread)
-    seen = (defect_latents*spread.view(-1, 1, 1)).flatten(0, 1)
+    held_out = perceptual_latents(autoencoder, validation.images[validation.labels > 0])
+    seen = (defect_latents*autoencoder.std.cpu()).flatten(0, 1)
     return copy_monitor(seen, held_out, config.copy_share, config.copy_errors)
 
 # %% ../../nbs/02_ldm.ipynb #713cf9c4
@@ -162,26 +153,27 @@ def train_denoiser(
     "The pipeline (`pipeline/`), its loss curve, the snapshots, and the condition ids of each class's real defects."
     config = study.config.denoiser
     seed = [study.seed, generator]
-    vae = load_autoencoder(study, fraction)
-    spread = latent_spread(study, fraction)
+    autoencoder = load_autoencoder(study, fraction)
+    stock = autoencoder.vae if isinstance(autoencoder, StockAutoencoder) else to_diffusers(autoencoder)
     fold, condition_ids, names, by_class = _denoiser_data(study, fraction, seed)
-    latents = _mirrored_latents(vae, fold)
-    channels = spread.sqrt()/spread.sqrt().mean()
-    batch = denoiser_batch(latents, fold.labels, condition_ids, _mirrored_flaws(fold), channels, config, seed)
+    latents = _mirrored_latents(autoencoder, fold)
+    weight = autoencoder.std.flatten().cpu().sqrt()
+    batch = denoiser_batch(latents, fold.labels, condition_ids, _mirrored_flaws(fold), weight/weight.mean(), config,
+                           seed)
     net = seeded_weights(seed, 'denoiser weights', lambda: _untrained_denoiser(study))
-    near_copies = _copy_monitor(study, vae, spread, latents[:, fold.labels > 0])
-    snapshots = Snapshots(study, vae, names, by_class, spread, near_copies)
+    near_copies = _copy_monitor(study, autoencoder, latents[:, fold.labels > 0])
+    snapshots = Snapshots(study, autoencoder, stock, names, by_class, near_copies)
     snapshot_steps = {int(config.steps*time) for time in study.config.snapshots.times}
     net, curve = train(net, denoiser_loss, batch, config.steps, config.lr, study.config.optimiser,
                        'training denoiser', config.ema_decay, snapshots, snapshot_steps, snapshots.images,
                        resume=folder/'resume')
     if not process().is_main_process: return
-    make_pipeline(net, vae, names).save_pretrained(folder/'pipeline', safe_serialization=True)
+    make_pipeline(net, stock, names).save_pretrained(folder/'pipeline', safe_serialization=True)
     save_file(snapshots.images, folder/'snapshots.safetensors')
     save_file(by_class, folder/'conditions_by_class.safetensors')
     curve.to_csv(folder/'loss.csv', index=False)
 
-# %% ../../nbs/02_ldm.ipynb #eaccdf95
+# %% ../../nbs/02_ldm.ipynb #5290db2b
 def _untrained_denoiser(study: Study) -> torch.nn.Module:
     "The study's denoiser before training; in eval mode, as labels are dropped by the batch, not by the network."
     config = study.config
