@@ -1,5 +1,4 @@
 """Small notebooks through papermill, in ordinary kernels and in kernels forked from one process."""
-import os
 import signal
 import subprocess
 import sys
@@ -23,7 +22,9 @@ needs_fork = pytest.mark.skipif(not can_fork(), reason='kernels are not forked h
 @pytest.fixture(scope='module')
 def forked():
     "A class of forked kernels that have imported little."
-    with forked_kernels(['seaborn', 'joblib', 'scipy.linalg']) as kernel: yield kernel
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv('OMP_NUM_THREADS', raising=False)
+        with forked_kernels(['seaborn', 'joblib', 'scipy.linalg']) as kernel: yield kernel
 
 
 @pytest.fixture
@@ -75,7 +76,8 @@ def test_outputs_of_every_kind_are_recorded(kernel, tmp_path, monkeypatch):
     monkeypatch.delenv('PYTEST_CURRENT_TEST')  # with it, ipykernel does not record what comes from below Python
     done = execute(tmp_path, kernel, '1 + 1',
                    "print('out'); import os, time; os.system('echo low'); time.sleep(.5)",
-                   "import sys; print('err', file=sys.stderr)", "from IPython.display import Markdown; Markdown('**b**')")
+                   "import sys; print('err', file=sys.stderr)",
+                   "from IPython.display import Markdown; Markdown('**b**')")
     assert done.cells[0].outputs[0].data['text/plain'] == '2'
     text = ''.join(o.text for o in done.cells[1].outputs if o.output_type == 'stream')
     assert 'out\n' in text
@@ -254,7 +256,8 @@ def test_nothing_outlives_a_script_that_is_killed(tmp_path, here):
     pid = tmp_path/'pid'
     cell = v4.new_code_cell(f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
     nbformat.write(v4.new_notebook(cells=[cell]), tmp_path/'a.ipynb')
-    script = subprocess.Popen([sys.executable, tmp_path/'script.py', tmp_path/'a.ipynb'], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, tmp_path/'script.py', tmp_path/'a.ipynb']
+    script = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert becomes_true(lambda: pid.exists() and pid.read_text(), 60)
     kernel = psutil.Process(int(pid.read_text()))
     processes = (kernel, kernel.parent())

@@ -25,13 +25,18 @@ from weldsynth.core.display import escape, markdown_table
 from weldsynth.core.store import Study, open_study
 from weldsynth.data.images import read_grey
 from weldsynth.data.patches import load_patches
-from weldsynth.report.pages import _markdown, execute, page_issues, render
+from weldsynth.report.markup import markdown_html, sanitise
+from weldsynth.report.pages import execute, page_issues, render
 from weldsynth.stages.ldm import load_pipeline, train_denoiser
 
 PACKAGE = Path(weldsynth.__path__[0])
-PAYLOADS = ['<script>alert(1)</script>', '<img src=x onerror=alert(2)>', '"><svg onload=alert(3)>', "'><iframe src=javascript:alert(4)>", '[click](javascript:alert(5))', '![x](http://evil.example/6.png)',
-            '<a href="java\nscript:alert(7)">x</a>', '</title></style></textarea><script src=//evil.example/8.js></script>', '<style>@import url(http://evil.example/9.css)</style>',
-            '<meta http-equiv="refresh" content="0;url=http://evil.example/10">', '{{ 11 * 11 }}${{<%= 11 %>}}', '<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=alert(12)&gt;">']
+PAYLOADS = [
+    '<script>alert(1)</script>', '<img src=x onerror=alert(2)>', '"><svg onload=alert(3)>',
+    "'><iframe src=javascript:alert(4)>", '[click](javascript:alert(5))', '![x](http://evil.example/6.png)',
+    '<a href="java\nscript:alert(7)">x</a>', '</title></style></textarea><script src=//evil.example/8.js></script>',
+    '<style>@import url(http://evil.example/9.css)</style>',
+    '<meta http-equiv="refresh" content="0;url=http://evil.example/10">', '{{ 11 * 11 }}${{<%= 11 %>}}',
+    '<math><mtext><table><mglyph><style><!--</style><img title="--&gt;&lt;img src=1 onerror=alert(12)&gt;">']
 
 
 # --- weights and tables ---
@@ -58,32 +63,45 @@ def custom(part):
     "A pipeline that wants code of its own to be run."
     def plant(pipe, bomb):
         folder = pipe if part == '_class_name' else pipe/part
-        (folder/'evil.py').write_text(f"open({str(bomb.file)!r}, 'w')\nfrom diffusers import DiTPipeline, DiTTransformer2DModel\nclass Evil(DiTPipeline): pass\n")
-        index = json.loads((pipe/'model_index.json').read_text())
-        (pipe/'model_index.json').write_text(json.dumps(dict(index, **{part: ['evil', 'Evil']})))
+        (folder/'evil.py').write_text(
+            f"open({str(bomb.file)!r}, 'w')\nfrom diffusers import DiTPipeline, DiTTransformer2DModel\n"
+            "class Evil(DiTPipeline): pass\n")
+        change_index(pipe, **{part: ['evil', 'Evil']})
     return plant
 
 
+def change_index(pipe, **components):
+    "Name other components in the pipeline's index."
+    index = json.loads((pipe/'model_index.json').read_text())
+    (pipe/'model_index.json').write_text(json.dumps(dict(index, **components)))
+
+
+def replaced_by_pickle(pipe, bomb):
+    (pipe/WEIGHTS).unlink()
+    torch.save(bomb, (pipe/WEIGHTS).with_suffix('.bin'))
+
+
 PLANTED = {
-    'a pickle for the safetensors':      lambda p, bomb: ((p/WEIGHTS).unlink(), torch.save(bomb, (p/WEIGHTS).with_suffix('.bin'))),
-    'a pickle beside the safetensors':   lambda p, bomb: torch.save(bomb, (p/WEIGHTS).with_suffix('.bin')),
-    'a pickle named safetensors':        lambda p, bomb: (p/WEIGHTS).write_bytes(pickle.dumps(bomb)),
-    'a torch file named safetensors':    lambda p, bomb: torch.save(bomb, p/WEIGHTS),
-    'a checkpoint of another kind':      lambda p, bomb: torch.save(bomb, p/'model.ckpt'),
-    'code for the pipeline':             custom('_class_name'),
-    'code for the denoiser':             custom('transformer'),
-    'a component from the library':      lambda p, bomb: (p/'model_index.json').write_text(json.dumps(dict(json.loads((p/'model_index.json').read_text()), transformer=['os', 'system']))),
+    'a pickle for the safetensors':    replaced_by_pickle,
+    'a pickle beside the safetensors': lambda p, bomb: torch.save(bomb, (p/WEIGHTS).with_suffix('.bin')),
+    'a pickle named safetensors':      lambda p, bomb: (p/WEIGHTS).write_bytes(pickle.dumps(bomb)),
+    'a torch file named safetensors':  lambda p, bomb: torch.save(bomb, p/WEIGHTS),
+    'a checkpoint of another kind':    lambda p, bomb: torch.save(bomb, p/'model.ckpt'),
+    'code for the pipeline':           custom('_class_name'),
+    'code for the denoiser':           custom('transformer'),
+    'a component from the library':    lambda p, bomb: change_index(p, transformer=['os', 'system']),
 }
 
 
 @pytest.mark.parametrize('what', PLANTED)
 def test_a_malicious_checkpoint_is_refused_unread(what, trained, tmp_path):
-    "By the hashes of the artefact, before anything is opened; and without hashes by the loader, before anything is run."
+    "By the artefact's hashes, before anything is opened; without hashes by the loader, before anything is run."
     made, fired = train_denoiser(trained), tmp_path/'fired'
-    study = Study('copy', Path(shutil.copytree(trained.path, tmp_path/'copy')), trained.profile)
+    study = Study('copy', Path(shutil.copytree(trained.path, tmp_path/'copy')), trained.config)
     folder = study.path/made.path.relative_to(trained.path)
     PLANTED[what](folder/'pipeline', Bomb(fired))
-    with pytest.raises(StudyError, match=rf'pipeline/.*(is missing|was changed|was not made by the study): remove the folder {folder.name}'): load_pipeline(study)
+    refused = rf'pipeline/.*(is missing|was changed|was not made by the study): remove the folder {folder.name}'
+    with pytest.raises(StudyError, match=refused): load_pipeline(study)
     assert not fired.exists()
     info = folder/'artefact.json'
     info.write_text(json.dumps({k: v for k, v in json.loads(info.read_text()).items() if k != 'files'}))
@@ -94,7 +112,9 @@ def test_a_malicious_checkpoint_is_refused_unread(what, trained, tmp_path):
 
 
 def test_the_bomb_is_a_live_one(tmp_path):
-    for load in (lambda: pickle.loads(pickle.dumps(Bomb(tmp_path/'fired'))), lambda: (torch.save(Bomb(tmp_path/'fired'), tmp_path/'b'), torch.load(tmp_path/'b', weights_only=False))):
+    torch.save(Bomb(tmp_path/'fired'), tmp_path/'b')
+    pickled = pickle.dumps(Bomb(tmp_path/'fired'))
+    for load in (lambda: pickle.loads(pickled), lambda: torch.load(tmp_path/'b', weights_only=False)):
         load()
         assert (tmp_path/'fired').exists()
         (tmp_path/'fired').unlink()
@@ -106,35 +126,63 @@ def test_pickled_patches_and_images_are_not_read(tmp_path):
     (tmp_path/'table.parquet').write_bytes(pickle.dumps(Bomb(fired)))
     (tmp_path/'a.png').write_bytes(pickle.dumps(Bomb(fired)))
     np.save(tmp_path/'b.npy', np.array([Bomb(fired)]), allow_pickle=True)
-    with pytest.raises(Exception): load_patches(tmp_path)
-    with pytest.raises(Exception): pd.read_parquet(tmp_path/'table.parquet')
+    with pytest.raises(Exception): load_patches(tmp_path)  # noqa: B017  whatever the libraries raise
+    with pytest.raises(Exception): pd.read_parquet(tmp_path/'table.parquet')  # noqa: B017
     for name in ('a.png', 'b.npy'):
         with pytest.raises(StudyError, match='cannot be read as an image'): read_grey(tmp_path/name)
     assert not fired.exists()
 
 
-FORBIDDEN = re.compile(r'(pickle|dill|cloudpickle|shelve|marshal)\b|^(eval|exec|compile|__import__)$|torch\.load$|joblib\.load$|np\.load$|read_pickle$|yaml\.(unsafe_|full_)?load$|os\.system$|trust_remote_code')
+FORBIDDEN = re.compile(r'(pickle|dill|cloudpickle|shelve|marshal)\b|^(eval|exec|compile|__import__)$|torch\.load$'
+                       r'|joblib\.load$|np\.load$|read_pickle$|yaml\.(unsafe_|full_)?load$|os\.system$|trust_remote_code')
+
+
+def names_in(node):
+    "What a call or an import names."
+    if isinstance(node, ast.Call): return [ast.unparse(node.func)] + [k.arg for k in node.keywords if k.arg]
+    return [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+
+
+def nodes():
+    "Every node of the package's code with its file."
+    files = list(PACKAGE.rglob('*.py'))
+    assert len(files) > 30
+    return [(file, node) for file in files for node in ast.walk(ast.parse(file.read_text()))]
 
 
 def test_the_code_has_no_way_to_unpickle_or_to_run_text():
-    found = []
-    for file in PACKAGE.glob('*.py'):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [ast.unparse(node.func)] + [k.arg for k in node.keywords if k.arg] if isinstance(node, ast.Call) else [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
-            found += [f'{file.name}: {n}' for n in names if FORBIDDEN.search(n)]
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith('from_pretrained'): assert 'use_safetensors' in [k.arg for k in node.keywords] or 'Config' in ast.unparse(node.func), f'{file.name}: {ast.unparse(node)}'
-    assert not found
+    assert not [f'{file}: {name}' for file, node in nodes() for name in names_in(node) if FORBIDDEN.search(name)]
+
+
+def test_pretrained_pipelines_are_loaded_from_safetensors_only():
+    calls = [(file, node) for file, node in nodes() if isinstance(node, ast.Call)]
+    loading = [(f, c) for f, c in calls if ast.unparse(c.func).endswith('from_pretrained')]
+    assert loading
+    for file, call in loading:
+        is_safe = 'use_safetensors' in [k.arg for k in call.keywords] or 'Config' in ast.unparse(call.func)
+        assert is_safe, f'{file}: {ast.unparse(call)}'
 
 
 # --- pages ---
 
+ELEMENTS = ['script', 'iframe', 'object', 'embed', 'form', 'base', 'svg', 'audio', 'video']
+
+
+def acting_links(soup):
+    "Addresses that are code."
+    values = [t.get(a) for t in soup(True) for a in ('href', 'src', 'action')]
+    code = re.compile(r'\s*(javascript|vbscript|data:text)', re.I)
+    return [v for v in values if v and code.match(re.sub(r'\s', '', v))]
+
+
 def active(soup):
     "What could act on a page."
-    tags = [t.name for t in soup(['script', 'iframe', 'object', 'embed', 'form', 'base', 'svg', 'audio', 'video'])] + [str(t) for t in soup('meta') if str(t.get('http-equiv', '')).lower() == 'refresh']
+    tags = [t.name for t in soup(ELEMENTS)]
+    tags += [str(t) for t in soup('meta') if str(t.get('http-equiv', '')).lower() == 'refresh']
     handlers = [f'{t.name} {a}' for t in soup(True) for a in t.attrs if a.startswith('on')]
-    links = [v for t in soup(True) for a in ('href', 'src', 'action') if (v := t.get(a)) and re.match(r'\s*(javascript|vbscript|data:text)', re.sub(r'\s', '', v), re.I)]
-    foreign = [str(t) for t in soup('img') if not t.get('src', '').startswith('data:')] + [t['href'] for t in soup('link') if not t['href'].startswith('data:')]
-    return tags + handlers + links + foreign + [s for s in soup('style') if 'evil' in s.text]
+    foreign = [str(t) for t in soup('img') if not t.get('src', '').startswith('data:')]
+    foreign += [t['href'] for t in soup('link') if not t['href'].startswith('data:')]
+    return tags + handlers + acting_links(soup) + foreign + [s for s in soup('style') if 'evil' in s.text]
 
 
 HOSTILE = '''
@@ -149,23 +197,24 @@ payloads = json.loads(Path(data).read_text())
 show_table(pd.DataFrame({'label': payloads, **{p: [1]*len(payloads) for p in payloads}}), 'A table of ' + payloads[0])
 for p in payloads:
     fig, ax = plt.subplots(figsize=(1, 1)); ax.set_title('t')
-    show(fig, p)
+    show_figure(fig, p)
     print(p)
     display(pd.DataFrame({p: [p]}, index=[p]))
     display(Study(p, Path('.'), choose_profile('fixture')))
     display(HTML('<b>raw</b> ' + p)); display(Markdown('raw ' + p)); display(HTML('<p title="a">raw</p>' + p))
-show(patch_rows({'<b>row</b>': torch.zeros(3, 1, 8, 8, dtype=torch.uint8)}, columns=3), 'rows')
+show_figure(patch_rows({'<b>row</b>': torch.zeros(3, 1, 8, 8, dtype=torch.uint8)}, columns=3), 'rows')
 '''
 
 
 @pytest.fixture(scope='module')
 def hostile(tmp_path_factory):
-    "A rendered report that shows every payload in every way that the project shows text, and in some that it does not. Its study is named by a payload."
+    "A rendered report that shows every payload in every way that text can be shown. Its study is named by a payload."
     folder = tmp_path_factory.mktemp('hostile')
     (folder/'nbs').mkdir()
     (folder/'payloads.json').write_text(json.dumps(PAYLOADS))
-    cells = [v4.new_markdown_cell('# Hostile'), v4.new_code_cell("name = ''\ndata = ''\nprofile = ''\ngroup = ''\nseed = 0", metadata=dict(tags=['parameters'])), v4.new_code_cell(HOSTILE),
-             *(v4.new_markdown_cell(f'## {escape(p)}') for p in PAYLOADS)]
+    parameters = "name = ''\ndata = ''\nprofile = ''\ngroup = ''\nseed = 0"
+    cells = [v4.new_markdown_cell('# Hostile'), v4.new_code_cell(parameters, metadata=dict(tags=['parameters'])),
+             v4.new_code_cell(HOSTILE), *(v4.new_markdown_cell(f'## {escape(p)}') for p in PAYLOADS)]
     nbformat.write(v4.new_notebook(cells=cells), folder/'nbs'/'c.ipynb')
     study = Study(PAYLOADS[1], folder/'made', choose_profile('fixture'), str(folder/'payloads.json'))
     execute(study, folder/'nbs', ['c'])
@@ -178,15 +227,17 @@ def test_payloads_are_inert_and_legible(hostile):
     soup = BeautifulSoup(hostile.read_text(), 'html.parser')
     assert not active(soup)
     assert page_issues(hostile.parent) == []
-    plain, shown = lambda t: ' '.join(t.split()), ' '.join(soup.main.get_text(' ').split())
-    cells = {plain(td.get_text()) for td in soup('td')} | {plain(th.get_text()) for th in soup('th')}
-    captions, alts = {plain(p.get_text()) for p in soup('p', class_='caption')}, {plain(i['alt']) for i in soup('img')}
+    def plain(text): return ' '.join(text.split())
+    shown = plain(soup.main.get_text(' '))
+    cells = {plain(cell.get_text()) for cell in soup(['td', 'th'])}
+    captions = {plain(p.get_text()) for p in soup('p', class_='caption')}
+    alts = {plain(i['alt']) for i in soup('img')}
     for p in map(plain, PAYLOADS):
-        assert p in cells and p in captions and p in alts, 'shown as it was written'
+        for texts in (cells, captions, alts): assert p in texts, 'shown as it was written'
         assert f'Study {p}' in shown
     assert PAYLOADS[1] in soup.title.get_text()
     assert PAYLOADS[1] in soup.footer.get_text()
-    print(f'{len(PAYLOADS)} payloads in {len(soup("td"))} table cells, {len(captions)} captions, titles, printed lines and raw outputs: none acts')
+    print(f'{len(PAYLOADS)} payloads in {len(soup("td"))} cells, {len(captions)} captions and elsewhere: none acts')
 
 
 def test_every_page_has_a_policy_that_comes_first(hostile):
@@ -194,11 +245,11 @@ def test_every_page_has_a_policy_that_comes_first(hostile):
     policy = head.find('meta', attrs={'http-equiv': 'Content-Security-Policy'})
     assert [t.name for t in head.find_all(True)].index('meta') < 2
     assert str(head).index('Content-Security-Policy') < min(str(head).index(t) for t in ('<title', '<style', '<link'))
-    said = dict(part.strip().split(' ', 1) for part in policy['content'].split(';'))
-    assert said['default-src'] == "'none'"
-    assert 'script-src' not in said
-    assert said['img-src'] == 'data:'
-    assert said['base-uri'] == said['form-action'] == "'none'"
+    rules = dict(part.strip().split(' ', 1) for part in policy['content'].split(';'))
+    assert rules['default-src'] == "'none'"
+    assert 'script-src' not in rules
+    assert rules['img-src'] == 'data:'
+    assert rules['base-uri'] == rules['form-action'] == "'none'"
     quarto = (PACKAGE.parent/'_quarto.yml').read_text()
     assert "default-src 'none'" in quarto
     assert "connect-src 'none'" in quarto
@@ -221,9 +272,22 @@ def test_a_browser_runs_none_of_it(hostile):
         browser.close()
 
 
+@pytest.mark.parametrize('payload', [
+    *PAYLOADS, '<p style="background: url(http://evil.example/a.png)">x</p>',
+    '<img src="data:text/html,<script>alert(1)">', '<a href="data:text/html,<script>alert(1)">x</a>',
+    '<math href="javascript:alert(1)"><mi>x</mi></math>', '<base href=//e>', '<unknown onx=1>',
+    '<form action=//evil.example><input name=a><button formaction=javascript:alert(1)>x</button></form>'])
+def test_foreign_markup_cannot_act(payload):
+    soup = sanitise(f'<b>{payload}</b>')
+    assert not active(soup)
+    assert 'evil.example/a' not in str(soup)
+    assert soup.find(['input', 'button', 'unknown', 'base', 'meta']) is None
+
+
 @pytest.mark.parametrize('payload', PAYLOADS)
 def test_text_is_inert_wherever_it_is_shown(payload):
-    soup = BeautifulSoup(_markdown(f'a {escape(payload)} b\n\n{markdown_table(pd.DataFrame({payload: [payload]}))}'), 'html.parser')
+    table = markdown_table(pd.DataFrame({payload: [payload]}))
+    soup = BeautifulSoup(markdown_html(f'a {escape(payload)} b\n\n{table}'), 'html.parser')
     assert not active(soup)
     assert not soup('a')
     assert not soup('code')
@@ -249,7 +313,8 @@ def _watch(name):
     real = getattr(socket.socket, name)
     def guarded(self, *args):
         address = next((a for a in args if isinstance(a, tuple)), None)
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address and not str(address[0]).startswith(('127.', '::1', 'localhost')):
+        inet = self.family in (socket.AF_INET, socket.AF_INET6)
+        if inet and address and not str(address[0]).startswith(('127.', '::1', 'localhost')):
             with open(os.environ['HEARD'], 'a') as f: f.write(f'{name} {address}\\n')
             raise OSError('no network here')
         return real(self, *args)
@@ -273,9 +338,9 @@ from weldsynth.stages.verdict import recommend
 from weldsynth.report.cards import finish
 study = open_study('named', sys.argv[1], 'fixture', 'film')
 recommend(study)
-chapters = ('04_eval', '01b_check')
+chapters = ('04_eval', '01_data')
 execute(study, chapters=chapters)
-assert page_problems(render(study, chapters).parent) == []
+assert page_issues(render(study, chapters).parent) == []
 finish(study)
 import huggingface_hub.constants
 assert huggingface_hub.constants.HF_HUB_OFFLINE
@@ -284,10 +349,11 @@ assert huggingface_hub.constants.HF_HUB_OFFLINE
 
 @pytest.fixture(scope='module')
 def walled(tmp_path_factory):
-    "A study on data with payloads for file, film and folder names, from reading to pages and cards, in processes whose sockets reach this machine only."
+    "A study on data with payloads for names, from reading to cards, in processes that reach only this machine."
     folder = tmp_path_factory.mktemp('walled')
     data, rows = folder/PAYLOADS[1], []
-    data.mkdir(), (folder/'guard').mkdir()
+    data.mkdir()
+    (folder/'guard').mkdir()
     for i in range(240):
         film = PAYLOADS[i//20].replace('\n', '')
         name = re.sub(r'[\\/\n]', '', f'{i} {film}.png')
@@ -296,10 +362,13 @@ def walled(tmp_path_factory):
     pd.DataFrame(rows, columns=['image', 'label', 'film']).to_csv(data/'manifest.csv', index=False)
     (folder/'guard'/'sitecustomize.py').write_text(GUARD)
     path = os.pathsep.join([str(folder/'guard'), str(PACKAGE.parent)])
-    run = lambda code, *args: subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True, cwd=folder,
-                                             env=dict(os.environ, PYTHONPATH=path, HEARD=str(folder/'heard'), WELDSYNTH_HOME=str(folder), PATH=os.pathsep.join([str(Path(sys.executable).parent), '/bin', '/usr/bin'])))
+    bins = os.pathsep.join([str(Path(sys.executable).parent), '/bin', '/usr/bin'])
+    env = dict(os.environ, PYTHONPATH=path, HEARD=str(folder/'heard'), WELDSYNTH_HOME=str(folder), PATH=bins)
+    def run(code, *args):
+        return subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True, cwd=folder, env=env)
     control = run("import socket\ntry: socket.create_connection(('192.0.2.1', 80), 1)\nexcept OSError as e: print(e)")
-    assert control.stdout == 'no network here\n' and (folder/'heard').read_text() == "getaddrinfo 192.0.2.1\n", 'the wall stands'
+    assert control.stdout == 'no network here\n', 'the wall stands'
+    assert (folder/'heard').read_text() == 'getaddrinfo 192.0.2.1\n'
     (folder/'heard').unlink()
     return folder, run(STUDY, str(data))
 

@@ -277,7 +277,7 @@ def _audit_jobs(config: StudyConfig, fold: PatchSet, synthetic: torch.Tensor) ->
             'copies': lambda: nearest_training_image(synthetic, fold.images, audit.copy_neighbourhoods),
             "decoder's trace": probe, 'statistics': lambda: _bootstrap(fold)}
 
-
+# %% ../nbs/11_speed.ipynb #d4fbc09b
 def _bootstrap(fold: PatchSet):
     "Counts and 1,000 resamples for two arms of ten fits."
     truth, groups = fold.labels.numpy(), pd.factorize(fold.table.group)[0]

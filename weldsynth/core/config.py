@@ -229,7 +229,7 @@ def _converted(
     except (TypeError, ValueError):
         raise StudyError(f"{name}='{value}' cannot be read: write it like {_as_text(like)}") from None
 
-
+# %% ../../nbs/core/01_config.ipynb #dd01ff17
 def _as_text(value) -> str: return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 # %% ../../nbs/core/01_config.ipynb #bb5f9822

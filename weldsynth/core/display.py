@@ -88,7 +88,7 @@ def _patch_sheet(rows: dict, columns: int) -> np.ndarray:
             sheet[r*step:r*step + side, c*step:c*step + side] = np.asarray(image[0])
     return sheet
 
-
+# %% ../../nbs/core/06_display.ipynb #b3d2319e
 def patch_rows(
     rows: dict,              # title -> uint8 tensor N x 1 x H x W, the same H x W for all
     columns: int = 10,       # patches in a row

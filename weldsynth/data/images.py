@@ -130,7 +130,7 @@ def _read_raster(data: bytes) -> Picture:
     if inverted: grey = (65535 if sixteen_bits else 0) - grey
     return Picture(grey, kind or '', 25.4/dpi if dpi else np.nan, synthetic)
 
-
+# %% ../../nbs/data/01_images.ipynb #e7697fb2
 def _is_white_zero(image) -> bool:
     "Does a TIFF count from white to black, in a depth that Pillow does not invert itself (more than 8 bits)?"
     return image.tag_v2.get(262) == 0 and image.mode[0] in 'IF'
@@ -147,7 +147,7 @@ def _to_grey(image: Image.Image, sixteen_bits: bool) -> np.ndarray:
     _check_colours(np.asarray(image.convert('RGBA')), image.mode)
     return np.array(image.convert('L'), dtype=np.float32)
 
-
+# %% ../../nbs/data/01_images.ipynb #72edc28f
 def _check_colours(rgba: np.ndarray, mode: str):
     "Raises `ImageError` for an image, H x W x 4, that is transparent or not grey."
     if rgba[..., 3].min() < 255: raise ImageError('is transparent in places', 'save it without an alpha channel')
@@ -204,7 +204,7 @@ def decode_image(
         raise ImageError(f'holds NaN or infinite values ({plural(bad, "pixel")})', 'fill them, or cut them away')
     return picture
 
-
+# %% ../../nbs/data/01_images.ipynb #413fd709
 def _reason(error: Exception) -> str:
     "A decoder's message in one line, without the addresses of objects; the kind of error where there is no message."
     lines = str(error).split(' <')[0].splitlines()

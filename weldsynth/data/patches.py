@@ -222,7 +222,7 @@ def apply_transform(
     parts = [torch.stack([torch.Tensor(x) for x in part]) for part in zip(*made, strict=True)]
     return parts[0], parts[1] if len(parts) > 1 else None
 
-
+# %% ../../nbs/data/02_patches.ipynb #aa45d197
 def _transform_seeded(transform, seed: int, items: list) -> list:
     "`transform` of each item, on one thread, with PyTorch's global generator seeded and then restored."
     threads = torch.get_num_threads()

@@ -84,7 +84,7 @@ def _other_file_issues(files: list) -> Iterator[Issue]:
         fix = 'save images as PNG, TIFF, JPEG or DICOM under the suffix of their format'
         yield Issue(same.iloc[0], f"is not read ({plural(len(same), 'file')} with {suffix})", fix, False)
 
-
+# %% ../../nbs/data/08_readers.ipynb #9e08310f
 def _class_folder_issues(root: Path, filled: set) -> Iterator[Issue]:
     "Yields class folders that are not `filled`, and ones that are a split."
     for d in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.')):
@@ -93,7 +93,7 @@ def _class_folder_issues(root: Path, filled: set) -> Iterator[Issue]:
             fix = 'put the class folders at the top: weldsynth splits by weld'
             yield Issue(d.name, 'is a split, not a class', fix)
 
-
+# %% ../../nbs/data/08_readers.ipynb #f926f146
 def _name_clashes(names: list) -> Iterator[Issue]:
     "Yields a warning for names that are one on systems that ignore capitals or forms of Unicode."
     series = pd.Series(names, dtype=str)
@@ -129,7 +129,7 @@ def _folder_files(root: Path, report: Report) -> list:
     report_all(report, [Issue(str(f), *UNPRINTABLE) for f in files if not str(f).isprintable()])
     return [f for f in files if str(f).isprintable()]
 
-
+# %% ../../nbs/data/08_readers.ipynb #debaa894
 def _guess_groups(rows: pd.DataFrame, images: torch.Tensor, config: DataConfig, report: Report) -> pd.DataFrame:
     "`rows` with a group for each image that has none; reported as a warning."
     bare = (rows.group == '').to_numpy()
@@ -211,7 +211,7 @@ def _load_film(root: Path, name: str, changed: int) -> tuple:
     issues = real_image_issues(name, picture) if name.startswith('films') else []
     return picture, [issue for issue in issues if issue.error]
 
-
+# %% ../../nbs/data/08_readers.ipynb #008ec328
 def _film_and_mask(root: Path, names: list, report: Report) -> list | None:
     "The pictures of these files; None if an error was reported."
     pictures, errors = [], []

@@ -170,7 +170,7 @@ def plate_radiographs(
         masks[rows] = steps.mask
     return Radiographs(images, labels, np.full(n, name), masks, _sizes(scene.flaws, labels))
 
-
+# %% ../../nbs/data/05_simulate.ipynb #b56328ba
 def _sizes(flaws: np.ndarray, labels: np.ndarray) -> np.ndarray:
     "The size of each flaw, float32, n, mm; NaN for cleans."
     separate = flaw_sizes(flaws, separate=True)

@@ -140,7 +140,7 @@ def _column(rows: pd.DataFrame, column: str) -> pd.Series:
     "A column, or blanks where there is none."
     return rows[column] if column in rows else pd.Series('', rows.index)
 
-
+# %% ../../nbs/data/06_tables.ipynb #cdabdd22
 def _entry_issues(rows: pd.DataFrame, name: str, needed: tuple, group: str) -> Iterator[Issue]:
     "Yields needed columns that are missing, and entries of them that are blank or unprintable."
     for column in dict.fromkeys((*needed, group)):
@@ -172,7 +172,7 @@ def size_issues(
         fix = 'these will be missing from the curves over flaw size'
         yield Issue(str(sizes.name), f'is blank for {plural(blank, "flaw")}', fix, False)
 
-
+# %% ../../nbs/data/06_tables.ipynb #056e1776
 def _size_fault(text: str, number: float, clean: bool) -> tuple:
     "What is wrong with one size, and the fix; two blanks if nothing is."
     if text and not np.isfinite(number): return f"the size '{text}' is not a number", 'write it with digits and a point'
@@ -191,7 +191,7 @@ def _repeat_issues(rows: pd.DataFrame, name: str, place: list) -> Iterator[Issue
         what = f"names the {' '.join(place)} of an earlier line with other entries"
         yield Issue(line_of(name, line), what, 'keep the line that is right')
 
-
+# %% ../../nbs/data/06_tables.ipynb #d9a3e7df
 def _split_issues(rows: pd.DataFrame, group: str) -> Iterator[Issue]:
     "Yields groups that lie in two splits of the table's own."
     if group not in rows: return
@@ -247,7 +247,7 @@ def overlap_issues(
         fix = 'give windows that share pixels the same group, or move them apart'
         yield Issue(line_of(name, second), what, fix)
 
-
+# %% ../../nbs/data/06_tables.ipynb #1f3de7f2
 def _overlaps(windows: pd.DataFrame) -> list:
     "For each window, itself and the first later group's window that shares pixels with it, as positions."
     x, y, size, group = (windows[c].to_numpy() for c in ('x', 'y', 'size', 'group'))

@@ -99,7 +99,7 @@ def _copies_outcome(share, limit: float) -> str:
     if share is None: return 'not assessed'
     return 'holds' if share <= limit else 'fails'
 
-
+# %% ../../nbs/metrics/07_rule.ipynb #cf26a3bb
 def guard_copies(
     audit: dict,
     rule: RuleConfig,

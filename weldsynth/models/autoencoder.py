@@ -183,7 +183,7 @@ def save_weights(
     "Write the weights, `mean` and `std`; the header of the file says how many latent channels there are."
     save_file(net.state_dict(), file, metadata=dict(kind='BlockAutoencoder', latents=str(len(net.mean))))
 
-
+# %% ../../nbs/models/02_autoencoder.ipynb #71071eb7
 def load_weights(
     file: Path,  # from `save_weights`
 ) -> BlockAutoencoder:

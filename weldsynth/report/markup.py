@@ -94,7 +94,7 @@ def markdown_html(
     from nbconvert.filters.markdown_mistune import MarkdownWithMath
     return MarkdownWithMath(_renderer()(escape=False, exclude_anchor_links=True)).render(text)
 
-# %% ../../nbs/report/04_markup.ipynb #9ad5b414
+# %% ../../nbs/report/04_markup.ipynb #d71c83b0
 def _folded_code(source: str) -> str:
     "Code as HTML, folded."
     from pygments import highlight
@@ -108,14 +108,14 @@ def _folded_code(source: str) -> str:
 def cell_html(
     cell,  # from `prepare_page`
 ) -> str:
-    "A prepared cell as HTML: its outputs, then its code."
-    if cell.cell_type == 'markdown': return markdown_html(cell.source)
+    "A prepared cell as HTML that cannot act: its outputs, then its code."
+    if cell.cell_type == 'markdown': return str(sanitise(markdown_html(cell.source)))
     def shown(o):
         if o.output_type == 'stream': return f'<pre class="text" tabindex="0">{html.escape(o.text)}</pre>'
-        return markdown_html(o.data['text/markdown'])
+        return str(sanitise(markdown_html(o.data['text/markdown'])))
     return ''.join(map(shown, cell.outputs)) + (_folded_code(cell.source) if cell.source else '')
 
-# %% ../../nbs/report/04_markup.ipynb #390fd40c
+# %% ../../nbs/report/04_markup.ipynb #a654655e
 def _add_anchors(soup: BeautifulSoup):
     "Give each heading an id, a number at its end if it occurs again."
     seen: dict = {}
@@ -125,7 +125,7 @@ def _add_anchors(soup: BeautifulSoup):
         seen[slug] = seen.get(slug, -1) + 1
         heading['id'] = f'{slug}-{seen[slug]}' if seen[slug] else slug
 
-# %% ../../nbs/report/04_markup.ipynb #47d3c842
+# %% ../../nbs/report/04_markup.ipynb #18ddb312
 _FRAME = {'class': 'scroll', 'role': 'region', 'aria-label': 'Table', 'tabindex': '0'}
 
 

@@ -218,7 +218,7 @@ def claim_test_fold(
                          'shut: a changed study needs another NAME, and honest numbers need welds it has not seen')
     study.log_test_event('opened', plan)
 
-
+# %% ../../nbs/07_arms.ipynb #141019c9
 def times_opened(
     study: Study,
 ) -> int:

@@ -281,7 +281,7 @@ def _agreement(patches: PatchSet, probs: torch.Tensor) -> pd.Series:
     right = pd.Series((probs.argmax(1) == patches.labels).numpy())
     return right.groupby(patches.table.label).mean()
 
-
+# %% ../../nbs/06_audit.ipynb #85be1ee2
 def filter_table(
     study: Study,
     generator: int = 0,
@@ -309,7 +309,7 @@ def judge_samples(
     right = judge_probabilities(study, images).argmax(1) == intended
     return dict(kid=kid(unseen, drawn), agreement=right.float().mean().item())
 
-
+# %% ../../nbs/06_audit.ipynb #968d20df
 def training_progress(
     study: Study,
 ) -> pd.DataFrame:

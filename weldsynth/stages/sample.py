@@ -170,7 +170,7 @@ def _file_issue(folder: Path, row: dict) -> str:
     mark = dict(DigitalSourceType=TRAINED, **{c: row[c] for c in MARK_FIELDS})
     return '' if read_mark(file) == mark else 'carries another mark than manifest.csv says'
 
-
+# %% ../../nbs/03_sample.ipynb #0e1a49dc
 def sample_issues(
     folder: Path,  # with PNGs and `manifest.csv`, from `write_samples`
 ):

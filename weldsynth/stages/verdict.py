@@ -132,7 +132,7 @@ def _fit_scores(counts: np.ndarray, probs: np.ndarray, truth: np.ndarray) -> dic
     extra = dict(brier=brier(probs, truth).mean(), calibration_error=error)
     return scores(counts) | ranking(probs, truth) | extra
 
-
+# %% ../../nbs/09_verdict.ipynb #69af882a
 def tidy(
     study: Study,
 ) -> pd.DataFrame:
@@ -155,7 +155,7 @@ def _per_class(values: np.ndarray, classes: tuple):
     if values.ndim <= 2: return [('all', values)]
     return zip(classes, np.moveaxis(values, -1, 0), strict=True)
 
-
+# %% ../../nbs/09_verdict.ipynb #7bd8f55c
 def effects(
     replicates: dict,  # from `resample`
     classes: tuple,    # defect classes
