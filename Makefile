@@ -30,7 +30,7 @@ test: lint notebooks  ## what CI runs; the browser tests want Debian's chromium,
 	$(TESTING) $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder --durations=15
 
 lint: $(READY)  ## style, types, and that no room imports upward
-	$(BIN)/ruff check weldsynth nbs tests examples setup.py
+	$(BIN)/ruff check weldsynth nbs tests examples docs setup.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -71,6 +71,10 @@ readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/index.ipynb
 	$(BIN)/nbdev_clean --fname nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed 's#](\([0-9a-z_/]*\.ipynb\))#](nbs/\1)#g' > README.md
+
+docs: $(READY)  ## all notebooks as a site, in _docs/_site; needs quarto on the PATH
+	@command -v quarto > /dev/null || echo 'no quarto on the PATH, so no site: .venv/bin/pip install quarto-cli downloads it'
+	@! command -v quarto > /dev/null || { rm -rf _docs && $(BIN)/python docs/lay_out.py _docs && QUARTO_LOG=_docs/quarto.log quarto render _docs && ! grep -sE 'Unable to resolve|\((ERROR|CRITICAL)\)' _docs/quarto.log; }
 
 clean:  ## everything but studies
 	rm -rf .venv *.egg-info .pytest_cache

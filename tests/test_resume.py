@@ -75,7 +75,7 @@ def test_a_training_resumes_bit_by_bit(study, tmp_path, monkeypatch, stages, mak
     with monkeypatch.context() as patch:
         dies_at(patch, training, 'save_checkpoint', step + 1)
         with pytest.raises(Killed): make(cut)
-    [part] = [p for p in staged(cut) if p.parent.name == 'ldm']
+    [part] = cut.path.glob('ldm/.part-*/')
     saved = [f'step-{s:07d}.json' for s in (step - 1, step) if s]
     assert sorted(p.name for p in (part/'resume').glob('*.json')) == saved
     steps = dies_at(monkeypatch, training, 'backward_with_oom_retry', 0)
@@ -221,38 +221,44 @@ with Study('fixture', Path(sys.argv[1]), choose_profile('fixture')).exclusive():
 '''
 
 
-@pytest.fixture
-def owner(cut):
-    "Another process that works on the study `cut`."
-    process = start_owner(cut, 60)
-    assert process.stdout.readline() == 'owned\n'
-    yield process
-    process.kill()
-    process.communicate()
-
-
 def start_owner(study, seconds):
     command = [sys.executable, '-c', OWNER, study.path, str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.fixture(scope='module')
+def owned(study, tmp_path_factory):
+    "A study, and another process that works on it."
+    begun_study = begun(study, tmp_path_factory.mktemp('owned'))
+    owner = start_owner(begun_study, 600)
+    assert owner.stdout.readline() == 'owned\n'
+    yield begun_study, owner
+    owner.kill()
+    owner.communicate()
+
+
 def owned_by(process): return rf"study 'fixture' is being made by process {process.pid} on \S+ since 20\d\d-"
 
 
-def test_a_second_run_is_refused_at_once_and_named_the_first(cut, owner):
-    with pytest.raises(StudyError, match=owned_by(owner)) as refused, cut.exclusive(): pass
+def test_a_second_run_is_refused_at_once_with_the_name_of_the_first(owned):
+    study, owner = owned
+    with pytest.raises(StudyError, match=owned_by(owner)) as refused, study.exclusive(): pass
     assert '\n' not in str(refused.value)
 
 
-def test_a_stage_waits_for_the_first_run_for_a_while(cut, owner, monkeypatch):
-    monkeypatch.setenv('WELDSYNTH_LOCK_TIMEOUT', '0')
-    with pytest.raises(StudyError, match=owned_by(owner)): prepare(cut)
+def test_a_stage_waits_for_the_first_run_for_a_while(owned, monkeypatch):
+    study, owner = owned
+    monkeypatch.setenv('WELDSYNTH_LOCK_TIMEOUT', '.5')
+    start = time.monotonic()
+    with pytest.raises(StudyError, match=owned_by(owner)): prepare(study)
+    assert time.monotonic() - start >= .5
 
 
-def test_a_lock_does_not_outlive_the_process(cut, owner):
+def test_a_lock_does_not_outlive_the_process(owned):
+    study, owner = owned
     owner.kill()
     owner.wait()
-    with cut.exclusive(): pass
+    with study.exclusive(): pass
 
 
 def test_a_process_that_a_run_starts_belongs_to_it(cut):

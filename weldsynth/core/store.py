@@ -20,8 +20,8 @@ from functools import lru_cache, wraps
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['STAGES', 'Artefact', 'Study', 'artefact_key', 'make_artefact', 'outdated', 'Stage', 'stage', 'open_study',
-           'find_study']
+__all__ = ['STAGES', 'DATA_NAMES', 'Artefact', 'Study', 'artefact_key', 'make_artefact', 'outdated', 'Stage', 'stage',
+           'open_study', 'find_study']
 
 # %% ../../nbs/core/05_store.ipynb #4a5caa14
 from .config import StudyConfig, StudyError, choose_profile, config_table
@@ -332,6 +332,8 @@ def _study_name(name: str, data: str, config: StudyConfig) -> str:
     raise StudyError(f"study name '{name}' is not a plain folder name: use letters, digits, '.', '-', '+' and '_'")
 
 # %% ../../nbs/core/05_store.ipynb #20354f24
+DATA_NAMES = {'simulated'}  # data that are not a path; a source of another kind adds its name
+
 def open_study(
     name: str = '',            # folder under `studies/`; '' for one made of data and profile
     data: str = 'simulated',   # 'simulated', a folder of images, or a CSV
@@ -343,7 +345,7 @@ def open_study(
     "Open the study called `name`, or start it. A study keeps the plan it was started with: another plan, another name."
     overrides = json.loads(overrides) if isinstance(overrides, str) and overrides else overrides
     config = choose_profile(profile, overrides)
-    if data != 'simulated':
+    if data not in DATA_NAMES:
         if not Path(data).exists():
             raise StudyError(f"data '{data}' does not exist: give a folder of images, a manifest CSV, or 'simulated'")
         data = str(Path(data).resolve())

@@ -80,7 +80,8 @@ def save_patches(
     "Writes a `PatchSet`."
     tensors = dict(images=patches.images.contiguous())
     if patches.masks is not None: tensors['masks'] = patches.masks.contiguous()
-    metadata = dict(classes=json.dumps(patches.classes), size_unit=patches.size_unit)
+    facts = json.dumps(dict(classes=patches.classes, size_unit=patches.size_unit))
+    metadata = dict(facts=facts)  # one entry: safetensors writes several in any order
     save_file(tensors, folder/'images.safetensors', metadata=metadata)
     patches.table.to_parquet(folder/'table.parquet')
 
@@ -93,8 +94,14 @@ def load_patches(
         tensors = {key: f.get_tensor(key) for key in f.keys()}
         metadata = f.metadata()
     table = pd.read_parquet(folder/'table.parquet')
-    classes = tuple(json.loads(metadata['classes']))
-    return PatchSet(tensors['images'], table, classes, tensors.get('masks'), metadata['size_unit'])
+    facts = _patch_facts(metadata)
+    return PatchSet(tensors['images'], table, tuple(facts['classes']), tensors.get('masks'), facts['size_unit'])
+
+
+def _patch_facts(metadata: dict) -> dict:
+    "Classes and unit of sizes; version 0.1 wrote each as an entry of its own."
+    if 'facts' in metadata: return json.loads(metadata['facts'])
+    return dict(classes=json.loads(metadata['classes']), size_unit=metadata['size_unit'])
 
 # %% ../../nbs/data/02_patches.ipynb #394a8aa5
 def balanced_rows(

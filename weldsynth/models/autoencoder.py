@@ -181,7 +181,8 @@ def save_weights(
     file: Path,  # a safetensors file
 ):
     "Write the weights, `mean` and `std`; the header of the file says how many latent channels there are."
-    save_file(net.state_dict(), file, metadata=dict(kind='BlockAutoencoder', latents=str(len(net.mean))))
+    metadata = dict(latents=str(len(net.mean)))  # one entry: safetensors writes several in any order
+    save_file(net.state_dict(), file, metadata=metadata)
 
 # %% ../../nbs/models/02_autoencoder.ipynb #71071eb7
 def load_weights(

@@ -39,9 +39,8 @@ def _licence(study: Study) -> dict:
 # %% ../../nbs/report/02_cards.ipynb #68fe44c6
 def _source_text(study: Study) -> str:
     "The data in words."
-    source = study_source(study)
-    if source.is_simulated: return 'radiographs from the simulator of weldsynth, which say nothing about real welds'
-    return f'the data set “{escape(source.title)}”'
+    simulated = 'radiographs from the simulator of weldsynth, which say nothing about real welds'
+    return simulated if study_source(study).is_simulated else f'the data set “{escape(Path(study.data).name)}”'
 
 # %% ../../nbs/report/02_cards.ipynb #714def35
 def _card(front, *sections) -> str:

@@ -33,22 +33,22 @@ def _page_requests(soup: BeautifulSoup) -> list:
     styles = [t.get_text() for t in soup('style')] + [str(t['style']) for t in soup(style=True)]
     return [url for url in urls if url] + [url for css in styles for url in _css_requests(css)]
 
-# %% ../../nbs/report/05_page_checks.ipynb #b9528932
+# %% ../../nbs/report/05_page_checks.ipynb #46b26cf5
 def _url_issue(
     file: Path,          # the page or style sheet
     url: str,            # what it fetches or links to
     folder: Path,        # the report
-    pages: dict | None = None,  # every page, parsed, if `url` is a link that a reader may follow
+    anchors: dict | None = None,  # page -> its anchors, if `url` is a link that a reader may follow
 ) -> str:
     "What is wrong with `url`, or ''."
     at = urlsplit(url)
-    allowed = ('data',) if pages is None else ('http', 'https', 'mailto')
+    allowed = ('data',) if anchors is None else ('http', 'https', 'mailto')
     if at.scheme in allowed: return ''
     if at.scheme or at.netloc: return f'{url[:80]} leads elsewhere'
     target = (file.parent/unquote(at.path)).resolve() if at.path else file
     if not (target.is_relative_to(folder) and target.is_file()): return f'{url[:80]} is not in the report'
     anchor = unquote(at.fragment)
-    if not pages or not anchor or target not in pages or pages[target].find(id=anchor): return ''
+    if not anchors or not anchor or target not in anchors or anchor in anchors[target]: return ''
     return f'{url[:80]} is not an anchor there'
 
 # %% ../../nbs/report/05_page_checks.ipynb #e817c33d
@@ -62,17 +62,16 @@ def _head_issues(soup: BeautifulSoup) -> list:
     if headings != 1: found.append(f'has {headings} main headings (h1), not one')
     return found
 
-# %% ../../nbs/report/05_page_checks.ipynb #32486ff2
-def _page_issues(file: Path, folder: Path, pages: dict) -> list:
+# %% ../../nbs/report/05_page_checks.ipynb #ea44d2d1
+def _page_issues(file: Path, soup: BeautifulSoup, folder: Path, anchors: dict) -> list:
     "What is wrong with the page `file`."
-    soup = pages[file]
     found = [_url_issue(file, url, folder) for url in _page_requests(soup)]
-    found += [_url_issue(file, a['href'], folder, pages) for a in soup('a', href=True)]
+    found += [_url_issue(file, a['href'], folder, anchors) for a in soup('a', href=True)]
     found += _head_issues(soup)
     if file == folder/'index.html' and not soup.select('.verdict'): found.append('has no verdict')
     return [issue for issue in found if issue]
 
-# %% ../../nbs/report/05_page_checks.ipynb #a05b14c1
+# %% ../../nbs/report/05_page_checks.ipynb #aa0c55bb
 def page_issues(
     folder: Path,  # a report
 ) -> list:         # one line per problem, starting with the file; empty if all is well
@@ -81,8 +80,9 @@ def page_issues(
     folder = Path(folder).resolve()
     files = sorted(folder.rglob('*.html'))
     pages = {f: BeautifulSoup(f.read_text(encoding='utf-8'), 'html.parser') for f in files}
+    anchors = {f: {tag['id'] for tag in soup(id=True)} for f, soup in pages.items()}
     found = [] if folder/'index.html' in pages else [(folder/'index.html', 'is missing')]
-    found += [(file, issue) for file in pages for issue in _page_issues(file, folder, pages)]
+    found += [(f, issue) for f, soup in pages.items() for issue in _page_issues(f, soup, folder, anchors)]
     for file in sorted(folder.rglob('*.css')):
         issues = [_url_issue(file, url, folder) for url in _css_requests(file.read_text(encoding='utf-8'))]
         found += [(file, issue) for issue in issues if issue]

@@ -118,6 +118,8 @@ def study_arms(
     study: Study,
 ) -> tuple:
     "The arms of a study: all in `ARMS` but those that need masks where the data have none."
+    odd = [name for name in ARMS if '/' in name]
+    if odd: raise StudyError(f"the name of the arm '{odd[0]}' contains a /: names of arms become names of files")
     masks = study_patches(study).fold('train').masks
     has = {'': True, 'masks': masks is not None and bool(masks.any())}
     return tuple(name for name, arm in ARMS.items() if has[arm.needs])
@@ -157,7 +159,7 @@ def fit_arms(study: Study, folder):
     "Every arm's classifiers (`weights/`), their probabilities on validation, thresholds and `false_calls.csv`."
     pools = {g: Pool(study, g) for g in _generators(study)}
     jobs = _fit_plan(study)
-    sets = {name: ARMS[arm].make(pools[int(name.split('/')[1])]) for (name, _), arm in jobs.items()}
+    sets = {name: ARMS[arm].make(pools[int(name.rsplit('/', 1)[1])]) for (name, _), arm in jobs.items()}
     validation = study_patches(study).fold('validation')
     probabilities_seen = {}
     (folder/'weights').mkdir()

@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 # %% ../../nbs/06_audit.ipynb #6cf60aa1
-from ..core.config import AuditConfig
+from ..core.config import AuditConfig, StudyError
 from ..core.random import numpy_stream
 from ..core.store import Study, stage
 from ..data.patches import PatchSet
 from ..metrics.bootstrap import interval, resample
 from ..metrics.classification import choose_threshold, decide, group_counts
-from ..metrics.fidelity import (compare_features, copy_threshold, flag_copies, kid, mean_and_quantiles,
+from ..metrics.fidelity import (METRICS, compare_features, copy_threshold, flag_copies, kid, mean_and_quantiles,
                                         nan_to_none, nearest_training_image)
 from ..metrics.fingerprint import probe_auc, spectrum_table
 from ..models.autoencoder import reconstruct
@@ -167,9 +167,13 @@ def usable_patches(
     study: Study,
     generator: int = 0,
 ) -> PatchSet:
-    "A generator's synthetic defects without the copies, which stay in quarantine."
+    "A generator's synthetic defects without the copies, which stay in quarantine. Raises `StudyError` if none is left."
     rows = pd.read_csv(find_copies(study).path/'copies.csv')
-    return load_study_samples(study, generator).take(~rows[rows.generator == generator].near.to_numpy())
+    near = rows[rows.generator == generator].near.to_numpy()
+    if near.all():
+        raise StudyError(f'all {len(near):,} samples of generator {generator} are copies of training images: '
+                         'train it for fewer steps, or on more images')
+    return load_study_samples(study, generator).take(~near)
 
 # %% ../../nbs/06_audit.ipynb #1418abd8
 def _probe_once(study: Study, real: PatchSet, drawn: PatchSet, label: str, repeat: int) -> tuple:
@@ -338,7 +342,7 @@ def _audit_figures(study: Study, tables: dict, kept_ratio: tuple) -> dict:
 # %% ../../nbs/06_audit.ipynb #99f9efce
 @stage('eval/audit', version=1, reads=('audit', 'rule.resamples', 'rule.level'),
        needs=lambda study: [find_copies(study), train_judges(study), *_generator_samples(study)],
-       also=lambda study: dict(inception=os.environ.get('WELDSYNTH_INCEPTION')))
+       also=lambda study: dict(inception=os.environ.get('WELDSYNTH_INCEPTION'), metrics=list(METRICS)))
 def audit_samples(study: Study, folder):
     "`fidelity.csv`, `probe.csv`, `gate.csv`, `filter.csv`, `spectrum.csv`, and `audit.json` for the verdict."
     filters = pd.concat([filter_table(study, g) for g in range(study.config.sampler.generators)])

@@ -14,8 +14,8 @@ from xml.sax.saxutils import quoteattr
 
 # %% auto #0
 __all__ = ['GENERATORS', 'TRAINED', 'NAMESPACES', 'MARK_FIELDS', 'SAMPLER_FIELDS', 'sample_rows', 'Generator', 'LatentDiffusion',
-           'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash', 'write_samples', 'sample_issues',
-           'draw_defects', 'draw_cleans', 'load_samples']
+           'study_generator', 'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash', 'write_samples',
+           'sample_issues', 'draw_defects', 'draw_cleans', 'load_samples']
 
 # %% ../../nbs/03_sample.ipynb #6622773c
 import pandas as pd
@@ -25,6 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 # %% ../../nbs/03_sample.ipynb #b47aa590
+from ..core.config import StudyError
 from ..core.files import file_hash, load_state, save_state
 from ..core.random import stream_seed
 from ..core.runtime import barrier, cores, process, progress
@@ -76,6 +77,15 @@ class LatentDiffusion:
 
 # %% ../../nbs/03_sample.ipynb #d50d39e2
 GENERATORS: dict[str, Generator] = {'ldm': LatentDiffusion()}
+
+
+def study_generator(
+    study: Study,
+) -> Generator:
+    "The generator that the study's configuration names."
+    name = study.config.sampler.generator
+    if name in GENERATORS: return GENERATORS[name]
+    raise StudyError(f"sampler.generator='{name}' is unknown: choose one of {', '.join(GENERATORS)}")
 
 # %% ../../nbs/03_sample.ipynb #5bdc8a2c
 def draw_batches(
@@ -185,15 +195,14 @@ def sample_issues(
 # %% ../../nbs/03_sample.ipynb #9c90ceae
 def _trained(study: Study, generator: int = 0, fraction: float = 1., **_) -> list:
     "The model that the samples are drawn from, as a list of inputs."
-    return [GENERATORS[study.config.sampler.generator].train(study, generator, fraction)]
+    return [study_generator(study).train(study, generator, fraction)]
 
 
 def _draw(study: Study, folder: Path, plan: dict, guidance: float, generator: int, fraction: float):
     "Fill `folder` with the images of `plan` (label -> how many)."
     [model] = _trained(study, generator, fraction)
     rows = sample_rows(study_patches(study).classes, plan, [study.seed, generator])
-    kind = GENERATORS[study.config.sampler.generator]
-    drawn = kind.sample(study, model, rows, guidance, folder/'resume')
+    drawn = study_generator(study).sample(study, model, rows, guidance, folder/'resume')
     write_samples(folder, drawn.images, drawn.table)
 
 # %% ../../nbs/03_sample.ipynb #58199936

@@ -26,7 +26,7 @@ from ..metrics.bootstrap import format_points, interval, minimum_detectable, res
 from ..metrics.classification import (brier, calibration, calibration_error, group_counts, pod_fit, ranking,
                                               scores)
 from ..metrics.fidelity import nan_to_none
-from ..metrics.rule import Evidence, Guard, assess_guards, decide_shipping, sample_size_note
+from ..metrics.rule import GUARDS, Evidence, Guard, assess_guards, decide_shipping, sample_size_note
 from ..models.controls import best_control
 from .arms import Predictions, fit_arms, free_arms, open_test, test_predictions
 from .audit import audit_samples
@@ -317,7 +317,7 @@ def _verdict(study: Study, fold: PatchSet, replicates: dict, predictions: dict) 
     return nan_to_none(verdict), guards
 
 # %% ../../nbs/09_verdict.ipynb #9161eca2
-@stage('eval/verdict', version=1, reads=('rule',),
+@stage('eval/verdict', version=1, reads=('rule',), also=lambda study: dict(guards=list(GUARDS)),
        needs=lambda study: [open_test(study), audit_samples(study), score_review(study)])
 def evaluate(study: Study, folder):
     "`tidy.csv`, `effects.csv`, `guards.csv`, `pod.csv`, `calibration.csv` and the `verdict.json` that rests on them."
@@ -336,7 +336,8 @@ def evaluate(study: Study, folder):
 def _figures(study: Study, verdict: dict, table: pd.DataFrame) -> list:
     "Pairs of label and text that the command prints."
     arms = ('real', 'real+synthetic', 'synthetic', verdict['best_control'])
-    rows = [(f'macro F1, {a}', '{:.3f} ({:.3f} to {:.3f})'.format(*table.loc[a, ['mean', 'low', 'high']])) for a in arms]
+    columns = ['mean', 'low', 'high']
+    rows = [(f'macro F1, {a}', '{:.3f} ({:.3f} to {:.3f})'.format(*table.loc[a, columns])) for a in arms]
     rows += [(f'gain over {arm}', f'{format_points(*gain)} points') for arm, gain in verdict['gains'].items()]
     outcomes = [g['outcome'] for g in verdict['guards']]
     counted = ', '.join(f'{outcomes.count(o)} {o}' for o in ('holds', 'in doubt', 'fails', 'not assessed'))
