@@ -20,9 +20,9 @@ from weldsynth.stages.arms import (
     freeze,
     open_test,
     study_arms,
+    test_predictions as predictions_of,
     times_opened,
 )
-from weldsynth.stages.arms import test_predictions as predictions_of
 from weldsynth.stages.data import prepare, study_patches, training_fold
 from weldsynth.stages.ldm import load_pipeline
 from weldsynth.stages.sweep import draw_study_samples, learning_curve, selected

@@ -11,8 +11,7 @@ import pytest
 import torch
 from bad_data import dicom
 from faults import record
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from PIL import Image
 
 from weldsynth.core.config import PROFILES, DataConfig, StudyError

@@ -42,7 +42,8 @@ def notebook(*cells):
 
 
 def parameters_cell():
-    return v4.new_code_cell('\n'.join(f'{k} = {v!r}' for k, v in PARAMETERS.items()), metadata=dict(tags=['parameters']))
+    source = '\n'.join(f'{k} = {v!r}' for k, v in PARAMETERS.items())
+    return v4.new_code_cell(source, metadata=dict(tags=['parameters']))
 
 
 def stream(text, name='stdout'): return v4.new_output('stream', name=name, text=text)
@@ -56,7 +57,8 @@ def chapter(title='Ship?', link='02_ldm'):
     links = f'[it]({link}.ipynb#the-loss), [the study](core/05_store.ipynb), [them](https://example.org)'
     return notebook(v4.new_markdown_cell(f'# {title}\n\n> In short.\n\n## The loss\n\nSee {links}.'),
                     v4.new_code_cell('#| default_exp x'), v4.new_code_cell('#| export\nimport os'), parameters_cell(),
-                    v4.new_code_cell('#| hide_input\n#|eval: false\nx = 1\n  #| keep: no', outputs=[stream('bar', 'stderr'), verdict]),
+                    v4.new_code_cell('#| hide_input\n#|eval: false\nx = 1\n  #| keep: no',
+                                     outputs=[stream('bar', 'stderr'), verdict]),
                     v4.new_markdown_cell('## The loss\n\n$x_1 < y$ and\n\n$$\\frac{1}{2}$$'))
 
 
@@ -85,11 +87,12 @@ def pages(tmp_path, no_quarto): return render(executed_study(tmp_path)).parent
 
 # --- execute ---
 
-def test_from_kernel_to_page(tmp_path, no_quarto, monkeypatch):
+def test_a_chapter_goes_from_kernel_to_page(tmp_path, no_quarto, monkeypatch):
     "With foreign kernels about and odd Jupyter folders: the running Python, the study's parameters, and a clean page."
     foreign = tmp_path/'jupyter'/'kernels'/'python3'
     foreign.mkdir(parents=True)
-    (foreign/'kernel.json').write_text('{"argv": ["/nonexistent/python"], "display_name": "other", "language": "python"}')
+    (foreign/'kernel.json').write_text(
+        '{"argv": ["/nonexistent/python"], "display_name": "other", "language": "python"}')
     monkeypatch.setenv('JUPYTER_PATH', str(tmp_path/'jupyter'))
     monkeypatch.setenv('JUPYTER_DATA_DIR', str(tmp_path/'nowhere'))
     nb = notebook(v4.new_markdown_cell('# Page'), parameters_cell(), v4.new_code_cell(SHOW),
@@ -184,10 +187,12 @@ def test_prepared_notebooks_hold_nothing_that_quarto_misreads():
 
 
 def test_every_kind_of_output_is_shown_once():
-    outputs = [stream('\x1b[31mred\x1b[0m'), stream('  \n'), v4.new_output('error', ename='E', evalue='why', traceback=[]),
+    outputs = [stream('\x1b[31mred\x1b[0m'), stream('  \n'),
+               v4.new_output('error', ename='E', evalue='why', traceback=[]),
                v4.new_output('execute_result', {'text/html': '<b>h</b>', 'text/plain': 'p'}, execution_count=1),
                v4.new_output('display_data', {'text/latex': '$x$', 'text/plain': 'p'}),
-               v4.new_output('display_data', {'text/plain': 'plain'}), v4.new_output('display_data', {'application/json': {}})]
+               v4.new_output('display_data', {'text/plain': 'plain'}),
+               v4.new_output('display_data', {'application/json': {}})]
     made = prepare_page(notebook(v4.new_code_cell('x', outputs=outputs))).cells[0].outputs
     assert [o.get('text') or o.data['text/markdown'] for o in made] == ['red', 'E: why', '<b>h</b>', '$x$', 'plain']
 
@@ -258,15 +263,19 @@ def test_a_new_report_takes_the_place_of_the_old_one_and_a_crash_does_not(tmp_pa
     ('href="02_ldm.html#the-loss"', 'href="02_ldm.html#gone"', '02_ldm.html#gone is not an anchor there'),
     ('href="#main"', 'href="#gone"', '#gone is not an anchor there'),
     ('href="02_ldm.html#the-loss"', 'href="00_core.html"', '00_core.html is not in the report'),
-    ('href="02_ldm.html#the-loss"', 'href="../notebooks/02_ldm.ipynb"', '../notebooks/02_ldm.ipynb is not in the report'),
+    ('href="02_ldm.html#the-loss"', 'href="../notebooks/02_ldm.ipynb"',
+     '../notebooks/02_ldm.ipynb is not in the report'),
     ('href="02_ldm.html#the-loss"', 'href="file:///etc/hosts"', 'file:///etc/hosts leads elsewhere'),
-    ('</main>', '<script src="https://cdn.example.org/x.js"></script></main>', 'https://cdn.example.org/x.js leads elsewhere'),
+    ('</main>', '<script src="https://cdn.example.org/x.js"></script></main>',
+     'https://cdn.example.org/x.js leads elsewhere'),
     ('</main>', '<iframe src="//example.org"></iframe></main>', '//example.org leads elsewhere'),
     ('</main>', '<img src="figure.png" alt="a"></main>', 'figure.png is not in the report'),
     ('</main>', '<img src="data:," alt=" "></main>', 'has an image without alternative text'),
-    ('</main>', '<p style="background: url(http://example.org/a.png)"></p></main>', 'http://example.org/a.png leads elsewhere'),
+    ('</main>', '<p style="background: url(http://example.org/a.png)"></p></main>',
+     'http://example.org/a.png leads elsewhere'),
     ('<style>', '<style>@import "https://fonts.example.org/css";', 'https://fonts.example.org/css leads elsewhere'),
-    ('<link rel="icon" href="data:,">', '<link rel="stylesheet" href="https://example.org/a.css">', 'https://example.org/a.css leads elsewhere'),
+    ('<link rel="icon" href="data:,">', '<link rel="stylesheet" href="https://example.org/a.css">',
+     'https://example.org/a.css leads elsewhere'),
     ('<title>', '<title></title><title>', 'has no title'),
     ('http-equiv="Content-Security-Policy"', 'name="policy"', 'has no content security policy'),
     ('</main>', '<h1>Again</h1></main>', 'has 2 main headings (h1), not one'),
@@ -279,7 +288,8 @@ def test_each_kind_of_problem_is_found(pages, old, new, problem):
 
 
 def test_style_sheets_are_read_too_and_a_missing_index_is_reported(pages):
-    (pages/'site.css').write_text('/* url(https://example.org/old.png) */ @import url("https://example.org/b.css"); p { background: url(data:image/png;base64,AA) }')
+    (pages/'site.css').write_text('/* url(https://example.org/old.png) */ @import url("https://example.org/b.css"); '
+                                  'p { background: url(data:image/png;base64,AA) }')
     (pages/'index.html').unlink()
     found = page_issues(pages)
     assert found[0] == 'index.html: is missing'
@@ -295,8 +305,10 @@ def test_quarto_project_lists_the_chapters(tmp_path):
     assert config['format']['html']['html-math-method'] == 'mathml'
     assert 'Pages by Quarto' in config['website']['page-footer']
     report._quarto_project({report._page(c): prepare_page(chapter()) for c in CHAPTERS}, tmp_path)
-    named = [config['format']['html']['css'], *(f for theme in config['format']['html']['theme'].values() for f in theme if '.' in f)]
-    assert all((tmp_path/f).is_file() for f in [*config['website']['sidebar']['contents'], *named, '_quarto.yml'])
+    style = config['format']['html']
+    themes = [f for theme in style['theme'].values() for f in theme if '.' in f]
+    for file in [*config['website']['sidebar']['contents'], style['css'], *themes, '_quarto.yml']:
+        assert (tmp_path/file).is_file()
     copy = nbformat.read(tmp_path/'index.ipynb', 4)
     nbformat.validate(copy)
     assert yaml.safe_load(copy.cells[0].source.strip('-\n')) == {'title': 'Ship?'}
@@ -310,7 +322,9 @@ command, folder, *options = sys.argv[1:]
 assert command == 'render' and '--no-execute' in options
 site = pathlib.Path(folder, '_site'); site.mkdir()
 for nb in pathlib.Path(folder).glob('*.ipynb'):
-    page = '<title>t</title><meta name="generator" content="quarto-1.6.40"><meta http-equiv="Content-Security-Policy" content="default-src"><h1>t</h1><p class="verdict"></p>Pages by Quarto'
+    page = ('<title>t</title><meta name="generator" content="quarto-1.6.40">'
+            '<meta http-equiv="Content-Security-Policy" content="default-src">'
+            '<h1>t</h1><p class="verdict"></p>Pages by Quarto')
     if nb.stem != {skip!r}: (site/(nb.stem + '.html')).write_text(page)
 pathlib.Path(os.environ['QUARTO_LOG']).write_text({log!r})
 '''
@@ -332,13 +346,14 @@ def test_quarto_on_path_makes_the_pages(tmp_path, monkeypatch):
     assert 'QUARTO_LOG' not in os.environ
 
 
-@pytest.mark.parametrize('case, said', [(dict(log='(WARN) Unable to resolve link target: x.ipynb'), 'Unable to resolve link target'),
-                                        (dict(log='fine\n(ERROR) no pandoc'), 'no pandoc'), (dict(skip='02_ldm'), 'it made no 02_ldm.html')])
-def test_quarto_that_fails_is_one_line_and_no_report(tmp_path, monkeypatch, case, said):
+@pytest.mark.parametrize('case, reason', [
+    (dict(log='(WARN) Unable to resolve link target: x.ipynb'), 'Unable to resolve link target'),
+    (dict(log='fine\n(ERROR) no pandoc'), 'no pandoc'), (dict(skip='02_ldm'), 'it made no 02_ldm.html')])
+def test_quarto_that_fails_is_one_line_and_no_report(tmp_path, monkeypatch, case, reason):
     fake_quarto(tmp_path, monkeypatch, **case)
     study = executed_study(tmp_path)
     with pytest.raises(StudyError, match='^Quarto failed: ') as e: render(study)
-    assert said in str(e.value)
+    assert reason in str(e.value)
     assert '\n' not in str(e.value)
     assert {p.name for p in study.path.iterdir()} == {*LOCKS, 'notebooks'}
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 # %% auto #0
-__all__ = ['app', 'Data', 'OldData', 'Name', 'Profile', 'Group', 'Seed', 'Fields', 'StudyName', 'summary', 'report', 'check',
-           'verify', 'train', 'export_review_page', 'score_reviewers', 'config', 'update_reference', 'gdxray', 'speed',
-           'main']
+__all__ = ['app', 'Data', 'OldData', 'Name', 'Profile', 'Group', 'Seed', 'Fields', 'StudyName', 'summary', 'main', 'report',
+           'check', 'verify', 'train', 'export_review_page', 'score_reviewers', 'config', 'update_reference', 'gdxray',
+           'speed']
 
 # %% ../nbs/cli.ipynb #bb026aa5
 import typer
@@ -100,6 +100,57 @@ def _command(**options):
         app.command(**options)(run)
         return function
     return register
+
+# %% ../nbs/cli.ipynb #c369ba14
+def _complain(message):
+    "One line on stderr."
+    print(f"weldsynth: {' '.join(str(message).split())}", file=sys.stderr)
+
+# %% ../nbs/cli.ipynb #10ab1459
+def _usage_text(error) -> str:
+    "What is wrong with a command line, and where to find what is right."
+    command = error.ctx.command_path if getattr(error, 'ctx', None) else 'weldsynth'
+    return f'{error.format_message()} (see `{command} --help`)'
+
+# %% ../nbs/cli.ipynb #996a0f27
+def _run(
+    argv: list,  # the arguments
+) -> int:        # exit code
+    "Run the command that `argv` names."
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context('weldsynth', argv) as context: command.invoke(context)
+    except typer.Exit as e: return e.exit_code
+    except _UsageError as e:
+        _complain(_usage_text(e))
+        return 2
+    except StudyError as e:
+        _complain(e)
+        return 1
+    return 0
+
+# %% ../nbs/cli.ipynb #716b28f4
+@contextmanager
+def _stoppable():
+    "While it lasts, SIGTERM interrupts as Ctrl-C does, with its number."
+    def stop(number, frame): raise KeyboardInterrupt(int(number))
+    if threading.current_thread() is not threading.main_thread(): return (yield)
+    before = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+# %% ../nbs/cli.ipynb #656d98f3
+def main(
+    argv: list | None = None,  # the arguments; those of the process if not given
+) -> int:                      # exit code
+    "The `weldsynth` command."
+    argv = list(sys.argv[1:] if argv is None else argv) or ['--help']
+    try:
+        with _stoppable(): return _run(argv)
+    except KeyboardInterrupt as e:
+        print(file=sys.stderr)
+        _complain('interrupted. Finished steps are kept: the same command resumes from there.')
+        return 128 + next(iter(e.args), signal.SIGINT)
 
 # %% ../nbs/cli.ipynb #62d404aa
 def _check_costs(prevalence: float, missed_cost: float, false_cost: float):
@@ -262,11 +313,6 @@ def score_reviewers(
     for issue in issues[:-1]: _complain(issue)
     if issues: raise StudyError(issues[-1])
 
-# %% ../nbs/cli.ipynb #c369ba14
-def _complain(message):
-    "One line on stderr."
-    print(f"weldsynth: {' '.join(str(message).split())}", file=sys.stderr)
-
 # %% ../nbs/cli.ipynb #dfbafba4
 @app.command()
 def config(
@@ -340,48 +386,3 @@ def speed(
     bench.record(entry)
     print(bench.summary(entry))
     _update_chapter('11_speed', study.path/'notebooks', study_parameters(study))
-
-# %% ../nbs/cli.ipynb #10ab1459
-def _usage_text(error) -> str:
-    "What is wrong with a command line, and where to find what is right."
-    command = error.ctx.command_path if getattr(error, 'ctx', None) else 'weldsynth'
-    return f'{error.format_message()} (see `{command} --help`)'
-
-# %% ../nbs/cli.ipynb #996a0f27
-def _run(
-    argv: list,  # the arguments
-) -> int:        # exit code
-    "Run the command that `argv` names."
-    command = typer.main.get_command(app)
-    try:
-        with command.make_context('weldsynth', argv) as context: command.invoke(context)
-    except typer.Exit as e: return e.exit_code
-    except _UsageError as e:
-        _complain(_usage_text(e))
-        return 2
-    except StudyError as e:
-        _complain(e)
-        return 1
-    return 0
-
-# %% ../nbs/cli.ipynb #716b28f4
-@contextmanager
-def _stoppable():
-    "While it lasts, SIGTERM interrupts as Ctrl-C does, with its number."
-    def stop(number, frame): raise KeyboardInterrupt(int(number))
-    if threading.current_thread() is not threading.main_thread(): return (yield)
-    before = signal.signal(signal.SIGTERM, stop)
-    try: yield
-    finally: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-# %% ../nbs/cli.ipynb #656d98f3
-def main(
-    argv: list | None = None,  # the arguments; those of the process if not given
-) -> int:                      # exit code
-    "The `weldsynth` command."
-    argv = list(sys.argv[1:] if argv is None else argv) or ['--help']
-    try:
-        with _stoppable(): return _run(argv)
-    except KeyboardInterrupt as e:
-        print('\nweldsynth: interrupted. Finished steps are kept: the same command resumes from there.', file=sys.stderr)
-        return 128 + next(iter(e.args), signal.SIGINT)

@@ -17,8 +17,15 @@ __all__ = ['FIELDS_0_1', 'STAGES_0_1', 'RENAMED_FILES', 'RENAMED_KEYS', 'RENAMED
 
 # %% ../../nbs/core/07_legacy.ipynb #fe617cc1
 from .config import PROFILES, StudyConfig, StudyError, config_from_dict, with_overrides
-from .files import (explain_disk_full, file_changes, file_hashes, file_lock, flush_folder, staging_dir,
-                                  write_atomic)
+from weldsynth.core.files import (
+    explain_disk_full,
+    file_changes,
+    file_hashes,
+    file_lock,
+    flush_folder,
+    staging_dir,
+    write_atomic,
+)
 from .random import digest
 
 # %% ../../nbs/core/07_legacy.ipynb #13638156
@@ -105,6 +112,7 @@ RENAMED_FILES = {'ldm/denoiser': {'like.safetensors': 'conditions_by_class.safet
                  'eval/learning': {'calls.safetensors': 'predictions.safetensors'},
                  'eval/test': {'strangers.csv': 'ood.csv'}}
 
+# %% ../../nbs/core/07_legacy.ipynb #091b17db
 RENAMED_KEYS = {'eval/verdict': {'verdict.json': {'would_decide': 'sample_size_note'}}}
 
 _LABELS = {'as_labelled': 'label_agreement', 'as_labelled_real': 'label_agreement_real',

@@ -26,8 +26,16 @@ __all__ = ['STAGES', 'DATA_NAMES', 'Artefact', 'Study', 'artefact_key', 'make_ar
 # %% ../../nbs/core/05_store.ipynb #4a5caa14
 from .config import StudyConfig, StudyError, choose_profile, config_table
 from .display import escape
-from .files import (explain_disk_full, file_changes, file_hashes, file_lock, flush_folder, remove_part,
-                                  remove_stale_staging, write_atomic)
+from weldsynth.core.files import (
+    explain_disk_full,
+    file_changes,
+    file_hashes,
+    file_lock,
+    flush_folder,
+    remove_part,
+    remove_stale_staging,
+    write_atomic,
+)
 from .legacy import config_of_plan, take_over
 from .random import digest
 from .runtime import barrier, hardware, home, log, process, versions

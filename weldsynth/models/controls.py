@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 
 # %% ../../nbs/models/06_controls.ipynb #12322f07
+from ..core.config import ControlsConfig
+from ..core.random import numpy_stream, stream_seed, torch_stream
+from ..data.images import window
 from weldsynth.data.patches import (
     PatchSet,
     apply_transform,
@@ -29,10 +32,6 @@ from weldsynth.data.patches import (
     quantise_like,
     random_mirror,
 )
-
-from ..core.config import ControlsConfig
-from ..core.random import numpy_stream, stream_seed, torch_stream
-from ..data.images import window
 
 # %% ../../nbs/models/06_controls.ipynb #5bd3267e
 def repeated(

@@ -227,7 +227,8 @@ def _sample_folders(study: Study) -> list:
 
 def _sample_table(study: Study) -> pd.DataFrame:
     "The manifests of all synthetic defects."
-    def manifest(artefact): return pd.read_csv(artefact.path/'manifest.csv', dtype=dict(label=str), keep_default_na=False)
+    def manifest(artefact):
+        return pd.read_csv(artefact.path/'manifest.csv', dtype=dict(label=str), keep_default_na=False)
     return pd.concat([manifest(a).assign(generator=g) for g, a in enumerate(_sample_folders(study))])
 
 
@@ -290,11 +291,11 @@ def _source_hash(study: Study) -> str:
     return source.fingerprint() if source.is_simulated else file_hash(prepare(study).path/'source.csv')
 
 
-def _hashes(study: Study) -> dict:
-    "What `study.json` keeps of a finished study."
+def _hashes(study: Study, plan: dict) -> dict:
+    "What `study.json`, which holds `plan`, keeps of a finished study."
     folders = artefact_folders(study.path)
     infos = [Artefact(a, '').info for a in folders]
-    return dict(data=_source_hash(study), plan=digest(study.plan()),
+    return dict(data=_source_hash(study), plan=digest(plan),
                 stages={i['stage']: i['version'] for i in infos if 'version' in i},
                 artefacts={str(a.relative_to(study.path)): file_hash(a/'artefact.json') for a in folders},
                 cards=file_hashes(study.path/'cards'))
@@ -308,4 +309,4 @@ def finish(
         (study.path/'cards'/kind).mkdir(parents=True, exist_ok=True)
         write_atomic(study.path/'cards'/kind/'README.md', text)
     record = json.loads((study.path/'study.json').read_text())
-    write_atomic(study.path/'study.json', json.dumps(dict(record, hashes=_hashes(study)), indent=1))
+    write_atomic(study.path/'study.json', json.dumps(dict(record, hashes=_hashes(study, record['plan'])), indent=1))

@@ -62,11 +62,11 @@ def _head_issues(soup: BeautifulSoup) -> list:
     if headings != 1: found.append(f'has {headings} main headings (h1), not one')
     return found
 
-# %% ../../nbs/report/05_page_checks.ipynb #ea44d2d1
+# %% ../../nbs/report/05_page_checks.ipynb #208915fc
 def _page_issues(file: Path, soup: BeautifulSoup, folder: Path, anchors: dict) -> list:
     "What is wrong with the page `file`."
     found = [_url_issue(file, url, folder) for url in _page_requests(soup)]
-    found += [_url_issue(file, a['href'], folder, anchors) for a in soup('a', href=True)]
+    found += [_url_issue(file, str(a['href']), folder, anchors) for a in soup('a', href=True)]
     found += _head_issues(soup)
     if file == folder/'index.html' and not soup.select('.verdict'): found.append('has no verdict')
     return [issue for issue in found if issue]

@@ -81,7 +81,7 @@ def _finished_record(folder: Path) -> dict:
 def _all_issues(folder: Path, record: dict, infos: dict):
     "Yields (file, what) for all that is not as recorded."
     yield from _record_issues(folder, record)
-    keys = {info['key'] for info in infos.values()}
+    keys = {info.get(k) for info in infos.values() for k in ('key', 'key_0_1')}  # old folders name old keys
     for path in infos: yield from _artefact_issues(path, str(path.relative_to(folder)), keys)
     for path, info in infos.items():
         is_recorded = str(path.relative_to(folder)) in record['hashes']['artefacts']

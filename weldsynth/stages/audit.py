@@ -29,8 +29,16 @@ from ..core.store import Study, stage
 from ..data.patches import PatchSet
 from ..metrics.bootstrap import interval, resample
 from ..metrics.classification import choose_threshold, decide, group_counts
-from ..metrics.fidelity import (METRICS, compare_features, copy_threshold, flag_copies, kid, mean_and_quantiles,
-                                        nan_to_none, nearest_training_image)
+from weldsynth.metrics.fidelity import (
+    METRICS,
+    compare_features,
+    copy_threshold,
+    flag_copies,
+    kid,
+    mean_and_quantiles,
+    nan_to_none,
+    nearest_training_image,
+)
 from ..metrics.fingerprint import probe_auc, spectrum_table
 from ..models.autoencoder import reconstruct
 from ..models.classifier import Inception, features, fit_all, load_classifier, probabilities

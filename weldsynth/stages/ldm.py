@@ -20,12 +20,31 @@ from ..core.runtime import device, process, progress
 from ..core.store import Study, stage
 from ..data.patches import PatchSet, augment_geometric, balanced_rows, mirror_images
 from ..metrics.fidelity import copy_monitor
-from ..models.autoencoder import (BlockAutoencoder, StockAutoencoder, autoencoder_batch, autoencoder_loss,
-                                          encode, load_weights, make_autoencoder, perceptual_latents, save_weights,
-                                          to_diffusers, whiten)
-from ..models.denoiser import (condition_ids_for, denoiser_batch, denoiser_loss, draw, flaw_cells,
-                                       from_folder, make_denoiser, make_pipeline, optimise_for_cpu,
-                                       sample_condition_ids)
+from weldsynth.models.autoencoder import (
+    BlockAutoencoder,
+    StockAutoencoder,
+    autoencoder_batch,
+    autoencoder_loss,
+    encode,
+    load_weights,
+    make_autoencoder,
+    perceptual_latents,
+    save_weights,
+    to_diffusers,
+    whiten,
+)
+from weldsynth.models.denoiser import (
+    condition_ids_for,
+    denoiser_batch,
+    denoiser_loss,
+    draw,
+    flaw_cells,
+    from_folder,
+    make_denoiser,
+    make_pipeline,
+    optimise_for_cpu,
+    sample_condition_ids,
+)
 from ..models.film_noise import FilmNoise, measure_film_noise
 from ..models.training import seeded_weights, train
 from .data import prepare, study_patches, training_fold

@@ -15,6 +15,7 @@ __all__ = ['fold_counts', 'brier_sums', 'brier_ratio', 'film_gain', 'autoencoded
 # %% ../../nbs/09_verdict.ipynb #80c9223d
 import numpy as np
 import pandas as pd
+
 import weldsynth
 
 # %% ../../nbs/09_verdict.ipynb #4277ca2a
@@ -23,8 +24,15 @@ from ..core.store import Study, stage
 from ..data.patches import PatchSet
 from ..data.sources import GUESSED_GROUP_PREFIX
 from ..metrics.bootstrap import format_points, interval, minimum_detectable, resample, standard_error
-from ..metrics.classification import (brier, calibration, calibration_error, group_counts, pod_fit, ranking,
-                                              scores)
+from weldsynth.metrics.classification import (
+    brier,
+    calibration,
+    calibration_error,
+    group_counts,
+    pod_fit,
+    ranking,
+    scores,
+)
 from ..metrics.fidelity import nan_to_none
 from ..metrics.rule import GUARDS, Evidence, Guard, assess_guards, decide_shipping, sample_size_note
 from ..models.controls import best_control
