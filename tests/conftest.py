@@ -33,6 +33,9 @@ def environment(bars=False, **variables):
 
 
 def pytest_collection_modifyitems(items):
+    "Tests of a trained study are marked `study`; files with slow tests come first."
+    for item in items:
+        if {'study', 'study_copy'} & set(item.fixturenames): item.add_marker(pytest.mark.study)
     slow = {item.path for item in items if item.get_closest_marker('slow')}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -1,6 +1,5 @@
 """The whole study at smoke size: the command, the report, and papermill on the last notebook alone."""
 import json
-import os
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from conftest import environment
 from PIL import Image
 
 from weldsynth.core.runtime import checkout
@@ -22,7 +22,7 @@ DECISIONS = ('SHIP', 'DO NOT SHIP', 'INCONCLUSIVE')
 
 def run(home, *command, **options):
     "Run a command with its studies under `home`."
-    env = dict(os.environ, WELDSYNTH_HOME=str(home))
+    env = environment(bars=True, WELDSYNTH_HOME=home)
     return subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, **options)
 
 
