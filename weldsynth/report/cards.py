@@ -22,13 +22,13 @@ from ..core.files import file_hash, file_hashes, write_atomic
 from ..core.random import digest
 from ..core.runtime import versions
 from ..core.store import Artefact, Study
+from .verification import artefact_folders
 from ..stages.audit import audit_samples
 from ..stages.data import prepare, study_patches, study_source
 from ..stages.ldm import train_autoencoder, train_denoiser
 from ..stages.sample import weights_hash
 from ..stages.sweep import draw_study_samples
 from ..stages.verdict import recommend
-from .verification import artefact_folders
 
 # %% ../../nbs/report/02_cards.ipynb #5d9790e7
 def _licence(study: Study) -> dict:
