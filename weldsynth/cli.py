@@ -253,10 +253,11 @@ def verify(
 def _train(study: Study) -> tuple:
     "Train the networks: (generators, classifiers), artefacts."
     from weldsynth.stages.arms import fit_arms
-    from weldsynth.stages.ldm import train_denoiser
+    from weldsynth.stages.sample import study_generator
     from weldsynth.stages.sweep import learning_curve
     with study.exclusive():
-        generators = [train_denoiser(study, g) for g in range(study.config.sampler.generators)]
+        train = study_generator(study).train
+        generators = [train(study, seed, 1.) for seed in range(study.config.sampler.generators)]
         fits = fit_arms(study)
         learning_curve(study)
     return generators, fits

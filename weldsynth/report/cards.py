@@ -16,7 +16,7 @@ __all__ = ['acceptance_targets', 'model_card', 'data_card', 'finish']
 import pandas as pd
 
 # %% ../../nbs/report/02_cards.ipynb #845de8f3
-from ..core.config import AutoencoderConfig, DenoiserConfig, RuleConfig
+from ..core.config import RuleConfig
 from ..core.display import escape, markdown_table
 from ..core.files import file_hash, file_hashes, write_atomic
 from ..core.random import digest
@@ -25,8 +25,8 @@ from ..core.store import Artefact, Study
 from .verification import artefact_folders
 from ..stages.audit import audit_samples
 from ..stages.data import prepare, study_patches, study_source
-from ..stages.ldm import train_autoencoder, train_denoiser
-from ..stages.sample import weights_hash
+from ..stages.ldm import train_autoencoder
+from ..stages.sample import study_generator, weights_hash
 from ..stages.sweep import draw_study_samples
 from ..stages.verdict import recommend
 
@@ -137,28 +137,36 @@ def _model_front(study: Study):
                          tags=['weld', 'radiography', 'latent-diffusion', 'synthetic-data'], **_licence(study))
 
 # %% ../../nbs/report/02_cards.ipynb #8b7b80ea
-def _training_row(network: str, config: AutoencoderConfig | DenoiserConfig, artefact: Artefact) -> dict:
-    "What training one network took."
+def _models(study: Study) -> list:
+    "The artefacts of the study's trained generators."
+    generator = study_generator(study)
+    return [generator.train(study, seed, 1.) for seed in range(study.config.sampler.generators)]
+
+
+def _training_row(network: str, artefact: Artefact) -> dict:
+    "What training one network took; steps and batch where its stage reads a section that has them."
     info = artefact.info
-    return dict(network=network, steps=config.steps, batch=config.batch, minutes=info['seconds']/60,
-                hardware=info['hardware'])
+    sections = [part for part in info['config'].values() if isinstance(part, dict) and 'steps' in part]
+    trained = sections[0] if sections else {}
+    return dict(network=network, steps=trained.get('steps'), batch=trained.get('batch'),
+                minutes=info['seconds']/60, hardware=info['hardware'])
 
 
 def _training_table(study: Study) -> pd.DataFrame:
     "What training the networks took."
-    rows = [_training_row('autoencoder', study.config.autoencoder, train_autoencoder(study))]
-    for g in range(study.config.sampler.generators):
-        rows.append(_training_row(f'denoiser {g}', study.config.denoiser, train_denoiser(study, g)))
+    rows = [_training_row('autoencoder', train_autoencoder(study))]
+    rows += [_training_row(f'generator {g}', model) for g, model in enumerate(_models(study))]
     return pd.DataFrame(rows)
 
 
 def _weights_table(study: Study) -> pd.DataFrame:
     "Where each generator's pipeline lies, with the hash of its weights."
     rows = []
-    for g in range(study.config.sampler.generators):
-        artefact = train_denoiser(study, g)
-        folder = artefact.path.relative_to(study.path)/'pipeline'
-        rows.append(dict(generator=g, folder=str(folder), weights=weights_hash(artefact)))
+    for g, model in enumerate(_models(study)):
+        has_pipeline = (model.path/'pipeline').exists()
+        folder = model.path.relative_to(study.path)/('pipeline' if has_pipeline else '')
+        weights = weights_hash(model) if has_pipeline else digest(model.info['files'])
+        rows.append(dict(generator=g, folder=str(folder), weights=weights))
     return pd.DataFrame(rows)
 
 
@@ -173,6 +181,10 @@ def _model_text(study: Study) -> str:
     "What the model is, in plain words."
     classes = study_patches(study).classes
     px, channels = study.config.data.px, study.config.autoencoder.latents
+    name = study.config.sampler.generator
+    if name != 'ldm':
+        return (f'The generator “{escape(name)}” of weld radiograph patches, {px} x {px} pixels, in {len(classes)} '
+                f'classes ({", ".join(map(escape, classes))}). The finding:')
     return (f'A class-conditional latent diffusion model of weld radiograph patches, {px} x {px} pixels, in '
             f'{len(classes)} classes ({", ".join(map(escape, classes))}). Its autoencoder is linear: one linear map '
             f'from each block of 4 x 4 pixels to {channels} channels and one back, initialised by principal component '
