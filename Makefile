@@ -37,10 +37,12 @@ lint: $(READY)  ## style, types, and that no room imports upward
 notebooks: $(READY)  ## every notebook runs by itself
 	$(TESTING) TQDM_DISABLE=1 $(BIN)/nbdev_test --n_workers 2
 
-quick: $(READY)  ## for who edits a metric: lint, the library's notebooks, the tests that train nothing
+QUICK    = metrics metrics_fidelity agreement diffusion_math classifier controls stress data check store stage_versions
+
+quick: $(READY)  ## under a minute, for an edit in the library: lint, and the tests that need no trained study
 	$(BIN)/ruff check weldsynth nbs tests
 	$(BIN)/lint-imports
-	$(TESTING) $(BIN)/python -m pytest -q -n logical -m 'not study and not slow and not soak'
+	$(TESTING) $(BIN)/python -m pytest -q -n logical -m 'not study and not slow and not soak' $(QUICK:%=tests/test_%.py)
 
 confirm: $(READY)  ## the results of all stages stay: record the hashes of their code
 	$(BIN)/python tests/stage_hashes.py
