@@ -18,7 +18,7 @@ from weldsynth.report.markup import mathml
 from weldsynth.report.pages import CASES, CHAPTERS, execute, page_issues, prepare_page, render
 
 ROOT = checkout()
-PARAMETERS = dict(name='', data='simulated', profile='', group='group', seed=0)
+PARAMETERS = dict(name='', data='simulated', profile='', group='group', seed=0, overrides='')
 LOCKS = {'.study.lock', '.study.owner'}
 WITHOUT_STUDY = ('12_reliability', '13_lab_notes')  # they show records
 
@@ -127,7 +127,7 @@ def test_a_case_gets_no_parameters(tmp_path, monkeypatch):
     monkeypatch.setattr('papermill.execute_notebook', note)
     study = source_study(tmp_path, a=notebook(parameters_cell()), b=notebook(parameters_cell()))
     execute(study, tmp_path/'nbs', ['ca', 'cb'])
-    assert given == [{}, dict(name='made-up', data='simulated', profile='fixture', group='film', seed=7)]
+    assert given == [{}, dict(name='made-up', data='simulated', profile='fixture', group='film', seed=7, overrides='')]
 
 
 @pytest.mark.parametrize('code, message', [
@@ -160,6 +160,16 @@ def test_each_chapter_takes_the_parameters(name, monkeypatch):
     exec(cells[0].source, scope)
     if name in CASES: assert scope['gdxray'] == '', 'without the films a case is drawn from its records'
     else: assert {k: scope[k] for k in PARAMETERS} == PARAMETERS
+
+
+@pytest.mark.parametrize('name', [c for c in CHAPTERS if c not in (*WITHOUT_STUDY, *CASES)])
+def test_nbdev_test_by_itself_runs_a_chapter_at_the_smallest_profile(name, monkeypatch):
+    monkeypatch.setenv('IN_TEST', '1')
+    cells = nbformat.read(ROOT/'nbs'/f'{name}.ipynb', 4).cells
+    [parameters] = [c.source for c in cells if 'parameters' in c.metadata.get('tags', [])]
+    scope = dict(os=os)
+    exec(parameters, scope)
+    assert scope['profile'] == 'fixture'
 
 
 def test_fields_that_differ_from_the_preset_reach_the_chapters(tmp_path):
