@@ -45,7 +45,7 @@ quick: $(READY)  ## under a minute, for an edit in the library: lint, and the te
 	$(TESTING) $(BIN)/python -m pytest -q -n logical -m 'not study and not slow and not soak' $(QUICK:%=tests/test_%.py)
 
 confirm: $(READY)  ## the results of all stages stay: record the hashes of their code
-	$(BIN)/python tests/stage_hashes.py
+	$(BIN)/python tests/test_stage_versions.py
 
 review: $(READY)  ## the page for three reviewers, or their score: NAME=study ANSWERS='a.json b.json c.json'
 	@$(BIN)/weldsynth review $(if $(ANSWERS),score,export) '$(NAME)' $(ANSWERS)

@@ -204,13 +204,14 @@ def random_mirror(
 # %% ../../nbs/data/02_patches.ipynb #92faf78c
 def geometric_transform(
     px: int,                 # side of a patch
-    config: ControlsConfig,  # rotation, shift and scale
+    config: ControlsConfig,  # rotation, shift, scale and elastic distortion
 ) -> v2.Compose:
     "torchvision's transforms that rotate, shift, scale and distort an image of 2px x 2px and crop it to px x px."
     from torchvision.transforms import v2
     affine = v2.RandomAffine(config.rotation, translate=(config.shift, config.shift), scale=config.scale,
                              interpolation=v2.InterpolationMode.BILINEAR)
-    return v2.Compose([affine, v2.ElasticTransform(alpha=px/3, sigma=px/12), v2.CenterCrop(px)])
+    elastic = v2.ElasticTransform(alpha=px*config.elastic, sigma=px*config.elastic_smoothness)
+    return v2.Compose([affine, elastic, v2.CenterCrop(px)])
 
 # %% ../../nbs/data/02_patches.ipynb #ebe2d4d1
 def apply_transform(
