@@ -344,7 +344,7 @@ def with_copies(manifest):
 
 
 def test_a_copy_in_another_fold_is_refused(manifest):
-    patches = split(read_manifest(with_copies(manifest), PX, 'film'), CONFIG)
+    patches = split(read_manifest(with_copies(manifest), PX, 'film'), CONFIG)[0]
     with pytest.raises(StudyError, match=r".*: and '.*' are the same image in two folds"):
         report_duplicates(patches, CONFIG)
 
@@ -392,7 +392,7 @@ def test_films_are_held_out_whole_where_groups_are_parts_of_them(tmp_path):
 
 def test_the_shares_are_those_of_the_configuration():
     source = open_source('simulated', DataConfig(defects=400, cleans=400, plates=40))
-    patches = split(source.read(PX, 'group'), DataConfig(train_share=.5, validation_share=.25, test_share=.25))
+    [patches] = split(source.read(PX, 'group'), DataConfig(train_share=.5, validation_share=.25, test_share=.25))
     shares = patches.table.fold.value_counts(normalize=True)
     assert abs(shares['validation'] - .25) < .03
     assert abs(shares['test'] - .25) < .03
@@ -431,7 +431,7 @@ def test_real_radiographs_are_the_same_by_manifest_and_by_windows(radiographs):
 @pytest.mark.parametrize('kind, named', [(0, (*FOLDS, 'film')), (1, FOLDS)])
 def test_real_radiographs_are_split(radiographs, kind, named):
     "Sections are parts of films, so whole films are held out beside."
-    folds = split(radiographs[kind], CONFIG)
+    [folds] = split(radiographs[kind], CONFIG)
     report_duplicates(folds, CONFIG)
     assert folds.table.groupby('group').fold.nunique().max() == 1
     assert folds.table.groupby('fold').label.nunique().to_dict() == dict.fromkeys(named, 4)

@@ -19,8 +19,8 @@ from torch.nn.functional import mse_loss
 
 from weldsynth.core.config import StudyError
 from weldsynth.core.files import file_hashes, file_lock, load_state, write_atomic
-from weldsynth.models import classifier, training
-from weldsynth.models.classifier import fit_parallel
+from weldsynth.models import fits, training
+from weldsynth.models.fits import fit_parallel
 from weldsynth.models.denoiser import draw, from_folder
 from weldsynth.models.training import train
 from weldsynth.stages import ldm, sample
@@ -125,11 +125,11 @@ def test_sampling_resumes_with_the_next_batch(study, tmp_path, monkeypatch):
 
 def test_fits_resume_with_the_next(study, tmp_path, monkeypatch):
     cut = begun(study, tmp_path/'cut', 'data/patches', 'ldm/autoencoder', 'ldm/denoiser', 'samples/defects')
-    monkeypatch.setattr(classifier, 'cores', lambda: 1)
+    monkeypatch.setattr(fits, 'cores', lambda: 1)
     with monkeypatch.context() as patch:
-        dies_at(patch, classifier, 'fit_job', 2)
+        dies_at(patch, fits, 'fit_job', 2)
         with pytest.raises(Killed): sweep_guidance(cut)
-    calls = dies_at(monkeypatch, classifier, 'fit_job', 0)
+    calls = dies_at(monkeypatch, fits, 'fit_job', 0)
     assert same(sweep_guidance(cut), sweep_guidance(study))
     assert len(calls) == 1, 'one fit of two was saved'
 
@@ -398,14 +398,14 @@ def test_samples_that_do_not_fit_are_drawn_in_halves(study, tmp_path):
 # --- what hangs or dies ---
 
 def test_fits_run_side_by_side(monkeypatch):
-    monkeypatch.setattr(classifier, 'cores', lambda: 2)
+    monkeypatch.setattr(fits, 'cores', lambda: 2)
     def f(name, seed): return seed
     assert sorted(fit_parallel(f, [('real', 0), ('real', 1)])) == [('real', 0, 0), ('real', 1, 1)]
 
 
 def test_a_fit_that_hangs_is_named(monkeypatch):
-    monkeypatch.setattr(classifier, 'cores', lambda: 2)
-    monkeypatch.setattr(classifier, 'TIMEOUT_S', 3.)
+    monkeypatch.setattr(fits, 'cores', lambda: 2)
+    monkeypatch.setattr(fits, 'TIMEOUT_S', 3.)
     def f(name, seed):
         import time
         if seed == 1: time.sleep(300)
@@ -416,7 +416,7 @@ def test_a_fit_that_hangs_is_named(monkeypatch):
 
 
 def test_a_fit_whose_process_dies_is_one_line(monkeypatch):
-    monkeypatch.setattr(classifier, 'cores', lambda: 2)
+    monkeypatch.setattr(fits, 'cores', lambda: 2)
     def f(name, seed):
         import os
         import signal

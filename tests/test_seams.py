@@ -104,7 +104,7 @@ def _brightened(images: torch.Tensor, seed: int, gain: float) -> torch.Tensor:
     return (image.float() + gain).clamp(0, 255).to(torch.uint8)
 
 
-def linear_classifier(classes: int) -> nn.Module:
+def linear_classifier(classes: int, config) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(64, classes))
 
 

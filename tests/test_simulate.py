@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from weldsynth.core.config import PROFILES
+from weldsynth.core.config import PROFILES, classifier_of_kind
 from weldsynth.data.flaws import CLASSES
 from weldsynth.data.images import window
 from weldsynth.data.simulate import simulate
 from weldsynth.metrics.classification import decide, macro_f1
-from weldsynth.models.classifier import fit_job
+from weldsynth.models.fits import fit_job
 
 @pytest.fixture(scope='module')
 def shots():
@@ -31,8 +31,10 @@ def training_rows(labels, test, n):
 def score(images, labels, test, n):
     "Macro F1 of a classifier trained with `n` defects per class."
     config = PROFILES['demo']
-    rows = training_rows(labels, test, n)
-    _, probs = fit_job(images[rows], labels[rows], len(CLASSES), config.classifier, config.optimiser, 0, images[test])
+    rows = torch.from_numpy(training_rows(labels, test, n))
+    small = classifier_of_kind('small', config.classifier)
+    images, truth = torch.from_numpy(images), torch.from_numpy(labels)
+    _, probs = fit_job(images, rows, truth[rows], len(CLASSES), small, config.optimiser, 0, images[test])
     return macro_f1(torch.from_numpy(labels[test]), decide(probs, .5), len(CLASSES))
 
 

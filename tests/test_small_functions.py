@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import mse_loss
 
 from weldsynth.core import store
-from weldsynth.core.config import DataConfig, OptimiserConfig
+from weldsynth.core.config import ClassifierConfig, DataConfig, OptimiserConfig
 from weldsynth.core.files import remove_part
-from weldsynth.core.store import make_artefact
+from weldsynth.core.store import artefact_folders, make_artefact
 from weldsynth.data import flaws, simulate as simulator
 from weldsynth.data.flaws import (
     DRAW_FLAW,
@@ -32,7 +32,6 @@ from weldsynth.metrics.timing import matrix_rate
 from weldsynth.models.classifier import CLASSIFIERS, grey_resnet18
 from weldsynth.models.training import Checkpoints, Snapshots, TrainingLog, start_training
 from weldsynth.report.pages import study_parameters
-from weldsynth.report.verification import artefact_folders
 from weldsynth.stages.review import answer_scores, export_review, export_text, new_set, score_text, sealed_set
 
 # --- the simulator ---
@@ -122,7 +121,7 @@ def test_a_checkpoint_brings_the_weights_back(training, tmp_path):
 
 def test_resnet18_takes_grey_images():
     assert CLASSIFIERS['resnet18'] is grey_resnet18
-    assert grey_resnet18(4)(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
+    assert grey_resnet18(4, ClassifierConfig())(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
 
 
 def test_the_rate_of_a_matrix_product_is_positive():

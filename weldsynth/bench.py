@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 from .core.config import PROFILES, AuditConfig, DenoiserConfig, SamplerConfig, StudyConfig, with_overrides
 from .core.files import write_atomic
 from .core.runtime import checkout, cores, device, hardware, progress, versions
-from .core.store import Study
+from .core.store import Artefact, Study, artefact_folders
 from .data.patches import PatchSet, class_plan, mirror_images
 from .data.simulate import simulate
 from .metrics import timing
@@ -45,7 +45,8 @@ from .metrics.fidelity import compare_features, nearest_training_image
 from .metrics.fingerprint import probe_auc
 from .models import stock
 from .models.autoencoder import autoencoder_batch, autoencoder_loss, encode, make_autoencoder
-from .models.classifier import classifier_batch, features, fit_all, make_classifier
+from .models.classifier import classifier_batch, make_classifier, penultimate
+from .models.fits import fit_all
 from .models.denoiser import denoiser_batch, denoiser_loss, generate, make_denoiser
 from .models.film_noise import FilmNoise, add_film_noise
 from .models.training import train
@@ -89,10 +90,10 @@ def sample_quality(
 ) -> list:
     "KID of each set against real defects that judge 0 has not seen: dicts of what, images, value, low, high (95 %)."
     judge = load_judge(study, 0)
-    real = features(judge, unseen_defects(study).images)
+    real = penultimate(judge, unseen_defects(study).images)
     rows = []
     for title, images in sets.items():
-        compared = compare_features(real, features(judge, images), study.seed, study.config.audit, len(images))
+        compared = compare_features(real, penultimate(judge, images), study.seed, study.config.audit, len(images))
         kid = compared.set_index('metric').loc['kid', ['value', 'low', 'high']].astype(float)
         rows.append(dict(what=title, images=len(images), **kid))
     return rows
@@ -212,7 +213,7 @@ def compare_fits(
     with tempfile.TemporaryDirectory() as folder:
         loader = stock.image_loader(sets['real'], Path(folder), config.batch)
         def standard():
-            net = make_classifier(config.kind, len(fold.classes))
+            net = make_classifier(len(fold.classes), config)
             return stock.stock_step_seconds(net, loss, loader, max(steps//4, 3))
         seconds = timing.compare_speed(standard, ours, rounds)
     about = f'{config.kind}, batch {config.batch}, {study.config.data.px} px, {fits} fits'
@@ -224,7 +225,7 @@ def study_costs(
 ) -> pd.DataFrame:
     "What the stages of a study took: stage, pieces, seconds, longest (piece), hardware (a list)."
     facts = ['stage', 'seconds', 'hardware']
-    infos = [json.loads(f.read_text()) for f in sorted(study.path.glob('*/*/artefact.json'))]
+    infos = [Artefact(folder, '').info for folder in artefact_folders(study.path)]
     rows = pd.DataFrame([{k: info[k] for k in facts} for info in infos], columns=facts)
     seconds = dict(pieces=('seconds', 'size'), seconds=('seconds', 'sum'), longest=('seconds', 'max'))
     return rows.groupby('stage').agg(**seconds, hardware=('hardware', lambda h: sorted(set(h)))).reset_index()
@@ -258,8 +259,8 @@ def _training_jobs(config: StudyConfig, fold: PatchSet) -> dict:
     zeros = torch.zeros(1, len(fold), coder.latents, side, side).expand(4, -1, -1, -1, -1)
     autoencoder = make_autoencoder(fold.images[:256], coder.latents)
     images = autoencoder_batch(fold, coder.batch, coder.flaw_weight, 0)
-    classifier = make_classifier(config.classifier.kind, len(fold.classes)).train()
-    labelled = classifier_batch(fold.images, fold.labels, config.classifier, 0)
+    classifier = make_classifier(len(fold.classes), config.classifier).train()
+    labelled = classifier_batch(fold.images, torch.arange(len(fold)), fold.labels, config.classifier, 0)
     return {'autoencoder step': steps(autoencoder, autoencoder_loss, images),
             'denoiser step': steps(_denoiser(config), denoiser_loss, _even_batch(zeros, fold.labels, config.denoiser)),
             'classifier step': steps(classifier, classifier_loss, labelled)}
@@ -269,11 +270,11 @@ def _audit_jobs(config: StudyConfig, fold: PatchSet, synthetic: torch.Tensor) ->
     "stage -> job: the comparisons of real and synthetic images, and the intervals."
     audit = config.audit
     defects = fold.take(fold.table.label != 'clean')
-    judge = make_classifier(config.classifier.kind, len(fold.classes)).eval()
+    judge = make_classifier(len(fold.classes), config.classifier).eval()
     groups = np.arange(len(defects)) % 20
     few = AuditConfig(fidelity_resamples=20)
     def probe(): return probe_auc(defects.images, synthetic[:len(defects)], groups, groups, 0, audit.probe_folds)
-    return {'realism': lambda: compare_features(features(judge, fold.images), features(judge, synthetic), 0, few),
+    return {'realism': lambda: compare_features(penultimate(judge, fold.images), penultimate(judge, synthetic), 0, few),
             'copies': lambda: nearest_training_image(synthetic, fold.images, audit.copy_neighbourhoods),
             "decoder's trace": probe, 'statistics': lambda: _bootstrap(fold)}
 

@@ -187,7 +187,7 @@ def _make_report(study: Study, kernel: type, **costs) -> tuple:
         _announce(study)
         prepare_or_count(study)
         recommendation = recommend(study)
-        learning_curve(study)
+        learning_curve(study.first)
         execute(study, kernel=kernel, **costs)
         index = render(study)
         finish(study)
@@ -251,7 +251,7 @@ def verify(
 
 # %% ../nbs/cli.ipynb #219e87ca
 def _train(study: Study) -> tuple:
-    "Train the networks: (generators, classifiers), artefacts."
+    "Train the networks of a study, or of one of its outer folds: (generators, classifiers), artefacts."
     from weldsynth.stages.arms import fit_arms
     from weldsynth.stages.sample import study_generator
     from weldsynth.stages.sweep import learning_curve
@@ -262,6 +262,17 @@ def _train(study: Study) -> tuple:
         learning_curve(study)
     return generators, fits
 
+# %% ../nbs/cli.ipynb #8790b941
+def _chosen_folds(
+    study: Study,
+    fold: int,  # from 1; 0 for all
+) -> list:
+    "The outer folds of a study that a command is to work on. `StudyError` for one that it does not have."
+    parts = study.parts()
+    if not 0 <= fold <= len(parts):
+        raise StudyError(f'fold {fold} does not exist: the study has {len(parts)} (--set data.folds=4 makes four)')
+    return parts if fold == 0 else [parts[fold - 1]]
+
 # %% ../nbs/cli.ipynb #365966f0
 @_command()
 def train(
@@ -270,6 +281,7 @@ def train(
     profile: Profile = '',
     group: Group = 'group',
     seed: Seed = 0,
+    fold: Annotated[int, typer.Option(help='One outer fold, from 1; all of them if not given.')] = 0,
     fields: Fields = [],  # noqa: B006  typer copies it
     old_data: OldData = '',
 ):
@@ -295,7 +307,7 @@ def export_review_page(
     "Write the page for the reviewers."
     from weldsynth.core.store import find_study
     from weldsynth.stages.review import export_text
-    print(export_text(find_study(study), to))
+    print(export_text(find_study(study).first, to))
 
 # %% ../nbs/cli.ipynb #a2670121
 @_review.command('score')
@@ -307,7 +319,7 @@ def score_reviewers(
     "Score the reviewers' answers."
     from weldsynth.core.store import find_study
     from weldsynth.stages.review import count_answers, score_text
-    found = find_study(study)
+    found = find_study(study).first
     if not answers: raise StudyError('no file of answers is given: name the files that the reviewers sent')
     issues = count_answers(found, answers)
     print(score_text(found))

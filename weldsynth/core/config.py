@@ -9,10 +9,11 @@ import os
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 # %% auto #0
-__all__ = ['FIXTURE', 'SMOKE', 'LONG', 'THOROUGH', 'FULL', 'PROFILES', 'StudyError', 'DataConfig', 'OptimiserConfig',
-           'AutoencoderConfig', 'DenoiserConfig', 'SnapshotConfig', 'SamplerConfig', 'ClassifierConfig',
-           'ControlsConfig', 'SweepConfig', 'AuditConfig', 'StressConfig', 'ReviewConfig', 'RuleConfig', 'StudyConfig',
-           'with_overrides', 'config_table', 'config_from_dict', 'choose_profile']
+__all__ = ['CLASSIFIER_DEFAULTS', 'FIXTURE', 'SMOKE', 'LONG', 'THOROUGH', 'FULL', 'PROFILES', 'StudyError', 'DataConfig',
+           'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig', 'SnapshotConfig', 'SamplerConfig',
+           'ClassifierConfig', 'classifier_of_kind', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'AuditConfig',
+           'StressConfig', 'ReviewConfig', 'RuleConfig', 'StudyConfig', 'with_overrides', 'config_table',
+           'config_from_dict', 'choose_profile']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -29,6 +30,7 @@ class DataConfig:
     train_share: float = .60            # of each class
     validation_share: float = .15
     test_share: float = .25
+    folds: int = 1                      # outer folds: with more than one every weld is tested once
     shuffles: int = 8                   # of the groups, from which the evenest split is taken
     min_images_per_class: int = 10
     duplicate_bits: int = 4             # near-duplicates: greatest difference of 64-bit perceptual hashes
@@ -102,14 +104,52 @@ class SamplerConfig:
 @dataclass(frozen=True)
 class ClassifierConfig:
     "The one classifier that all arms are judged by."
-    kind: str = 'small'                 # a name in `CLASSIFIERS`
-    steps: int = 500
-    batch: int = 64
-    lr: float = 5e-3                    # peak learning rate
+    kind: str = 'features'              # a name in `CLASSIFIERS`; naming another takes its `CLASSIFIER_DEFAULTS`
+    steps: int = 300
+    batch: int = 128
+    lr: float = 1e-3                    # peak learning rate
+    weight_decay: float = .3
+    label_smoothing: float = .05
     seeds: int = 3                      # classifier seeds per arm
-    contrast: float = .2                # augmentation: greatest change of contrast
+    backbone: str = 'tf_efficientnet_lite0'  # a model of timm
+    weights: str = 'package'            # or the path of a safetensors file, or 'hub'
+    backbone_px: int = 96               # side to which a patch is enlarged for the backbone
+    input_gain: float = 2.              # factor of grey values from -1 to 1
+    stages: tuple = (1, 2, 3, 4, 5)     # of the backbone whose feature maps are used; one more is its last layer
+    pooling: tuple = ('mean', 'max')    # of each map
+    views: int = 4                      # of each training flaw: itself and mirror images, whose features are learnt from
+    hidden: int = 128                   # units of the head
+    dropout: float = .5
+    feature_noise: float = .1           # standard deviation, of standardised features
+    contrast: float = .2                # augmentation of images: greatest change of contrast
     density: float = .2                 # greatest shift of the grey values, which range from -1 to 1
     noise: float = .05                  # greatest standard deviation of noise
+
+
+_FROM_SCRATCH = dict(steps=500, batch=64, lr=5e-3, weight_decay=1e-3, label_smoothing=0.)
+CLASSIFIER_DEFAULTS = {
+    'small': _FROM_SCRATCH, 'resnet18': dict(_FROM_SCRATCH, steps=3_000, batch=128, lr=1e-3),
+    'finetune': dict(steps=600, batch=32, lr=5e-4, weight_decay=.01)}
+
+
+def classifier_of_kind(
+    kind: str,
+    config: ClassifierConfig,
+) -> ClassifierConfig:
+    "`config` for a classifier of another kind: its own steps, batch and learning rate, the same seeds and backbone."
+    if kind == config.kind: return config
+    own = {f.name: f.default for f in fields(ClassifierConfig)} | CLASSIFIER_DEFAULTS.get(kind, {})
+    kept = ('seeds', 'backbone', 'weights', 'backbone_px', 'input_gain', 'stages', 'pooling')
+    same = {name: getattr(config, name) for name in kept}
+    return ClassifierConfig(**(own | same | dict(kind=kind)))
+
+# %% ../../nbs/core/01_config.ipynb #9c6c07e2
+@dataclass(frozen=True)
+class InstrumentConfig:
+    "How the classifier is checked on real images before it measures."
+    seeds: int = 5
+    lengths: tuple = (.25, .5, 1., 2.)  # of training, in units of the classifier's own number of steps
+    rivals: tuple = ('small',)          # names in `CLASSIFIERS`
 
 # %% ../../nbs/core/01_config.ipynb #74265962
 @dataclass(frozen=True)
@@ -157,6 +197,7 @@ class AuditConfig:
 @dataclass(frozen=True)
 class StressConfig:
     "Three strengths of each disturbance of the test images."
+    images: int = 200                   # of the test, at most
     noise: tuple = (20., 40., 80.)      # standard deviation, grey levels of 255
     blur: tuple = (.6, 1., 1.6)         # standard deviation, pixels
     contrast: tuple = (.7, .5, .3)      # factor
@@ -180,6 +221,9 @@ class RuleConfig:
     resamples: int = 10_000             # bootstrap resamples behind each interval
     level: float = .95                  # of every interval
     least_gain: float = .01             # macro F1 over real, and over the best free control
+    most_from_training: float = .01     # macro F1 on validation that longer training of the classifier may add
+    least_over_trivial: float = .10     # macro F1 on validation over what needs no training
+    most_under_rival: float = .01       # macro F1 on validation under the best other classifier
     most_recall_lost: float = .05       # of any defect class
     least_items: int = 30               # test images of a class, or it is not assessed
     most_false_calls_added: float = .005
@@ -205,6 +249,7 @@ class StudyConfig:
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    instrument: InstrumentConfig = field(default_factory=InstrumentConfig)
     controls: ControlsConfig = field(default_factory=ControlsConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
@@ -222,7 +267,7 @@ def _converted(
     try:
         if isinstance(like, tuple):
             items = value.split(',') if isinstance(value, str) else value
-            kind = str if like and isinstance(like[0], str) else float
+            kind = type(like[0]) if like else float
             return tuple(kind(item) for item in items if str(item).strip())
         if isinstance(like, int): return int(str(value).replace('_', ''))
         return type(like)(value)
@@ -244,7 +289,9 @@ def with_overrides(
         if name not in known:
             raise StudyError(f"'{name}' is not a field of the configuration: {_nearest_field(name, known)}")
         part = getattr(config, section)
-        new = replace(part, **{key: _converted(name, value, getattr(part, key))})
+        converted = _converted(name, value, getattr(part, key))
+        is_kind = name == 'classifier.kind'
+        new = classifier_of_kind(converted, part) if is_kind else replace(part, **{key: converted})
         config = replace(config, **{section: new})
     return config
 
@@ -294,13 +341,14 @@ FIXTURE = _preset(
     autoencoder=dict(steps=20, batch=16),
     denoiser=dict(heads=2, layers=2, steps=20, batch=16),
     sampler=dict(steps=4, synthetics=40, synthetic_cleans=20),
-    classifier=dict(steps=20, batch=32, seeds=2),
-    sweep=dict(guidances=(1.5, 3.), shares=(.1, .2), samples=20), rule=dict(resamples=200))
+    classifier=dict(kind='small', steps=20, batch=32, seeds=2),
+    instrument=dict(seeds=2, lengths=(1., 2.)), sweep=dict(guidances=(1.5, 3.), shares=(.1, .2), samples=20),
+    rule=dict(resamples=200))
 
 SMOKE = _preset(
     'smoke', data=dict(px=32, defects=400, cleans=800, plates=16), autoencoder=dict(steps=200),
     denoiser=dict(heads=2, layers=4, steps=300), sampler=dict(synthetics=200, synthetic_cleans=60),
-    classifier=dict(steps=150), sweep=dict(samples=100, shares=(.4, .8)), rule=dict(resamples=2_000))
+    classifier=dict(backbone_px=64), sweep=dict(samples=100, shares=(.4, .8)), rule=dict(resamples=2_000))
 
 # %% ../../nbs/core/01_config.ipynb #5dc8437e
 LONG = _preset('long', denoiser=dict(steps=4_500), classifier=dict(seeds=5), sweep=dict(seeds=2))
@@ -315,7 +363,7 @@ FULL = _preset(
     autoencoder=dict(latents=8, steps=3_000, batch=128),
     denoiser=dict(heads=12, layers=12, steps=20_000, batch=256, lr=3e-4),
     sampler=dict(generators=3, steps=20, synthetics=4_000, synthetic_cleans=4_000),
-    classifier=dict(kind='resnet18', steps=3_000, batch=128, lr=1e-3, seeds=10),
+    classifier=dict(seeds=10), instrument=dict(rivals=('small', 'resnet18', 'finetune')),
     sweep=dict(guidances=(2., 3., 5., 8.), shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5),
                samples=2_000, seeds=2))
 

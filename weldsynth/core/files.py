@@ -12,12 +12,14 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # %% auto #0
 __all__ = ['file_hash', 'file_hashes', 'file_changes', 'explain_disk_full', 'file_lock', 'staging_dir', 'remove_part',
-           'remove_stale_staging', 'write_atomic', 'flush_folder', 'save_state', 'load_state']
+           'remove_stale_staging', 'empty_part', 'staging', 'process_folder', 'write_atomic', 'flush_folder',
+           'save_state', 'load_state']
 
 # %% ../../nbs/core/04_files.ipynb #ec9de764
 from filelock import FileLock, Timeout
@@ -26,7 +28,7 @@ from safetensors.torch import load, save
 
 # %% ../../nbs/core/04_files.ipynb #96160ba6
 from .config import StudyError
-from .runtime import log
+from .runtime import log, process
 
 # %% ../../nbs/core/04_files.ipynb #89b458e2
 def file_hash(
@@ -123,6 +125,49 @@ def remove_stale_staging(
         if part == keep: continue
         with file_lock(part) as free:
             if free: remove_part(part)
+
+# %% ../../nbs/core/04_files.ipynb #51bcfef2
+def empty_part(
+    part: Path,
+):
+    "Make `part` if need be, and remove all in it but `resume`."
+    part.mkdir(exist_ok=True)
+    for p in part.iterdir():
+        if p.name == 'resume': continue
+        shutil.rmtree(p) if p.is_dir() else p.unlink()
+
+# %% ../../nbs/core/04_files.ipynb #f2a8f61b
+@contextmanager
+def staging(
+    folder: Path,  # a study
+    part: Path,    # the part to fill
+):
+    "Holds `part`, empty but for `resume`, and yields the seconds that went into it before."
+    if not process().is_main_process: return (yield 0.)
+    start = time.perf_counter()
+    clock = part/'resume'/'seconds'
+    part.mkdir(parents=True, exist_ok=True)
+    with file_lock(part, -1):
+        empty_part(part)
+        remove_stale_staging(folder, part)
+        before = float(clock.read_text() or 0) if clock.exists() else 0.
+        if process().num_processes > 1: clock.parent.mkdir(exist_ok=True)  # the other processes look for it
+        try: yield before
+        finally:
+            if clock.parent.is_dir():
+                with suppress(OSError): clock.write_text(f'{before + time.perf_counter() - start:.1f}')
+            else: remove_part(part)
+
+# %% ../../nbs/core/04_files.ipynb #26b1eead
+@contextmanager
+def process_folder(
+    part: Path,
+):
+    "The folder that this process fills: `part` in the main one; elsewhere one to throw away, with the same `resume`."
+    if process().is_main_process: return (yield part)
+    with tempfile.TemporaryDirectory() as other:
+        Path(other, 'resume').symlink_to(part.absolute()/'resume')
+        yield Path(other)
 
 # %% ../../nbs/core/04_files.ipynb #fc9e51a9
 def _write_through(file: Path, data: bytes):

@@ -15,13 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, wraps
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['STAGES', 'DATA_NAMES', 'Artefact', 'Study', 'artefact_key', 'make_artefact', 'outdated', 'Stage', 'stage',
-           'open_study', 'find_study']
+__all__ = ['STAGES', 'DATA_NAMES', 'Artefact', 'Study', 'artefact_key', 'make_artefact', 'artefact_folders', 'outdated', 'Stage',
+           'stage', 'open_study', 'find_study']
 
 # %% ../../nbs/core/05_store.ipynb #4a5caa14
 from .config import StudyConfig, StudyError, choose_profile, config_table
@@ -33,7 +33,8 @@ from weldsynth.core.files import (
     file_lock,
     flush_folder,
     remove_part,
-    remove_stale_staging,
+    process_folder,
+    staging,
     write_atomic,
 )
 from .legacy import config_of_plan, take_over
@@ -77,12 +78,30 @@ class Study:
     data: str = 'simulated'  # 'simulated', a folder of images, or a CSV
     group: str = 'group'     # the column that names a patch's weld, film, plate or section
     seed: int = 0
+    outer: int = -1          # which outer fold of the study this is; -1 is all of it
 
     def __repr__(self): return f'Study({self.name!r})'
 
+    @property
+    def whole(self) -> Study:
+        "The study that this is an outer fold of; itself where it is none."
+        return self if self.outer < 0 else replace(self, path=self.path.parent, outer=-1)
+
+    @property
+    def first(self) -> Study:
+        "The first outer fold, which chapters show; the study itself where it has one."
+        return self.parts()[0]
+
+    def parts(self) -> list:
+        "The outer folds, each with a folder of its own; the study itself where it has one."
+        folds = self.config.data.folds
+        if self.outer >= 0 or folds == 1: return [self]
+        return [replace(self, path=self.path/f'fold-{i + 1}', outer=i) for i in range(folds)]
+
     def _repr_markdown_(self):
         profile, px, today = self.config.profile, self.config.data.px, time.strftime('%Y-%m-%d')
-        return (f'Study **{escape(self.name)}**: profile {profile}, {px} px, seed {self.seed}, '
+        part = f', fold {self.outer + 1} of {self.config.data.folds}' if self.outer >= 0 else ''
+        return (f'Study **{escape(self.name)}**{part}: profile {profile}, {px} px, seed {self.seed}, '
                 f'on {escape(hardware())}, {today}.')
 
     def plan(self) -> dict:
@@ -92,13 +111,13 @@ class Study:
 
     def test_log(self) -> list:
         "What has happened to the test fold, in order: dicts of event ('opened', 'done', 'refused'), when, plan."
-        file = self.path/'eval'/'test-opened.jsonl'
+        file = self.whole.path/'eval'/'test-opened.jsonl'
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def log_test_event(self, event: str, plan: str):
         "Append a line to the log of the test fold; `plan` is a hash."
         events = [*self.test_log(), dict(event=event, when=time.strftime('%Y-%m-%d %H:%M:%S'), plan=plan)]
-        write_atomic(self.path/'eval'/'test-opened.jsonl', ''.join(json.dumps(e) + '\n' for e in events))
+        write_atomic(self.whole.path/'eval'/'test-opened.jsonl', ''.join(json.dumps(e) + '\n' for e in events))
 
     def is_closed(self) -> bool:
         "Has the test fold been opened? Then the study stays as it is."
@@ -130,42 +149,6 @@ def _only_run(study: Study, timeout: float):
         os.environ['WELDSYNTH_RUN'] = os.pathsep.join([*filter(None, held), str(study.path)])
         try: yield
         finally: os.environ['WELDSYNTH_RUN'] = os.pathsep.join(filter(None, held))
-
-# %% ../../nbs/core/05_store.ipynb #aa3cbf31
-def _empty_part(part: Path):
-    "Make `part` if need be, and remove all in it but `resume`."
-    part.mkdir(exist_ok=True)
-    for p in part.iterdir():
-        if p.name == 'resume': continue
-        shutil.rmtree(p) if p.is_dir() else p.unlink()
-
-
-@contextmanager
-def _staging(study: Study, part: Path):
-    "Holds `part`, empty but for `resume`, and yields the seconds that went into it before."
-    if not process().is_main_process: return (yield 0.)
-    start = time.perf_counter()
-    clock = part/'resume'/'seconds'
-    part.mkdir(parents=True, exist_ok=True)
-    with file_lock(part, -1):
-        _empty_part(part)
-        remove_stale_staging(study.path, part)
-        before = float(clock.read_text() or 0) if clock.exists() else 0.
-        if process().num_processes > 1: clock.parent.mkdir(exist_ok=True)  # the other processes look for it
-        try: yield before
-        finally:
-            if clock.parent.is_dir():
-                with suppress(OSError): clock.write_text(f'{before + time.perf_counter() - start:.1f}')
-            else: remove_part(part)
-
-# %% ../../nbs/core/05_store.ipynb #585dab86
-@contextmanager
-def _process_folder(part: Path):
-    "The folder that this process fills: `part` in the main one; elsewhere one to throw away, with the same `resume`."
-    if process().is_main_process: return (yield part)
-    with tempfile.TemporaryDirectory() as other:
-        Path(other, 'resume').symlink_to(part.absolute()/'resume')
-        yield Path(other)
 
 # %% ../../nbs/core/05_store.ipynb #f831cb60
 def _put_in_place(part: Path, path: Path, info: dict):
@@ -220,11 +203,11 @@ def _build(study: Study, path: Path, build: Callable, shared: bool, info: dict):
     name = info['stage']
     start = time.perf_counter()
     wait = float(os.environ.get('WELDSYNTH_LOCK_TIMEOUT', 600))
-    with study.exclusive(wait), explain_disk_full(part), _staging(study, part) as before:
+    with study.exclusive(wait), explain_disk_full(part), staging(study.path, part) as before:
         barrier(f'the beginning of {name}')
         if not path.exists():  # else another notebook of this run was faster
             if shared or process().is_main_process:
-                with _process_folder(part) as folder: build(folder)
+                with process_folder(part) as folder: build(folder)
             barrier(f'the end of {name}')
             seconds = round(before + time.perf_counter() - start, 1)
             if process().is_main_process: _put_in_place(part, path, dict(info, seconds=seconds))
@@ -254,14 +237,22 @@ def _refuse_another_plan(study: Study):
                          'and stays shut: a changed study needs another NAME, and honest numbers need welds it has '
                          'not seen')
 
+# %% ../../nbs/core/05_store.ipynb #f4198893
+def artefact_folders(
+    folder: Path,  # a study
+) -> list:
+    "The folders of all finished artefacts of a study and its outer folds, sorted."
+    records = [*folder.glob('*/*/artefact.json'), *folder.glob('fold-*/*/*/artefact.json')]
+    return sorted(file.parent for file in records)
+
 # %% ../../nbs/core/05_store.ipynb #073cfef0
 def outdated(
     study: Study,
 ) -> dict:
     "The stages of `study` of which there is a newer version: name -> (version there, version now)."
     newest: dict[str, int] = {}
-    for file in sorted(study.path.glob('*/*/artefact.json')):
-        record = json.loads(file.read_text())
+    for folder in artefact_folders(study.path):
+        record = Artefact(folder, '').info
         name = record['stage']
         newest[name] = max(newest.get(name, 1), record.get('version', 1))
     now = {name: STAGES[name].version for name in newest if name in STAGES}
@@ -328,6 +319,7 @@ def stage(
 def _run_stage(declared: Stage, study: Study, args: dict) -> Artefact:
     "Find or make the artefact of a declared stage."
     config = _config_read(study.config, declared.reads) | declared.also(study, **args)
+    if study.outer >= 0: config['outer'] = study.outer
     def build(folder): declared.build(study, folder, **args)
     inputs = [i for i in declared.needs(study, **args) if i is not None]
     return study.make(declared.name, build, declared.version, inputs, declared.shared, args, config)

@@ -148,10 +148,11 @@ def _split_if_possible(patches: PatchSet, config: StudyConfig, seed: int, report
     spread = list(spread_issues(patches.table))
     for issue in spread: report(issue)
     if spread: return by_group
-    try: return split(patches, config.data, seed)
+    try: parts = split(patches, config.data, seed)
     except DataError as e:
         report(e.issue)
         return by_group
+    return parts[0]
 
 # %% ../../nbs/data/11_check.ipynb #847069e3
 def set_issues(

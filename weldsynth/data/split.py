@@ -47,40 +47,81 @@ def _parts(table: pd.DataFrame, wanted: int, seed: int) -> Iterator:
     yield from folds.split(np.zeros(len(table)), table.label, table.group)
 
 # %% ../../nbs/data/10_split.ipynb #d7687059
+def _inner_splits(table: pd.DataFrame, test: np.ndarray, config: DataConfig, seed: int) -> Iterator[np.ndarray]:
+    "Fold names for each row, for one test and every choice of the validation fold, groups whole."
+    rest = np.setdiff1d(np.arange(len(table)), test)
+    validation_parts = round((config.train_share + config.validation_share)/config.validation_share)
+    for _, validation in _parts(table.iloc[rest], validation_parts, seed):
+        names = np.full(len(table), 'train', dtype=object)
+        names[test] = 'test'
+        names[rest[validation]] = 'validation'
+        yield names
+
+
 def _candidate_splits(table: pd.DataFrame, config: DataConfig, seed: int) -> Iterator[np.ndarray]:
     "Fold names for each row, in many ways, groups whole."
-    test_parts = round(1/config.test_share)
-    validation_parts = round((1 - config.test_share)/config.validation_share)
     for shuffle in range(config.shuffles):
-        for rest, test in _parts(table, test_parts, seed + shuffle):
-            for _, validation in _parts(table.iloc[rest], validation_parts, seed + shuffle):
-                names = np.full(len(table), 'train', dtype=object)
-                names[test] = 'test'
-                names[rest[validation]] = 'validation'
-                yield names
+        for _, test in _parts(table, round(1/config.test_share), seed + shuffle):
+            yield from _inner_splits(table, test, config, seed + shuffle)
+
+# %% ../../nbs/data/10_split.ipynb #4e84993d
+def _unevenness(names: np.ndarray, classes: np.ndarray, wanted: np.ndarray, folds: tuple = FOLDS) -> float:
+    "The largest ratio, as a logarithm, between a class's share of `folds` and the share `wanted`, one for each."
+    counts = np.stack([np.bincount(classes[names == f], minlength=classes.max() + 1) for f in folds])
+    return np.abs(np.log((counts/counts.sum(0)).clip(1e-9)/wanted[:, None])).max()
 
 
-def _unevenness(folds: np.ndarray, classes: np.ndarray, wanted: np.ndarray) -> float:
-    "The largest ratio, as a logarithm, between a class's share of a fold and the share `wanted` (3 x 1)."
-    counts = np.stack([np.bincount(classes[folds == f], minlength=classes.max() + 1) for f in FOLDS])
-    return np.abs(np.log((counts/counts.sum(0)).clip(1e-9)/wanted)).max()
+def _missing(table: pd.DataFrame, names: np.ndarray, folds: tuple) -> DataError | None:
+    "The error of a class that one of `folds` lacks."
+    shares = fold_shares(table, names)[list(folds)]
+    for label, fold in np.argwhere(shares.eq(0)):
+        what = f'is missing from the {folds[fold]} fold: its welds cannot be spread over three'
+        return DataError(Issue(f"class '{shares.index[label]}'", what, 'name groups more finely, or add welds'))
+    return None
 
 # %% ../../nbs/data/10_split.ipynb #b609208a
+_CANNOT_SPLIT = Issue('images', 'cannot be spread over the folds', 'name groups more finely, or add images')
+
+
 def _most_even_split(table: pd.DataFrame, config: DataConfig, seed: int) -> np.ndarray:
     "The fold of each row. Raises `DataError` if a class is missing from a fold."
     classes = pd.factorize(table.label)[0]
-    wanted = np.array([config.train_share, config.validation_share, config.test_share])[:, None]
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # a class with fewer groups than folds: checked below
-        folds = min(_candidate_splits(table, config, seed), key=lambda f: _unevenness(f, classes, wanted), default=None)
-    if folds is None:
-        fix = 'name groups more finely, or add images'
-        raise DataError(Issue('images', 'cannot be spread over three folds', fix))
-    shares = fold_shares(table, folds)
-    for label, fold in np.argwhere(shares.eq(0)):
-        what = f'is missing from the {FOLDS[fold]} fold: its welds cannot be spread over three'
-        raise DataError(Issue(f"class '{shares.index[label]}'", what, 'name groups more finely, or add welds'))
-    return folds
+    wanted = np.array([config.train_share, config.validation_share, config.test_share])
+    names = min(_candidate_splits(table, config, seed), key=lambda n: _unevenness(n, classes, wanted), default=None)
+    if names is None: raise DataError(_CANNOT_SPLIT)
+    error = _missing(table, names, FOLDS)
+    if error: raise error
+    return names
+
+# %% ../../nbs/data/10_split.ipynb #fe2cac27
+def _outer_tests(table: pd.DataFrame, config: DataConfig, seed: int) -> list:
+    "The rows of each outer test: of all shuffles the one whose classes are spread most evenly."
+    classes = pd.factorize(table.label)[0]
+    parts = tuple(range(config.folds))
+    wanted = np.full(config.folds, 1/config.folds)
+    deals = []
+    for shuffle in range(config.shuffles):
+        part = np.full(len(table), -1)
+        for i, (_, test) in enumerate(_parts(table, config.folds, seed + shuffle)): part[test] = i
+        deals.append(part)
+    best = min(deals, key=lambda part: _unevenness(part, classes, wanted, parts))
+    return [np.flatnonzero(best == i) for i in parts]
+
+
+def _outer_splits(table: pd.DataFrame, config: DataConfig, seed: int) -> list:
+    "The fold of each row, once for each outer test. `DataError` if a class is missing from training or validation."
+    classes = pd.factorize(table.label)[0]
+    learnt = FOLDS[:2]
+    wanted = np.array([config.train_share, config.validation_share])/(config.train_share + config.validation_share)
+    splits = []
+    for test in _outer_tests(table, config, seed):
+        inner = (names for s in range(config.shuffles) for names in _inner_splits(table, test, config, seed + s))
+        names = min(inner, key=lambda n: _unevenness(n, classes, wanted, learnt), default=None)
+        if names is None or not len(test): raise DataError(_CANNOT_SPLIT)
+        error = _missing(table, names, learnt)
+        if error: raise error
+        splits.append(names)
+    return splits
 
 # %% ../../nbs/data/10_split.ipynb #e7c9071e
 def held_out_films(
@@ -110,16 +151,25 @@ def spread_issues(
 # %% ../../nbs/data/10_split.ipynb #a9722e2f
 def split(
     patches: PatchSet,
-    config: DataConfig,  # shares, and how many shuffles to choose from
+    config: DataConfig,  # shares, folds, and how many shuffles to choose from
     seed: int = 0,
-) -> PatchSet:
-    "`patches` with the column `fold`: one of `FOLDS`, or 'film' for films held out whole. Raises `DataError`."
-    held_out = patches.table.film.isin(held_out_films(patches.table, seed)).to_numpy()
+) -> list:
+    """`patches` once for each outer fold, with the column `fold`: one of `FOLDS`, or 'film' for films held out whole.
+
+    Films are held out only where there is one outer fold. Raises `DataError`.
+    """
+    films = held_out_films(patches.table, seed) if config.folds == 1 else set()
+    held_out = patches.table.film.isin(films).to_numpy()
     table = patches.table[~held_out].reset_index(drop=True)
     report_all(raise_if_error, spread_issues(table))
-    folds = np.full(len(held_out), 'film', dtype=object)
-    folds[~held_out] = _most_even_split(table, config, seed)
-    return replace(patches, table=patches.table.assign(fold=folds.astype(str)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # a class with fewer groups than folds: checked
+        splits = [_most_even_split(table, config, seed)] if config.folds == 1 else _outer_splits(table, config, seed)
+    def folds(names):
+        folds = np.full(len(held_out), 'film', dtype=object)
+        folds[~held_out] = names
+        return folds.astype(str)
+    return [replace(patches, table=patches.table.assign(fold=folds(names))) for names in splits]
 
 # %% ../../nbs/data/10_split.ipynb #61dfa876
 def exact_duplicates(

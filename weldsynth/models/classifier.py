@@ -5,38 +5,33 @@
 # %% ../../nbs/models/05_classifier.ipynb #0ea11768
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 # %% auto #0
-__all__ = ['CLASSIFIERS', 'small_cnn', 'grey_resnet18', 'make_classifier', 'load_classifier', 'classifier_batch', 'fit', 'logits',
-           'probabilities', 'features', 'fit_job', 'fit_parallel', 'fit_all', 'Inception']
+__all__ = ['CLASSIFIERS', 'small_cnn', 'grey_resnet18', 'FeatureNoise', 'feature_head', 'FrozenClassifier', 'FinetunedClassifier',
+           'classifier_builder', 'make_classifier', 'load_classifier', 'is_frozen', 'mirrored_flaws', 'augment_mildly',
+           'classifier_batch', 'fit', 'logits', 'probabilities', 'penultimate']
 
 # %% ../../nbs/models/05_classifier.ipynb #643e2934
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 
 # %% ../../nbs/models/05_classifier.ipynb #45027a2b
 from ..core.config import ClassifierConfig, OptimiserConfig, StudyError
-from ..core.files import load_state, save_state
-from ..core.random import digest, torch_stream
-from ..core.runtime import TIMEOUT_S, barrier, cores, process, progress
-from ..data.patches import PatchSet, balanced_rows, random_mirror, to_unit
+from ..core.random import torch_stream
+from ..core.runtime import process
+from ..data.patches import PatchSet, balanced_rows, mirror_images, random_mirror, to_unit
+from .backbone import Backbone, embed, frozen_backbone
 from .training import seeded_weights, train
 
 # %% ../../nbs/models/05_classifier.ipynb #d092b4b7
 def small_cnn(
     classes: int,  # number of classes
+    config: ClassifierConfig,
 ) -> nn.Module:
     "Four strided convolutions with batch normalisation, a global average and a linear layer."
     widths = (1, 16, 32, 64, 128)
@@ -49,6 +44,7 @@ def small_cnn(
 # %% ../../nbs/models/05_classifier.ipynb #63c9074b
 def grey_resnet18(
     classes: int,  # number of classes
+    config: ClassifierConfig,
 ) -> nn.Module:
     "torchvision's ResNet18 (He et al. 2016) for one channel, with random weights."
     from torchvision.models import resnet18
@@ -56,91 +52,176 @@ def grey_resnet18(
     net.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
     return net
 
-# %% ../../nbs/models/05_classifier.ipynb #164078c3
-CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {'small': small_cnn, 'resnet18': grey_resnet18}
+# %% ../../nbs/models/05_classifier.ipynb #024e640c
+class FeatureNoise(nn.Module):
+    "Adds normal noise in training; nothing in evaluation."
+    def __init__(self, deviation: float):
+        super().__init__()
+        self.deviation = deviation
+
+    def forward(self, x): return x + torch.randn_like(x)*self.deviation if self.training else x
 
 
-def make_classifier(
-    kind: str,     # a name in `CLASSIFIERS`
+def feature_head(
+    width: int,    # number of features
     classes: int,  # number of classes
+    config: ClassifierConfig,
 ) -> nn.Module:
-    "An untrained classifier, N x 1 x H x W in [-1, 1] to N x `classes` logits. `StudyError` for an unknown kind."
-    return _builder(kind)(classes)
+    "Features, N x `width`, to logits, N x `classes`: standardised, disturbed, one hidden layer."
+    return nn.Sequential(nn.BatchNorm1d(width, affine=False), FeatureNoise(config.feature_noise),
+                         nn.Dropout(config.dropout), nn.Linear(width, config.hidden), nn.ReLU(),
+                         nn.Dropout(config.dropout), nn.Linear(config.hidden, classes))
+
+# %% ../../nbs/models/05_classifier.ipynb #299bb375
+class FrozenClassifier(nn.Module):
+    "A head on frozen features: patches, N x 1 x H x W in [-1, 1], or their features, N x D, to logits, N x K."
+    def __init__(
+        self,
+        classes: int,  # number of classes
+        config: ClassifierConfig,
+    ):
+        super().__init__()
+        self.config = config
+        self.head = feature_head(frozen_backbone(config).width, classes, config)
+
+    def forward(self, x): return self.head(x if x.ndim == 2 else frozen_backbone(self.config)(x))
+
+# %% ../../nbs/models/05_classifier.ipynb #3e567222
+class FinetunedClassifier(nn.Module):
+    "The backbone with a linear layer on its features, all of it trained: patches in [-1, 1] to logits, N x K."
+    def __init__(
+        self,
+        classes: int,  # number of classes
+        config: ClassifierConfig,
+    ):
+        super().__init__()
+        self.body = Backbone(config)
+        self.head = nn.Sequential(nn.BatchNorm1d(self.body.width, affine=False), nn.Dropout(config.dropout),
+                                  nn.Linear(self.body.width, classes))
+
+    def forward(self, x): return self.head(self.body(x))
+
+# %% ../../nbs/models/05_classifier.ipynb #164078c3
+CLASSIFIERS: dict[str, Callable[[int, ClassifierConfig], nn.Module]] = {
+    'features': FrozenClassifier, 'finetune': FinetunedClassifier, 'small': small_cnn, 'resnet18': grey_resnet18}
 
 
-def _builder(kind: str) -> Callable[[int], nn.Module]:
+def classifier_builder(
+    kind: str,  # a name in `CLASSIFIERS`
+) -> Callable[[int, ClassifierConfig], nn.Module]:
+    "What makes a classifier of that kind. `StudyError` for an unknown kind."
     if kind in CLASSIFIERS: return CLASSIFIERS[kind]
     raise StudyError(f"classifier.kind='{kind}' is unknown: choose one of {', '.join(CLASSIFIERS)}")
 
+
+def make_classifier(
+    classes: int,  # number of classes
+    config: ClassifierConfig,
+) -> nn.Module:
+    "An untrained classifier, N x 1 x H x W in [-1, 1] to N x `classes` logits. `StudyError` for an unknown kind."
+    return classifier_builder(config.kind)(classes, config)
+
 # %% ../../nbs/models/05_classifier.ipynb #f59cff81
 def load_classifier(
-    kind: str,      # a name in `CLASSIFIERS`
+    config: ClassifierConfig,
     classes: int,   # number of classes
     weights: dict,  # name -> tensor, as `fit_job` returns them
 ) -> nn.Module:
     "A trained classifier on this process's device, in evaluation mode."
-    net = make_classifier(kind, classes)
+    net = make_classifier(classes, config)
     net.load_state_dict(weights)
     return net.to(process().device).eval()
 
+# %% ../../nbs/models/05_classifier.ipynb #774edba5
+def is_frozen(
+    config: ClassifierConfig,
+) -> bool:
+    "Does the classifier learn from features that are computed once?"
+    return classifier_builder(config.kind) is FrozenClassifier
+
+
+def mirrored_flaws(
+    patches: PatchSet,  # a training set
+    views: int,         # of each flaw: 1 is itself, 4 all its mirror images
+) -> PatchSet:
+    "`patches`, then further views of each flaw."
+    flaws = patches.take((patches.labels > 0).numpy())
+    for images in mirror_images(flaws.images)[1:views]: patches = patches + replace(flaws, images=images)
+    return patches
+
+# %% ../../nbs/models/05_classifier.ipynb #f75a500d
+def augment_mildly(
+    images: torch.Tensor,  # uint8, N x 1 x H x W
+    config: ClassifierConfig,
+    rng: torch.Generator,
+) -> torch.Tensor:
+    "Mirrored, with another contrast, density and noise for each image; float, about -1 to 1."
+    n = len(images)
+    x = to_unit(random_mirror(images, rng))
+    u_contrast, u_density = torch.rand(2, n, 1, 1, 1, generator=rng)
+    contrast = u_contrast*(2*config.contrast) - config.contrast
+    density = u_density*(2*config.density) - config.density
+    noise = torch.randn(x.shape, generator=rng)*torch.rand(n, 1, 1, 1, generator=rng)*config.noise
+    return x*(1 + contrast) + density + noise
+
 # %% ../../nbs/models/05_classifier.ipynb #3825aad5
 def classifier_batch(
-    images: torch.Tensor,  # uint8, N x 1 x H x W
-    labels: torch.Tensor,  # int64, N class numbers
+    values: torch.Tensor,  # images, uint8, N x 1 x H x W, or features, float16, N x D
+    rows: torch.Tensor,    # int64, M rows of `values`: the training set
+    labels: torch.Tensor,  # int64, M class numbers
     config: ClassifierConfig,
     seed: int,
 ) -> Callable:
-    "The function `step -> (x, labels)`: class-balanced and mirrored, with changes of contrast and density, and noise."
-    batch = config.batch
-
+    "The function `step -> (x, labels)`: class-balanced; images mildly augmented, features as they are."
     def draw_batch(step: int) -> tuple:
         rng = torch_stream('classifier batch', seed, step)
-        rows = balanced_rows(labels, batch, rng)
-        x = to_unit(random_mirror(images[rows], rng))
-        u_contrast, u_density = torch.rand(2, batch, 1, 1, 1, generator=rng)
-        contrast = u_contrast*(2*config.contrast) - config.contrast
-        density = u_density*(2*config.density) - config.density
-        noise = torch.randn(x.shape, generator=rng)*torch.rand(batch, 1, 1, 1, generator=rng)*config.noise
-        return x*(1 + contrast) + density + noise, labels[rows]
+        drawn = balanced_rows(labels, config.batch, rng)
+        x = values[rows[drawn]]
+        return (x.float() if x.ndim == 2 else augment_mildly(x, config, rng)), labels[drawn]
     return draw_batch
 
 # %% ../../nbs/models/05_classifier.ipynb #f280e260
 def fit(
-    images: np.ndarray,  # uint8, N x 1 x H x W
-    labels: np.ndarray,  # int64, N class numbers
-    classes: int,        # number of classes
+    values: torch.Tensor,  # images, uint8, N x 1 x H x W, or features, float16, N x D
+    rows: torch.Tensor,    # int64, M rows of `values`: the training set
+    labels: torch.Tensor,  # int64, M class numbers
+    classes: int,          # number of classes
     config: ClassifierConfig,
     optimiser: OptimiserConfig,
-    seed: int,           # of initial weights and batches: the same for all arms, so that arms are paired
+    seed: int,             # of initial weights and batches: the same for all arms, so that arms are paired
+    **watch,               # `on_snapshot` and `snapshot_steps` of `train`
 ) -> nn.Module:
-    "Train one classifier: AdamW, cosine schedule, cross-entropy."
-    def loss(net, x, y): return cross_entropy(net(x), y)
-    net = seeded_weights(seed, 'classifier weights', lambda: make_classifier(config.kind, classes))
-    batch = classifier_batch(torch.tensor(images), torch.tensor(labels), config, seed)
-    return train(net.train(), loss, batch, config.steps, config.lr, optimiser, distributed=False)[0]
+    "Train one classifier: AdamW, cosine schedule, cross-entropy with smoothed labels (Szegedy et al. 2016)."
+    def loss(net, x, y): return cross_entropy(net(x), y, label_smoothing=config.label_smoothing)
+    net = seeded_weights(seed, 'classifier weights', lambda: make_classifier(classes, config))
+    batch = classifier_batch(values, rows, labels, config, seed)
+    optimiser = replace(optimiser, weight_decay=config.weight_decay)
+    return train(net.train(), loss, batch, config.steps, config.lr, optimiser, distributed=False, **watch)[0]
 
 # %% ../../nbs/models/05_classifier.ipynb #3d43b48f
 @torch.inference_mode()
 def logits(
     net: nn.Module,        # a classifier
-    images: torch.Tensor,  # uint8, N x 1 x H x W
-    batch: int = 512,      # images at a time
+    values: torch.Tensor,  # images, uint8, N x 1 x H x W; for a frozen one features will do, N x D
+    batch: int = 512,      # at a time
 ) -> torch.Tensor:
-    "Logits, N x K, on the CPU."
+    "Logits, N x K, on the CPU. A frozen classifier takes the features of images from where they are kept."
+    if isinstance(net, FrozenClassifier) and values.ndim > 2: values = embed(values, net.config)
     device = next(net.parameters()).device
-    return torch.cat([net(to_unit(x.to(device))).float().cpu() for x in images.split(batch)])
+    chunks = [x.to(device) for x in values.split(batch)]
+    return torch.cat([net(x.float() if x.ndim == 2 else to_unit(x)).float().cpu() for x in chunks])
 
 # %% ../../nbs/models/05_classifier.ipynb #a5f11b67
 def probabilities(
     net: nn.Module,        # a classifier
-    images: torch.Tensor,  # uint8, N x 1 x H x W
+    values: torch.Tensor,  # as for `logits`
 ) -> torch.Tensor:
     "Class probabilities, N x K, on the CPU."
-    return logits(net, images).softmax(1)
+    return logits(net, values).softmax(1)
 
 # %% ../../nbs/models/05_classifier.ipynb #826b25cf
 @torch.inference_mode()
-def features(
+def penultimate(
     net: nn.Module,        # a network whose last `nn.Linear` is its output layer
     images: torch.Tensor,  # uint8, N x 1 x H x W
     batch: int = 512,      # images at a time
@@ -152,142 +233,3 @@ def features(
     for x in images.split(batch): net(to_unit(x.to(last.weight.device)))
     hook.remove()
     return torch.cat(inputs).numpy()
-
-# %% ../../nbs/models/05_classifier.ipynb #42dbdb57
-def fit_job(
-    images: np.ndarray,       # uint8, N x 1 x H x W
-    labels: np.ndarray,       # int64, N class numbers
-    classes: int,             # number of classes
-    config: ClassifierConfig,
-    optimiser: OptimiserConfig,
-    seed: int,                # of initial weights and batches
-    eval_images: np.ndarray,  # uint8, M x 1 x H x W: images to predict with the trained network
-) -> tuple:
-    "Fit and predict `eval_images`: the weights, name -> tensor, and M x K probabilities, all on the CPU."
-    if not torch.cuda.is_available(): torch.set_num_threads(1)
-    net = fit(images, labels, classes, config, optimiser, seed)
-    weights = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
-    return weights, probabilities(net, torch.tensor(eval_images))
-
-# %% ../../nbs/models/05_classifier.ipynb #67c2db89
-def _run_with_note(
-    notes: Path,  # a folder
-    f: Callable,  # (name, seed) -> anything
-    name: str,
-    seed: int,
-) -> tuple:
-    "(name, seed, f(name, seed)). While it runs, a file in `notes` that has the process's number holds name and seed."
-    note = notes/str(os.getpid())
-    note.write_text(f'{name}, seed {seed}')
-    try: return name, seed, f(name, seed)
-    except StudyError as e: raise StudyError(f'fit {name}, seed {seed}: {e}') from None
-    finally: note.unlink(missing_ok=True)
-
-# %% ../../nbs/models/05_classifier.ipynb #de5d8846
-def _kill_longest(
-    notes: Path,  # as `_run_with_note` fills it
-) -> str:
-    "Kill the process whose job began first, for which this process would wait at its end; returns which it was."
-    note = min(notes.iterdir(), key=lambda file: file.stat().st_mtime, default=None)
-    if note is None: return 'a fit'
-    job = f'fit {note.read_text()}, process {note.name}'
-    with suppress(ProcessLookupError): os.kill(int(note.name), signal.SIGKILL)
-    return job
-
-# %% ../../nbs/models/05_classifier.ipynb #0aa2dfe0
-def fit_parallel(
-    f: Callable,  # (name, seed) -> anything that can be pickled; a closure will do
-    jobs: list,   # pairs (name, seed)
-) -> Iterator[tuple]:
-    "Yields (name, seed, f(name, seed)) as jobs end. `StudyError` names a job that hangs or whose process dies."
-    from joblib import Parallel, delayed
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-    workers = min(cores(), len(jobs)) or 1
-    run = Parallel(workers, return_as='generator_unordered', timeout=TIMEOUT_S if workers > 1 else None)
-    with tempfile.TemporaryDirectory() as folder:
-        notes = Path(folder)
-        try: return (yield from run(delayed(_run_with_note)(notes, f, *job) for job in jobs))
-        except multiprocessing.TimeoutError:
-            problem = f'{_kill_longest(notes)}, has not ended in {TIMEOUT_S:g} s'
-        except TerminatedWorkerError:
-            problem = f'{_kill_longest(notes)}, or one beside it was ended by the system (out of memory?)'
-    raise StudyError(f'{problem}: run the same command again, which continues from there')
-
-# %% ../../nbs/models/05_classifier.ipynb #79d2730a
-def _fit_in_worker(
-    make: Callable[[int], nn.Module],  # what `CLASSIFIERS` has for `config.kind` in the main process
-    images: np.ndarray, labels: np.ndarray, classes: int,
-    config: ClassifierConfig,
-    *args,                             # as for `fit_job`
-) -> tuple:
-    "`fit_job` in a process whose table of classifiers may lack `config.kind`."
-    CLASSIFIERS[config.kind] = make
-    return fit_job(images, labels, classes, config, *args)
-
-# %% ../../nbs/models/05_classifier.ipynb #9c00a7b9
-def _fit_file(name: str, seed: int) -> str: return f'fit-{digest(name, seed)[:16]}'
-
-
-def _fit_missing(
-    sets: dict, jobs: list, config: ClassifierConfig, optimiser: OptimiserConfig, eval_set: PatchSet, label: str,
-    resume: Path,
-):
-    "Fit and save those of `jobs` that `resume` does not hold yet. Arguments as for `fit_all`."
-    make = _builder(config.kind)
-    arrays = {name: (patches.images.numpy(), patches.labels.numpy()) for name, patches in sets.items()}
-    classes = len(eval_set.classes)
-    eval_images = eval_set.images.numpy()
-    def job(name, seed): return _fit_in_worker(make, *arrays[name], classes, config, optimiser, seed, eval_images)
-    todo = [pair for pair in jobs if not load_state(resume, _fit_file(*pair))]
-    for name, seed, (weights, probs) in progress(fit_parallel(job, todo), label, len(todo)):
-        save_state(resume, _fit_file(name, seed), dict(weights, probabilities=probs))
-
-# %% ../../nbs/models/05_classifier.ipynb #92027ce9
-def fit_all(
-    sets: dict,          # name -> `PatchSet` to train on
-    jobs: list,          # pairs (name, classifier seed)
-    config: ClassifierConfig,
-    optimiser: OptimiserConfig,
-    eval_set: PatchSet,  # to predict
-    label: str,          # for the progress bar
-    resume: Path,        # the folder in which finished fits are saved
-) -> Iterator[tuple]:
-    "Yields (name, seed, weights, probabilities on `eval_set`) in the order of `jobs`, shared by a launch's processes."
-    me = process()
-    _fit_missing(sets, jobs[me.process_index::me.num_processes], config, optimiser, eval_set, label, resume)
-    barrier(f'the end of {label}')
-    for name, seed in jobs:
-        saved = load_state(resume, _fit_file(name, seed))
-        if saved is None: raise StudyError(f'{resume}: fit {name}, seed {seed}, is missing: run the same command again')
-        weights, _ = saved
-        probs = weights.pop('probabilities')
-        yield name, seed, weights, probs
-
-# %% ../../nbs/models/05_classifier.ipynb #d039ce0e
-class Inception(nn.Module):
-    "torchvision's Inception v3 (Szegedy et al. 2016) for grey patches, N x 1 x H x W in [-1, 1]."
-    def __init__(
-        self,
-        weights: Path,  # a safetensors file; `StudyError` if it does not hold the weights of this network
-    ):
-        from torchvision.models import inception_v3
-        super().__init__()
-        self.net = inception_v3(weights=None, init_weights=False)
-        _load_inception(self.net, weights)
-        self.eval()
-
-    def forward(self, x): return self.net(interpolate(x.expand(-1, 3, -1, -1), size=(299, 299), mode='bilinear'))
-
-# %% ../../nbs/models/05_classifier.ipynb #ec70adfc
-def _load_inception(
-    net: nn.Module,  # torchvision's inception_v3
-    weights: Path,   # a safetensors file
-):
-    "Load the weights; `StudyError` if the file is missing or does not hold them."
-    problem = f"WELDSYNTH_INCEPTION: '{weights}'"
-    if not weights.is_file():
-        raise StudyError(f"{problem} does not exist: name torchvision's inception_v3 as safetensors, or unset it")
-    try: net.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError):
-        raise StudyError(f"{problem} does not hold the weights of torchvision's inception_v3 as safetensors: "
-                         'save its state_dict with safetensors.torch.save_file') from None

@@ -21,8 +21,7 @@ from ..core.display import escape, markdown_table
 from ..core.files import file_hash, file_hashes, write_atomic
 from ..core.random import digest
 from ..core.runtime import versions
-from ..core.store import Artefact, Study
-from .verification import artefact_folders
+from ..core.store import Artefact, Study, artefact_folders
 from ..stages.audit import audit_samples
 from ..stages.data import prepare, study_patches, study_source
 from ..stages.ldm import train_autoencoder
@@ -130,7 +129,7 @@ def _evaluation_result(row, dataset: str):
 def _model_front(study: Study):
     "The front matter of the model card."
     from huggingface_hub import ModelCardData
-    fidelity = pd.read_csv(audit_samples(study).path/'fidelity.csv').query("`class` == 'all' and value == value")
+    fidelity = pd.read_csv(audit_samples(study.first).path/'fidelity.csv').query("`class` == 'all' and value == value")
     results = [_evaluation_result(row, Path(study.data).name) for row in fidelity.itertuples()]
     return ModelCardData(model_name=f'weldsynth {study.name}', library_name='diffusers',
                          pipeline_tag='unconditional-image-generation', eval_results=results or None,
@@ -140,7 +139,7 @@ def _model_front(study: Study):
 def _models(study: Study) -> list:
     "The artefacts of the study's trained generators."
     generator = study_generator(study)
-    return [generator.train(study, seed, 1.) for seed in range(study.config.sampler.generators)]
+    return [generator.train(study.first, seed, 1.) for seed in range(study.config.sampler.generators)]
 
 
 def _training_row(network: str, artefact: Artefact) -> dict:
@@ -154,7 +153,7 @@ def _training_row(network: str, artefact: Artefact) -> dict:
 
 def _training_table(study: Study) -> pd.DataFrame:
     "What training the networks took."
-    rows = [_training_row('autoencoder', train_autoencoder(study))]
+    rows = [_training_row('autoencoder', train_autoencoder(study.first))]
     rows += [_training_row(f'generator {g}', model) for g, model in enumerate(_models(study))]
     return pd.DataFrame(rows)
 
@@ -214,7 +213,7 @@ def model_card(
     "The README of a study's generators."
     advice = recommend(study)
     guards = pd.DataFrame(advice['guards'])[['name', 'measured', 'threshold', 'outcome']]
-    targets = acceptance_targets(audit_samples(study).path, study.config.rule)
+    targets = acceptance_targets(audit_samples(study.first).path, study.config.rule)
     return _card(
         _model_front(study), f'# Weld defects by latent diffusion, study {escape(study.name)}', _model_text(study),
         f'> **{advice["headline"]}.** {escape(advice["finding"])}',
@@ -234,7 +233,7 @@ def _size_category(n: int) -> str:
 # %% ../../nbs/report/02_cards.ipynb #2c11b4aa
 def _sample_folders(study: Study) -> list:
     "The artefacts with the study's synthetic defects, one for each generator."
-    return [draw_study_samples(study, g) for g in range(study.config.sampler.generators)]
+    return [draw_study_samples(study.first, g) for g in range(study.config.sampler.generators)]
 
 
 def _sample_table(study: Study) -> pd.DataFrame:

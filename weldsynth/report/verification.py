@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['artefact_folders', 'verify', 'verify_named']
+__all__ = ['verify', 'verify_named']
 
 # %% ../../nbs/report/06_verification.ipynb #b5ac5bdd
 import pandas as pd
@@ -19,15 +19,8 @@ from ..core.config import StudyError
 from ..core.files import file_changes, file_hash
 from ..core.random import digest
 from ..core.runtime import home
-from ..core.store import Artefact, artefact_key
+from ..core.store import Artefact, artefact_folders, artefact_key
 from ..stages.sample import sample_issues
-
-# %% ../../nbs/report/06_verification.ipynb #1ddd5ff8
-def artefact_folders(
-    folder: Path,  # a study
-) -> list:
-    "The folders of all finished artefacts of a study, sorted."
-    return sorted(f.parent for f in folder.glob('*/*/artefact.json'))
 
 # %% ../../nbs/report/06_verification.ipynb #b8feda59
 def _record_issues(folder: Path, record: dict):
@@ -51,7 +44,7 @@ def _artefact_issues(folder: Path, name: str, keys: set):
     "Yields (file, what) where an artefact is not what its own record says."
     info = Artefact(folder, '').info
     if 'files' not in info: return (yield name, 'was made before hashes were kept')
-    if _expected_key(info) != info['key'] or name != f"{info['stage']}-{info['key'][:10]}":
+    if _expected_key(info) != info['key'] or not name.endswith(f"{info['stage']}-{info['key'][:10]}"):
         yield f'{name}/artefact.json', 'the key is not that of stage, version, arguments, configuration and inputs'
     for key in set(info['inputs']) - keys: yield name, f'its input {key[:10]} is missing'
     for file, what in file_changes(folder, info['files']): yield f'{name}/{file}', what

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['ARMS', 'STRESS_COLUMNS', 'draw_study_cleans', 'Pool', 'Arm', 'study_arms', 'free_arms', 'fit_arms', 'freeze',
-           'claim_test_fold', 'times_opened', 'open_test', 'Predictions', 'test_predictions']
+__all__ = ['ARMS', 'POINTS', 'STRESS_COLUMNS', 'draw_study_cleans', 'Pool', 'Arm', 'study_arms', 'free_arms', 'operating_points',
+           'fit_arms', 'validation_f1', 'chosen_control', 'freeze', 'claim_test_fold', 'times_opened', 'open_test',
+           'tested_patches', 'Predictions', 'test_predictions']
 
 # %% ../../nbs/07_arms.ipynb #5a3ff824
 import numpy as np
@@ -23,21 +24,29 @@ import torch
 from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/07_arms.ipynb #8651c864
-from ..core.config import StudyError
-from ..core.random import digest
+from ..core.config import RuleConfig, StudyError
+from ..core.random import digest, numpy_stream
 from ..core.runtime import process, progress
 from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
-from ..metrics.classification import choose_threshold, decide
+from weldsynth.metrics.classification import (
+    choose_threshold,
+    clean_weight,
+    decide,
+    macro_f1,
+    threshold_at_false_calls,
+)
 from ..models.autoencoder import reconstruct
-from ..models.classifier import fit_all, load_classifier, probabilities
-from ..models.controls import augmented, cut_paste, repeated
+from ..models.classifier import load_classifier, probabilities
+from ..models.controls import augmented, best_control, cut_paste, repeated
+from ..models.fits import FIT_FIELDS, fit_all
 from ..models.stress import all_corruptions, ood_auroc, stress
 from .audit import filter_samples, train_judges, usable_patches
 from .data import prepare, study_patches
+from .instrument import check_instrument
 from .ldm import load_autoencoder
 from .sample import draw_cleans, load_samples
-from .sweep import FIT_FIELDS, draw_study_samples, selected
+from .sweep import draw_study_samples, selected
 
 # %% ../../nbs/07_arms.ipynb #961c158f
 def draw_study_cleans(
@@ -152,9 +161,23 @@ def _fit_plan(study: Study) -> dict:
     def set_name(arm, s): return f'{arm}/{s % n if ARMS[arm].generated else 0}'
     return {(set_name(arm, s), s): arm for s in range(study.config.classifier.seeds) for arm in study_arms(study)}
 
+# %% ../../nbs/07_arms.ipynb #61e1f637
+POINTS = ('false calls', 'best F1')  # operating points; the first decides
+
+
+def operating_points(
+    probs: torch.Tensor,  # N x K on the validation fold
+    truth: torch.Tensor,  # N class numbers
+    rule: RuleConfig,
+) -> dict:
+    "The threshold on 1 - P(clean) at each of `POINTS`."
+    weight = clean_weight(truth.numpy(), rule.prevalence)
+    thresholds = threshold_at_false_calls(probs, truth, rule.false_calls), choose_threshold(probs, truth, weight)
+    return dict(zip(POINTS, thresholds, strict=True))
+
 # %% ../../nbs/07_arms.ipynb #999897b3
-@stage('eval/fits', version=1, needs=_fit_inputs, also=_fit_facts, shared=True,
-       reads=(*FIT_FIELDS, 'classifier.seeds', 'controls', 'audit.filter_quantile', 'audit.filter_min_kept'))
+@stage('eval/fits', version=2, needs=_fit_inputs, also=_fit_facts, shared=True,
+       reads=(*FIT_FIELDS, 'classifier.seeds', 'controls', 'rule.false_calls', 'rule.prevalence', 'audit.filter_quantile', 'audit.filter_min_kept'))
 def fit_arms(study: Study, folder):
     "Every arm's classifiers (`weights/`), their probabilities on validation, thresholds and `false_calls.csv`."
     pools = {g: Pool(study, g) for g in _generators(study)}
@@ -169,18 +192,19 @@ def fit_arms(study: Study, folder):
         save_file(weights, folder/'weights'/f'{arm}-{s}.safetensors')
         probabilities_seen[f'{arm}/{s}'] = probs
     save_file(probabilities_seen, folder/'validation.safetensors')
-    thresholds = {fit: choose_threshold(probs, validation.labels) for fit, probs in probabilities_seen.items()}
+    thresholds = {fit: operating_points(probs, validation.labels, study.config.rule)
+                  for fit, probs in probabilities_seen.items()}
     (folder/'thresholds.json').write_text(json.dumps(thresholds, indent=1))
     _false_calls(study, folder, thresholds).to_csv(folder/'false_calls.csv', index=False)
 
 # %% ../../nbs/07_arms.ipynb #904bbac7
 def _fits(study: Study, folder: Path, thresholds: dict):
-    "Yields (arm, seed, classifier, threshold) of the fits in `folder`."
+    "Yields (arm, seed, classifier, thresholds by operating point) of the fits in `folder`."
     classes = len(study_patches(study).classes)
-    for fit, threshold in thresholds.items():
+    for fit, points in thresholds.items():
         arm, s = fit.rsplit('/', 1)
         weights = load_file(folder/'weights'/f'{arm}-{s}.safetensors')
-        yield arm, int(s), load_classifier(study.config.classifier.kind, classes, weights), threshold
+        yield arm, int(s), load_classifier(study.config.classifier, classes, weights), points
 
 # %% ../../nbs/07_arms.ipynb #02bd92ac
 def _false_call_rate(net, images: torch.Tensor, threshold: float) -> float:
@@ -192,17 +216,43 @@ def _false_calls(study: Study, folder: Path, thresholds: dict) -> pd.DataFrame:
     "False-call rates on validation cleans, as they are and after the autoencoder: arm, seed, original, autoencoded."
     clean = study_patches(study).fold('validation').of('clean').images
     after = reconstruct(load_autoencoder(study), clean)
-    rows = [(arm, s, _false_call_rate(net, clean, t), _false_call_rate(net, after, t))
+    rows = [(arm, s, _false_call_rate(net, clean, t[POINTS[0]]), _false_call_rate(net, after, t[POINTS[0]]))
             for arm, s, net, t in _fits(study, folder, thresholds)]
     table = pd.DataFrame(rows, columns=['arm', 'seed', 'original', 'autoencoded'])
     return table.sort_values(['arm', 'seed'], ignore_index=True)
+
+# %% ../../nbs/07_arms.ipynb #3748b005
+def validation_f1(
+    study: Study,
+) -> pd.DataFrame:
+    "Macro F1 of every fit on the validation folds, at the operating point that decides: arm, part, seed, f1."
+    rows = []
+    for i, part in enumerate(study.parts()):
+        folder, validation = fit_arms(part).path, study_patches(part).fold('validation')
+        weight = clean_weight(validation.labels.numpy(), study.config.rule.prevalence)
+        thresholds = json.loads((folder/'thresholds.json').read_text())
+        for fit, probs in load_file(folder/'validation.safetensors').items():
+            arm, s = fit.rsplit('/', 1)
+            predicted = decide(probs, thresholds[fit][POINTS[0]])
+            rows.append((arm, i, int(s), macro_f1(validation.labels, predicted, probs.shape[1], weight)))
+    return pd.DataFrame(rows, columns=['arm', 'part', 'seed', 'f1'])
+
+
+def chosen_control(
+    study: Study,
+) -> str:
+    "The free control with the best mean macro F1 on validation."
+    return best_control(validation_f1(study).groupby('arm').f1.mean(), free_arms(study))
 
 # %% ../../nbs/07_arms.ipynb #891f8204
 def freeze(
     study: Study,
 ) -> dict:
-    "All that is decided before the test fold is opened, and its hash."
-    plan = dict(study.plan(), selected=selected(study), arms=list(study_arms(study)), fits=fit_arms(study).key)
+    "All that is decided before the test is opened, for all outer folds, and its hash."
+    study = study.whole
+    parts = [dict(selected=selected(part), fits=fit_arms(part).key) for part in study.parts()]
+    plan = dict(study.plan(), arms=list(study_arms(study)), best_control=chosen_control(study), parts=parts,
+                instrument=check_instrument(study).key)
     return dict(plan, hash=digest(plan))
 
 # %% ../../nbs/07_arms.ipynb #c6f95d29
@@ -228,39 +278,77 @@ def times_opened(
     return len({e['plan'] for e in study.test_log() if e['event'] == 'opened'})
 
 # %% ../../nbs/07_arms.ipynb #a7e9116b
-STRESS_COLUMNS = ['arm', 'seed', 'kind', 'strength', 'macro_f1', 'recall', 'false_call_rate']
+STRESS_COLUMNS = ['arm', 'seed', 'kind', 'strength', 'macro_f1', 'found', 'false_call_rate']
 
-@stage('eval/test', version=1, reads=('stress',), needs=lambda study: [fit_arms(study)])
+
+def _stressed(study: Study, test: PatchSet, fits: list) -> tuple:
+    "The tables `stress` and `ood` of the first fit of each arm, on at most `stress.images` test images."
+    config, rows, ood = study.config.stress, [], []
+    few = test.take(numpy_stream('stress', study.seed).permutation(len(test))[:config.images])
+    disturbed = all_corruptions(few.images, study.seed, config)
+    for arm, s, net, points in progress(fits, 'disturbing test images'):
+        rows += [(arm, s, *row) for row in stress(net, few, disturbed, points[POINTS[0]], config)]
+        ood += [(arm, s, *row) for row in ood_auroc(net, few.images, study.seed).items()]
+    return pd.DataFrame(rows, columns=STRESS_COLUMNS), pd.DataFrame(ood, columns=['arm', 'seed', 'kind', 'auroc'])
+
+# %% ../../nbs/07_arms.ipynb #5b0cbfc3
+@stage('eval/test', version=2, reads=('stress',), needs=lambda study: [fit_arms(study)])
 def _predict_test(study: Study, folder):
-    "Every fit's probabilities on the test fold and on held-out films, and `stress.csv` and `ood.csv`."
+    "Every fit's probabilities and predictions on the test fold and on held-out films, and `stress.csv` and `ood.csv`."
     plan = freeze(study)
     claim_test_fold(study, plan['hash'])
-    config, fits = study.config.stress, fit_arms(study).path
-    patches = study_patches(study)
+    patches, fits = study_patches(study), fit_arms(study).path
     folds = {f: patches.fold(f) for f in ('test', 'film') if (patches.table.fold == f).any()}
-    test = folds['test']
     thresholds = json.loads((fits/'thresholds.json').read_text())
-    disturbed = all_corruptions(test.images, study.seed, config)
-    probs, stressed, ood = {}, [], []
-    for arm, s, net, threshold in progress(list(_fits(study, fits, thresholds)), 'predicting the test fold'):
-        for fold, shown in folds.items(): probs[f'{fold}/{arm}/{s}'] = probabilities(net, shown.images)
-        if s: continue
-        stressed += [(arm, s, *row) for row in stress(net, test, disturbed, threshold, config)]
-        ood += [(arm, s, *row) for row in ood_auroc(net, test.images, study.seed).items()]
+    probs, predicted = {}, {}
+    for arm, s, net, points in progress(list(_fits(study, fits, thresholds)), 'predicting the test fold'):
+        for fold, shown in folds.items():
+            probs[f'{fold}/{arm}/{s}'] = p = probabilities(net, shown.images)
+            predicted |= {f'{point}/{fold}/{arm}/{s}': decide(p, t) for point, t in points.items()}
     save_file(probs, folder/'probabilities.safetensors')
-    pd.DataFrame(stressed, columns=STRESS_COLUMNS).to_csv(folder/'stress.csv', index=False)
-    pd.DataFrame(ood, columns=['arm', 'seed', 'kind', 'auroc']).to_csv(folder/'ood.csv', index=False)
+    save_file(predicted, folder/'predicted.safetensors')
+    first = [fit for fit in _fits(study, fits, thresholds) if fit[1] == 0]
+    for name, table in zip(('stress', 'ood'), _stressed(study, folds['test'], first), strict=True):
+        table.to_csv(folder/f'{name}.csv', index=False)
     (folder/'plan.json').write_text(json.dumps(plan, indent=1))
+
+# %% ../../nbs/07_arms.ipynb #15f38644
+def _joined(files: list) -> dict:
+    "The tensors of safetensors files of the same names, one after the other."
+    parts = [load_file(file) for file in files]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@stage('eval/pooled', version=1, needs=lambda study: [_predict_test(part) for part in study.parts()])
+def _pool_tests(study: Study, folder):
+    "The predictions of all outer folds, joined, with the tables of each."
+    tests = [_predict_test(part).path for part in study.parts()]
+    for name in ('probabilities', 'predicted'):
+        save_file(_joined([t/f'{name}.safetensors' for t in tests]), folder/f'{name}.safetensors')
+    for name in ('stress', 'ood'):
+        tables = [pd.read_csv(t/f'{name}.csv').assign(part=i) for i, t in enumerate(tests)]
+        pd.concat(tables).to_csv(folder/f'{name}.csv', index=False)
+    (folder/'plan.json').write_text((tests[0]/'plan.json').read_text())
 
 # %% ../../nbs/07_arms.ipynb #22dce4e0
 def open_test(
     study: Study,
 ) -> Artefact:
-    "The artefact with every fit's predictions on the test fold: the one function that shows test images to a network."
-    artefact = _predict_test(study)
+    "The artefact with every fit's predictions on the test: the one function that shows test images to a network."
+    study = study.whole
+    artefact = _predict_test(study) if study.parts() == [study] else _pool_tests(study)
     if process().is_main_process and not any(e['event'] == 'done' for e in study.test_log()):
         study.log_test_event('done', json.loads((artefact.path/'plan.json').read_text())['hash'])
     return artefact
+
+
+def tested_patches(
+    study: Study,
+    fold: str = 'test',  # or 'film', where films are held out
+) -> PatchSet:
+    "The patches that the test shows, in the order of the predictions: those of all outer folds."
+    first, *rest = [study_patches(part).fold(fold) for part in study.whole.parts()]
+    return sum(rest, first)
 
 # %% ../../nbs/07_arms.ipynb #a409925b
 class Predictions(NamedTuple):
@@ -273,14 +361,14 @@ class Predictions(NamedTuple):
 def test_predictions(
     study: Study,
     fold: str = 'test',  # or 'film', where films are held out
+    point: str = POINTS[0],  # the operating point
 ) -> dict:
-    "arm -> `Predictions`."
-    saved = load_file(open_test(study).path/'probabilities.safetensors')
-    thresholds = json.loads((fit_arms(study).path/'thresholds.json').read_text())
+    "arm -> `Predictions` for `tested_patches`."
+    folder = open_test(study).path
+    probs, predicted = (load_file(folder/f'{name}.safetensors') for name in ('probabilities', 'predicted'))
     seeds = range(study.config.classifier.seeds)
+    generators = np.arange(len(seeds)) % study.config.sampler.generators
     def of_arm(arm):
-        probs = [saved[f'{fold}/{arm}/{s}'] for s in seeds]
-        predicted = [decide(p, thresholds[f'{arm}/{s}']).numpy() for s, p in zip(seeds, probs, strict=True)]
-        generators = np.arange(len(seeds)) % study.config.sampler.generators
-        return Predictions(torch.stack(probs).numpy(), np.stack(predicted), generators)
+        return Predictions(np.stack([probs[f'{fold}/{arm}/{s}'].numpy() for s in seeds]),
+                           np.stack([predicted[f'{point}/{fold}/{arm}/{s}'].numpy() for s in seeds]), generators)
     return {arm: of_arm(arm) for arm in study_arms(study)}

@@ -41,10 +41,12 @@ from weldsynth.metrics.fidelity import (
 )
 from ..metrics.fingerprint import probe_auc, spectrum_table
 from ..models.autoencoder import reconstruct
-from ..models.classifier import Inception, features, fit_all, load_classifier, probabilities
+from ..models.backbone import Inception
+from ..models.classifier import load_classifier, penultimate, probabilities
+from ..models.fits import FIT_FIELDS, fit_all
 from .data import prepare, study_patches, training_fold
 from .ldm import load_autoencoder, train_denoiser
-from .sweep import FIT_FIELDS, draw_study_samples, load_study_samples
+from .sweep import draw_study_samples, load_study_samples
 
 # %% ../../nbs/06_audit.ipynb #f2f36c00
 def group_halves(
@@ -82,7 +84,7 @@ def load_judge(
 ) -> nn.Module:
     "Judge `k`, which has not seen half `k` of the training fold."
     weights = load_file(train_judges(study).path/f'judge-{k}.safetensors')
-    return load_classifier(study.config.classifier.kind, len(study_patches(study).classes), weights)
+    return load_classifier(study.config.classifier, len(study_patches(study).classes), weights)
 
 # %% ../../nbs/06_audit.ipynb #5f2fc8d2
 def unseen_probabilities(
@@ -131,7 +133,7 @@ def fidelity(
     sets = (unseen_defects(study), usable_patches(study, generator), held_out)
     rows = []
     for name, net in feature_extractors(study).items():
-        seen = [(features(net, s.images), s.table.label.to_numpy()) for s in sets]
+        seen = [(penultimate(net, s.images), s.table.label.to_numpy()) for s in sets]
         for c in (*validation.classes[1:], 'all'):
             parts = [values[(labels == c) | (c == 'all')] for values, labels in seen]
             table = _fidelity_of_class(study.config.audit, study.seed, *parts)
@@ -317,7 +319,7 @@ def judge_samples(
 ) -> dict:
     "KID to real defects that judge 0 has not seen, and the share that the judges take for what they were meant to be."
     judge = load_judge(study, 0)
-    unseen, drawn = features(judge, unseen_defects(study).images), features(judge, images)
+    unseen, drawn = penultimate(judge, unseen_defects(study).images), penultimate(judge, images)
     right = judge_probabilities(study, images).argmax(1) == intended
     return dict(kid=kid(unseen, drawn), agreement=right.float().mean().item())
 

@@ -5,6 +5,8 @@
 # %% ../../nbs/01_data.ipynb #5cb9b7ff
 from __future__ import annotations
 
+from dataclasses import replace
+
 # %% auto #0
 __all__ = ['study_source', 'prepare', 'prepare_or_count', 'study_patches', 'training_fold']
 
@@ -35,17 +37,23 @@ def _source_facts(study: Study) -> dict:
 
 # %% ../../nbs/01_data.ipynb #8921648a
 @stage('data/patches', version=1, reads=('data',), also=_source_facts)
-def prepare(study: Study, folder):
+def _prepare(study: Study, folder):
     "The study's patches, read, split and checked, and `source.csv` with the SHA-256 hash of each file they came from."
     source = study_source(study)
     patches = source.read(study.config.data.px, study.group)
     if patches is None: raise StudyError(f'{study.data} holds no image that can be used: `weldsynth check` says why')
     report_all(raise_if_error, count_issues(patches, study.config))
-    patches = split(patches, study.config.data, study.seed)
-    report_duplicates(patches, study.config.data)
-    save_patches(patches, folder)
+    splits = split(patches, study.config.data, study.seed)
+    for part in splits: report_duplicates(part, study.config.data)
+    folds = {f'fold-{i + 1}': part.table.fold for i, part in enumerate(splits)}
+    save_patches(replace(patches, table=patches.table.assign(**folds)), folder)
     rows = [(str(f.relative_to(source.root or f.parent)), file_hash(f)) for f in source.files()]
     pd.DataFrame(rows, columns=['file', 'sha256']).to_csv(folder/'source.csv', index=False)
+
+# %% ../../nbs/01_data.ipynb #384add09
+def prepare(study: Study) -> Artefact:
+    "The patches of the whole study, of which an outer fold is a part: the columns fold-1, fold-2, ... say how."
+    return _prepare(study.whole)
 
 # %% ../../nbs/01_data.ipynb #6881c48e
 def prepare_or_count(study: Study) -> Artefact:
@@ -58,8 +66,11 @@ def prepare_or_count(study: Study) -> Artefact:
 
 # %% ../../nbs/01_data.ipynb #71590020
 def study_patches(study: Study) -> PatchSet:
-    "The study's patches with their folds; made first if need be."
-    return load_patches(prepare(study).path)
+    "The study's patches with the column `fold` of this outer fold, by default the first; made first if need be."
+    patches = load_patches(prepare(study).path)
+    table = patches.table
+    if 'fold' not in table: table = table.assign(fold=table[f'fold-{max(study.outer, 0) + 1}'])
+    return replace(patches, table=table)
 
 # %% ../../nbs/01_data.ipynb #e6e75145
 def training_fold(

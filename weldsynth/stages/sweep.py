@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['FIT_FIELDS', 'CURVE_CONTROLS', 'score_sets', 'sweep_guidance', 'smallest_within_one_se', 'real_defects',
-           'selected_guidance', 'draw_study_samples', 'load_study_samples', 'sweep_share', 'selected', 'fraction_sets',
-           'fit_learning_curve', 'learning_curve', 'real_equivalents', 'curve_gains']
+__all__ = ['CURVE_CONTROLS', 'score_sets', 'sweep_guidance', 'smallest_within_one_se', 'real_defects', 'selected_guidance',
+           'draw_study_samples', 'load_study_samples', 'sweep_share', 'selected', 'fraction_sets', 'fit_learning_curve',
+           'learning_curve', 'real_equivalents', 'curve_gains']
 
 # %% ../../nbs/05_sweep.ipynb #5ff3a6db
 import numpy as np
@@ -23,8 +23,8 @@ from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
 from ..metrics.bootstrap import interval, resample
 from ..metrics.classification import choose_threshold, decide, group_counts, macro_f1
-from ..models.classifier import fit_all
 from ..models.controls import augmented, best_control, repeated
+from ..models.fits import FIT_FIELDS, fit_all
 from .data import prepare, study_patches, training_fold
 from .sample import draw_defects, load_samples
 
@@ -46,10 +46,6 @@ def score_sets(
         rows.append((name, s, macro_f1(validation.labels, predicted, len(validation.classes))))
         if predictions is not None: predictions[f'{name}/{s}'] = predicted
     return pd.DataFrame(rows, columns=['set', 'seed', 'f1']).sort_values(['set', 'seed'], ignore_index=True)
-
-# %% ../../nbs/05_sweep.ipynb #311836ce
-FIT_FIELDS = ('classifier.kind', 'classifier.steps', 'classifier.batch', 'classifier.lr', 'classifier.contrast',
-              'classifier.density', 'classifier.noise', 'optimiser')  # what every fit of the classifier reads
 
 # %% ../../nbs/05_sweep.ipynb #ede0268e
 def _swept_samples(study: Study, fraction: float) -> dict:
