@@ -43,9 +43,9 @@ def decide(shifts, seed, groups=GROUPS, **more):
     control = best_control({arm: d['macro_f1'][0, 0] for arm, d in drawn.items()}, CONTROLS)
     synthetic = drawn['real+synthetic']
     gains = {arm: interval(synthetic['macro_f1'] - drawn[arm]['macro_f1'], groups) for arm in ('real', control)}
-    recall = synthetic['recall'] - drawn['real']['recall']
+    found = synthetic['found'] - drawn['real']['found']
     false_calls = synthetic['false_call_rate'] - drawn['real']['false_call_rate']
-    guards = [guard_recall(str(k), interval(recall[..., k], groups), 100, RULE) for k in range(4)]
+    guards = [guard_recall(str(k), interval(found[..., k], groups), 100, RULE) for k in range(4)]
     return decide_shipping(gains, [*guards, guard_false_calls(interval(false_calls, groups), RULE)], True, RULE)[0]
 
 
