@@ -183,13 +183,17 @@ class SweepConfig:
 class AuditConfig:
     "How the synthetic images are examined."
     fidelity_images: int = 200          # a side, at most
+    fidelity_min_images: int = 50       # a side, or there is no figure
+    fidelity_dimensions: int = 64       # principal components of the features, at most
     fidelity_resamples: int = 100       # half-samples behind an interval
     neighbours: int = 5                 # that span a ball in precision, recall, density and coverage
     copy_share: float = .005            # of held-out images under the distance of a near copy, before the margin
     copy_margin: float = .8             # factor, for welds that are closer kin than those at hand
     copy_neighbourhoods: int = 16       # of the training images that are searched
-    probe_repeats: int = 10             # halvings of the real groups behind the floor
-    probe_folds: int = 4                # of the probe's cross-validation
+    probe_repeats: int = 10             # random halvings of the real welds
+    probe_folds: int = 4                # of the probe's cross-validation, at most
+    probe_min_welds: int = 4            # with the class, or there is no figure
+    probe_min_images: int = 8           # a side, or there is no figure
     filter_quantile: float = .1         # of real defects' probability of their class: the threshold of the filter
     filter_min_kept: int = 10           # of a class, or there is nothing to train on
 
@@ -348,6 +352,7 @@ FIXTURE = _preset(
     sampler=dict(steps=4, synthetics=40, synthetic_cleans=20),
     classifier=dict(kind='small', steps=20, batch=32, seeds=2),
     instrument=dict(seeds=2, lengths=(1., 2.)), sweep=dict(guidances=(1.5, 3.), shares=(.1, .2), samples=20),
+    audit=dict(fidelity_min_images=8),
     rule=dict(resamples=200))
 
 SMOKE = _preset(

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['METRICS', 'frechet_distance', 'kid', 'ball_radii', 'prdc', 'Metric', 'compare_features', 'thumbnails',
-           'whitening_matrix', 'nearest_training_image', 'copy_threshold', 'flag_copies', 'nearest_distance',
-           'copy_monitor', 'mean_and_quantiles', 'nan_to_none']
+__all__ = ['METRICS', 'frechet_distance', 'kid', 'ball_radii', 'prdc', 'Metric', 'compare_features', 'principal_projection',
+           'thumbnails', 'whitening_matrix', 'nearest_training_image', 'copy_threshold', 'flag_copies',
+           'nearest_distance', 'copy_monitor', 'nan_to_none']
 
 # %% ../../nbs/metrics/03_fidelity.ipynb #705c9a17
 import math
@@ -133,19 +133,23 @@ def compare_features(
     seed: int,
     config: AuditConfig,   # images a side, resamples and neighbours
     n: int | None = None,  # images a side, at most; None is `config.fidelity_images`
-    min_images: int = 8,   # a side
     tails: tuple[float, float] = (.025, .975),  # of the interval
 ) -> pd.DataFrame:
-    "Each of `METRICS`: metric, value, low, high, from equally many images a side; NaN with fewer than `min_images`."
+    """Each of `METRICS` from equally many images a side: metric, n (images a side), value, low, high.
+
+    The figures are NaN under `config.fidelity_min_images` images a side.
+    """
     size = min(config.fidelity_images if n is None else n, len(real), len(other))
-    if size < min_images: return pd.DataFrame(dict(metric=list(METRICS), value=np.nan, low=np.nan, high=np.nan))
+    if size < config.fidelity_min_images:
+        return pd.DataFrame(dict(metric=list(METRICS), n=size, value=np.nan, low=np.nan, high=np.nan))
     rng = numpy_stream('fidelity', seed)
     real = _subset(rng, real, size)
     other = _subset(rng, other, size)
     halves = [_measure(_subset(rng, real, size//2), _subset(rng, other, size//2), config.neighbours)
               for _ in range(config.fidelity_resamples)]
     value = pd.Series(_measure(real, other, config.neighbours))
-    return _bounded_intervals(value, pd.DataFrame(halves), tails)
+    table = _bounded_intervals(value, pd.DataFrame(halves), tails)
+    return table.assign(n=size)[['metric', 'n', 'value', 'low', 'high']]
 
 # %% ../../nbs/metrics/03_fidelity.ipynb #336e43b1
 def _subset(rng: np.random.Generator, x: np.ndarray, k: int) -> np.ndarray:
@@ -164,6 +168,19 @@ def _bounded_intervals(value: pd.Series, halves: pd.DataFrame, tails: tuple[floa
     low = (value + spread_low).clip(lower=lowest).clip(upper=value)
     high = (value + spread_high).clip(upper=highest).clip(lower=value)
     return pd.DataFrame(dict(metric=list(METRICS), value=value, low=low, high=high)).reset_index(drop=True)
+
+# %% ../../nbs/metrics/03_fidelity.ipynb #9162ed95
+def principal_projection(
+    real: np.ndarray,  # N x D: the reference
+    dimensions: int,   # K, at most; fewer with fewer images or features
+) -> Callable[[np.ndarray], np.ndarray]:
+    "The map, M x D to M x K, that centres on the mean of `real` and projects on its leading principal components."
+    centre = real.mean(0)
+    axes = np.linalg.svd(real - centre, full_matrices=False)[2][:dimensions].T
+
+    def project(x: np.ndarray) -> np.ndarray: return (x - centre) @ axes
+
+    return project
 
 # %% ../../nbs/metrics/03_fidelity.ipynb #152bbf41
 def thumbnails(
@@ -272,16 +289,6 @@ def copy_monitor(
         return copies, copies > share + errors*(share*(1 - share)/len(samples))**.5
 
     return monitor
-
-# %% ../../nbs/metrics/03_fidelity.ipynb #e8833095
-def mean_and_quantiles(
-    values,  # numbers; NaN where undefined
-    tails: tuple[float, float] = (.025, .975),
-) -> list[float] | None:
-    "Mean and the two quantiles of what is defined, or None where nothing is."
-    values = np.asarray(values, float)
-    if np.isnan(values).all(): return None
-    return [float(v) for v in (np.nanmean(values), *np.nanquantile(values, tails))]
 
 # %% ../../nbs/metrics/03_fidelity.ipynb #e896fdff
 def nan_to_none(

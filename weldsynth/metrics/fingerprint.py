@@ -7,14 +7,19 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['radial_bins', 'radial_power', 'frequency_radius', 'radial_spectrum', 'octave_power', 'spectrum_table',
-           'probe_features', 'probe_auc']
+           'grid_features', 'probe_features', 'Separation', 'separate', 'probe_auc', 'mean_separation', 'probe_halves',
+           'separation_interval', 'false_call_rise']
 
 # %% ../../nbs/metrics/04_fingerprint.ipynb #b8950f02
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import torch
 
 # %% ../../nbs/metrics/04_fingerprint.ipynb #ccfbf05d
+from ..core.random import numpy_stream
 from ..data.patches import PatchSet
 
 # %% ../../nbs/metrics/04_fingerprint.ipynb #9451b2c9
@@ -86,47 +91,200 @@ def spectrum_table(
     ratios = dict(synthetic=power(synthetic)/power(real), held_out=power(held_out)/power(real))
     return pd.DataFrame(ratios).rename_axis('octave').reset_index()
 
+# %% ../../nbs/metrics/04_fingerprint.ipynb #93f09be6
+def _excess_steps(
+    x: np.ndarray,  # float, N x H x W
+) -> np.ndarray:
+    "Mean over the rows of |step - mean of the steps beside it|, grey levels, N x (W - 3): from boundary 2 to W - 2."
+    step = np.diff(x, axis=2)
+    return np.abs(step[..., 1:-1] - (step[..., :-2] + step[..., 2:])/2).mean(1)
+
+
+def _phase_ratios(
+    excess: np.ndarray,  # N x (W - 3), from `_excess_steps`
+    period: int,         # pixels
+    least: float = .1,   # grey levels, added to both sides of the ratio
+) -> np.ndarray:
+    "Logarithm of the excess at each phase of `period` over that at the other phases, N x period."
+    phase = (np.arange(excess.shape[1]) + 2) % period
+    ratios = [(excess[:, phase == p].mean(1) + least)/(excess[:, phase != p].mean(1) + least) for p in range(period)]
+    return np.log(np.stack(ratios, 1))
+
+# %% ../../nbs/metrics/04_fingerprint.ipynb #94f0838a
+def grid_features(
+    images: torch.Tensor,                  # uint8, N x 1 x H x W, sides of at least 11 pixels
+    periods: tuple[int, ...] = (2, 4, 8),  # sides of blocks, pixels
+) -> np.ndarray:
+    """Steps on grids of blocks, N x 4 per period: phase 0 and the strongest phase of each period, along x, along y.
+
+    Each is the logarithm of the excess step on the grid over that off it: about 0 at phase 0 where there is no grid.
+    """
+    x = images[:, 0].float().numpy()
+    columns = []
+    for excess in (_excess_steps(x), _excess_steps(x.transpose(0, 2, 1))):
+        for period in periods:
+            ratios = _phase_ratios(excess, period)
+            columns += [ratios[:, 0], ratios.max(1)]
+    return np.stack(columns, 1)
+
 # %% ../../nbs/metrics/04_fingerprint.ipynb #8e0afaa1
 def probe_features(
     images: torch.Tensor,  # uint8, N x 1 x H x W
 ) -> np.ndarray:
-    "What may give a decoder away: spectrum (12), quantiles of grey values (7), moments and share of black (5); N x 24."
+    """What may give a decoder away, N x 36.
+
+    Spectrum (12), quantiles of grey values (7), moments and share of black (5), steps on grids of 2, 4 and 8 px (12).
+    """
     from scipy.stats import kurtosis, skew
     flat = images.flatten(1).numpy().astype(np.float32)
     quantiles = np.quantile(flat, [.01, .05, .25, .5, .75, .95, .99], axis=1).T
     black = (flat == 0).mean(1)
     moments = np.stack([flat.mean(1), flat.std(1), skew(flat, axis=1), kurtosis(flat, axis=1), black], 1)
-    return np.nan_to_num(np.concatenate([radial_spectrum(images), quantiles, moments], 1))
+    return np.nan_to_num(np.concatenate([radial_spectrum(images), quantiles, moments, grid_features(images)], 1))
+
+# %% ../../nbs/metrics/04_fingerprint.ipynb #5f705e08
+@dataclass(frozen=True)
+class Separation:
+    "How well a probe tells two sets apart, and what each cluster adds to the error: squared and summed, the variance."
+    auc: float
+    welds: pd.Series       # weld -> scaled change of `auc` without it
+    generators: pd.Series  # the same of generators, or of samples where there is one generator
 
 # %% ../../nbs/metrics/04_fingerprint.ipynb #accfc44d
+def _test_fold(
+    groups: np.ndarray,  # N, that stay whole
+    folds: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    "The test fold of each image, N: groups at random, equally many in each fold."
+    names, row = np.unique(groups, return_inverse=True)
+    return rng.permutation(len(names))[row] % folds
+
+
+def _probe_scores(
+    x: np.ndarray,     # N x D
+    y: np.ndarray,     # N, 0 or 1
+    fold: np.ndarray,  # N
+) -> np.ndarray:
+    "For each image the log odds of 1, by a probe that was trained on the other folds, N."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    scores = np.zeros(len(y))
+    for test in (fold == k for k in np.unique(fold)):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight='balanced'))
+        scores[test] = probe.fit(x[~test], y[~test]).decision_function(x[test])
+    return scores
+
+# %% ../../nbs/metrics/04_fingerprint.ipynb #e977a2b6
+def _scaled_changes(
+    wins: np.ndarray,      # N, of each image
+    pairs: np.ndarray,     # N, in which it was compared
+    clusters: np.ndarray,  # N
+) -> pd.Series:
+    "cluster -> change of the AUC without it, times the jackknife's sqrt((n - 1)/n)."
+    sums = pd.DataFrame(dict(wins=wins, pairs=pairs)).groupby(clusters).sum()
+    total = sums.sum()
+    without = (total.wins - sums.wins)/(total.pairs - sums.pairs)
+    return (without - total.wins/total.pairs)*np.sqrt((len(sums) - 1)/len(sums))
+
+# %% ../../nbs/metrics/04_fingerprint.ipynb #9071d8b3
+def separate(
+    a: np.ndarray, b: np.ndarray,                # N x D and M x D
+    groups_a: np.ndarray, groups_b: np.ndarray,  # N and M, clusters that cross-validation keeps whole
+    folds: int,                                  # at most
+    rng: np.random.Generator,
+) -> Separation | None:
+    "A cross-validated probe between `a` (welds) and `b` (generators); None with one group on a side."
+    folds = min(folds, len(np.unique(groups_a)), len(np.unique(groups_b)))
+    if folds < 2: return None
+    fold_a, fold_b = _test_fold(groups_a, folds, rng), _test_fold(groups_b, folds, rng)
+    y = np.repeat([0, 1], [len(a), len(b)])
+    scores = _probe_scores(np.concatenate([a, b]), y, np.concatenate([fold_a, fold_b]))
+    difference = scores[None, len(a):] - scores[:len(a), None]
+    pairs = fold_a[:, None] == fold_b
+    wins = (np.sign(difference) + 1)/2*pairs
+    changes = [_scaled_changes(wins.sum(k), pairs.sum(k), g) for k, g in ((1, groups_a), (0, groups_b))]
+    return Separation(float(wins.sum()/pairs.sum()), *changes)
+
+# %% ../../nbs/metrics/04_fingerprint.ipynb #469e9157
 def probe_auc(
     a: torch.Tensor, b: torch.Tensor,            # uint8, N and M x 1 x H x W
     groups_a: np.ndarray, groups_b: np.ndarray,  # that the cross-validation keeps whole
     seed: int,
-    folds: int,                                  # of the cross-validation
+    folds: int,                                  # of the cross-validation, at most
     min_images: int = 8,                         # a side
 ) -> float:
     """Cross-validated area under the ROC curve, 0 to 1, of a probe that tries to tell `a` from `b`.
 
-    NaN with fewer than `min_images` images or `folds` groups a side.
+    NaN with fewer than `min_images` images or two groups a side.
     """
-    from sklearn.metrics import roc_auc_score
-    if min(len(a), len(b)) < min_images or min(len(set(groups_a)), len(set(groups_b))) < folds: return np.nan
-    x = np.concatenate([probe_features(a), probe_features(b)])
-    y = np.repeat([0, 1], [len(a), len(b)])
-    groups = np.concatenate([[f'a{g}' for g in groups_a], [f'b{g}' for g in groups_b]])
-    return roc_auc_score(y, _probe_ranks(x, y, groups, seed, folds))
+    if min(len(a), len(b)) < min_images: return np.nan
+    rng = numpy_stream('probe', seed)
+    found = separate(probe_features(a), probe_features(b), np.asarray(groups_a), np.asarray(groups_b), folds, rng)
+    return np.nan if found is None else found.auc
 
-# %% ../../nbs/metrics/04_fingerprint.ipynb #e977a2b6
-def _probe_ranks(x, y, groups, seed: int, folds: int) -> np.ndarray:
-    "Rank of each item, 0 to 1, in its test fold by a probe trained on the other folds."
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    ranks = np.zeros(len(y))
-    for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(x, y, groups):
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight='balanced'))
-        probe.fit(x[train], y[train])
-        ranks[test] = probe.decision_function(x[test]).argsort().argsort()/len(test)
-    return ranks
+# %% ../../nbs/metrics/04_fingerprint.ipynb #7aa9ec71
+def mean_separation(
+    parts: Sequence,  # of `Separation`
+) -> Separation:
+    "The mean of several AUCs; a cluster that several have in common adds its changes up."
+    def mean(changes): return pd.concat(changes).groupby(level=0).sum()/len(parts)
+
+    auc = float(np.mean([p.auc for p in parts]))
+    return Separation(auc, mean([p.welds for p in parts]), mean([p.generators for p in parts]))
+
+# %% ../../nbs/metrics/04_fingerprint.ipynb #79eae4db
+def probe_halves(
+    real: np.ndarray, welds: np.ndarray,            # N x D, from `probe_features`, and the weld of each
+    synthetic: np.ndarray, generators: np.ndarray,  # M x D, and the generator of each; with one, a number per sample
+    folds: int,                                     # of the cross-validation, at most
+    min_images: int,                                # a side
+    rng: np.random.Generator,
+) -> tuple | None:
+    "Images a side, `Separation` of either half of the welds from samples, and of the halves; None where it cannot be."
+    names = np.unique(welds)
+    first = np.isin(welds, rng.permutation(names)[:len(names)//2])
+    n = min(first.sum(), (~first).sum(), len(synthetic))
+    if n < min_images: return None
+    one, other = (rng.choice(np.flatnonzero(half), n, replace=False) for half in (first, ~first))
+    drawn = [rng.choice(len(synthetic), n, replace=False) for _ in range(2)]
+    found = [separate(real[rows], synthetic[s], welds[rows], generators[s], folds, rng)
+             for rows, s in zip((one, other), drawn, strict=True)]
+    floor = separate(real[one], real[other], welds[one], welds[other], folds, rng)
+    defined = [f for f in found if f is not None]
+    if floor is None or len(defined) < 2: return None
+    both_sides = pd.concat([floor.welds, floor.generators])
+    return int(n), mean_separation(defined), Separation(floor.auc, both_sides, pd.Series(dtype=float))
+
+# %% ../../nbs/metrics/04_fingerprint.ipynb #b2ab5839
+def separation_interval(
+    halvings: Sequence,  # of `Separation`, of the same sets
+    level: float,        # of the interval
+) -> tuple[float, float, float]:
+    """Mean AUC over halvings, and its interval over welds and generators (Student, degrees after Satterthwaite).
+
+    The variance is the mean of that of one halving: more halvings add no welds.
+    """
+    from scipy.stats import t as student
+    sides = [([h.welds for h in halvings], 2), ([h.generators for h in halvings], 1)]
+    variance = np.array([np.mean([changes.pow(2).sum() for changes in side]) for side, _ in sides])
+    degrees = np.array([max(max(map(len, side)) - used, 1) for side, used in sides])
+    auc = float(np.mean([h.auc for h in halvings]))
+    if not variance.any(): return auc, auc, auc
+    half = student.ppf((1 + level)/2, variance.sum()**2/(variance**2/degrees).sum())*np.sqrt(variance.sum())
+    return auc, float(max(auc - half, 0)), float(min(auc + half, 1))
+
+# %% ../../nbs/metrics/04_fingerprint.ipynb #4f74ca83
+def false_call_rise(
+    real: np.ndarray,       # fits x 2: false-call rates on clean images as they are, and on those with the trace
+    synthetic: np.ndarray,  # the same of the fits that have seen synthetic images too, in the same order
+    level: float,           # of the interval
+) -> tuple[float, float, float]:
+    "How much more the trace adds to false calls with synthetic images: mean over fits with Student's interval."
+    from scipy.stats import t as student
+    change = np.diff(synthetic)[:, 0] - np.diff(real)[:, 0]
+    n, mean = len(change), float(change.mean())
+    if n < 2: return mean, np.nan, np.nan
+    half = float(student.ppf((1 + level)/2, n - 1)*change.std(ddof=1)/np.sqrt(n))
+    return mean, mean - half, mean + half

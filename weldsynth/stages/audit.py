@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['JUDGE_SEED', 'FIDELITY_COLUMNS', 'group_halves', 'train_judges', 'load_judge', 'unseen_probabilities',
-           'unseen_defects', 'feature_extractors', 'fidelity', 'find_copies', 'usable_patches', 'fingerprint',
-           'autoencoder_gate', 'filter_thresholds', 'judge_probabilities', 'filter_rows', 'filter_samples',
-           'filter_table', 'judge_samples', 'training_progress', 'audit_samples']
+__all__ = ['JUDGE_SEED', 'FIDELITY_COLUMNS', 'PROBE_COLUMNS', 'group_halves', 'train_judges', 'load_judge',
+           'unseen_probabilities', 'unseen_defects', 'study_features', 'feature_extractors', 'fidelity', 'find_copies',
+           'usable_patches', 'fingerprint', 'autoencoder_gate', 'filter_thresholds', 'judge_probabilities',
+           'filter_rows', 'filter_samples', 'filter_table', 'judge_samples', 'training_progress', 'audit_samples']
 
 # %% ../../nbs/06_audit.ipynb #962355e7
 import numpy as np
@@ -35,14 +37,20 @@ from weldsynth.metrics.fidelity import (
     copy_threshold,
     flag_copies,
     kid,
-    mean_and_quantiles,
     nan_to_none,
     nearest_training_image,
+    principal_projection,
 )
-from ..metrics.fingerprint import probe_auc, spectrum_table
+from weldsynth.metrics.fingerprint import (
+    mean_separation,
+    probe_features,
+    probe_halves,
+    separation_interval,
+    spectrum_table,
+)
 from ..models.autoencoder import reconstruct
-from ..models.backbone import Inception
-from ..models.classifier import load_classifier, penultimate, probabilities
+from ..models.backbone import Inception, embed
+from ..models.classifier import is_frozen, load_classifier, penultimate, probabilities
 from ..models.fits import FIT_FIELDS, fit_all
 from .data import prepare, study_patches, training_fold
 from .ldm import load_autoencoder, train_denoiser
@@ -103,13 +111,25 @@ def unseen_defects(
     return fold.take(((half == 0) & (fold.labels > 0)).numpy())
 
 # %% ../../nbs/06_audit.ipynb #11b5e71a
+def study_features(
+    study: Study,
+) -> tuple[str, Callable[[torch.Tensor], np.ndarray]]:
+    """Name and function, images (uint8, N x 1 x H x W) to features (N x D), in which realism is measured.
+
+    The frozen features of the study's backbone; where the classifier has none, the last layer of judge 0.
+    """
+    config = study.config.classifier
+    if is_frozen(config): return 'backbone', lambda images: embed(images, config).float().numpy()
+    return 'judge', partial(penultimate, load_judge(study, 0))
+
+
 def feature_extractors(
     study: Study,
-) -> dict:
-    "The networks in whose features realism is measured: judge 0 and, where its weights are named, Inception v3."
-    extractors = dict(judge=load_judge(study, 0))
+) -> dict[str, Callable[[torch.Tensor], np.ndarray]]:
+    "name -> function as of `study_features`: that one and, where its weights are named, Inception v3."
+    extractors = dict([study_features(study)])
     weights = os.environ.get('WELDSYNTH_INCEPTION')
-    if weights: extractors['inception'] = Inception(Path(weights))
+    if weights: extractors['inception'] = partial(penultimate, Inception(Path(weights)))
     return extractors
 
 # %% ../../nbs/06_audit.ipynb #8d630c9e
@@ -118,26 +138,30 @@ def _fidelity_of_class(config: AuditConfig, seed: int, real, synthetic, floor) -
     n = min(len(real), len(synthetic), len(floor), config.fidelity_images)
     measured = compare_features(real, synthetic, seed, config, n)
     names = ['metric', 'floor', 'floor_low', 'floor_high']
-    return measured.merge(compare_features(real, floor, seed, config, n).set_axis(names, axis=1))
+    beside = compare_features(real, floor, seed, config, n).drop(columns='n')
+    return measured.merge(beside.set_axis(names, axis=1))
 
 # %% ../../nbs/06_audit.ipynb #93ee441f
-FIDELITY_COLUMNS = ['features', 'class', 'metric', 'value', 'low', 'high', 'floor', 'floor_low', 'floor_high']
+FIDELITY_COLUMNS = ['features', 'class', 'metric', 'n', 'value', 'low', 'high', 'floor', 'floor_low', 'floor_high']
 
 def fidelity(
     study: Study,
     generator: int = 0,
 ) -> pd.DataFrame:
-    "Realism of the synthetic defects per class and over all ('all'): `FIDELITY_COLUMNS`."
+    "Realism of the synthetic defects per class and over all ('all'): `FIDELITY_COLUMNS`; n is images a side."
+    config = study.config.audit
     validation = study_patches(study).fold('validation')
     held_out = validation.take(validation.table.label != 'clean')
     sets = (unseen_defects(study), usable_patches(study, generator), held_out)
+    labels = [s.table.label.to_numpy() for s in sets]
     rows = []
-    for name, net in feature_extractors(study).items():
-        seen = [(penultimate(net, s.images), s.table.label.to_numpy()) for s in sets]
+    for name, extract in feature_extractors(study).items():
+        seen = [extract(s.images) for s in sets]
+        project = principal_projection(seen[0], config.fidelity_dimensions)
+        seen = [project(x) for x in seen]
         for c in (*validation.classes[1:], 'all'):
-            parts = [values[(labels == c) | (c == 'all')] for values, labels in seen]
-            table = _fidelity_of_class(study.config.audit, study.seed, *parts)
-            rows.append(table.assign(**{'class': c, 'features': name}))
+            parts = [x[(label == c) | (c == 'all')] for x, label in zip(seen, labels, strict=True)]
+            rows.append(_fidelity_of_class(config, study.seed, *parts).assign(**{'class': c, 'features': name}))
     return pd.concat(rows, ignore_index=True)[FIDELITY_COLUMNS]
 
 # %% ../../nbs/06_audit.ipynb #1371baa9
@@ -186,32 +210,55 @@ def usable_patches(
     return load_study_samples(study, generator).take(~near)
 
 # %% ../../nbs/06_audit.ipynb #1418abd8
-def _probe_once(study: Study, real: PatchSet, drawn: PatchSet, label: str, repeat: int) -> tuple:
-    "The probe's AUC between one half of the real groups and as many samples, and between the two halves."
-    rng = numpy_stream('probe', study.seed, label, repeat)
-    names = real.table.group.unique()
-    first = real.table.group.isin(rng.permutation(names)[:len(names)//2]).to_numpy()
-    chosen = rng.choice(len(drawn), min(len(drawn), int(first.sum())), replace=False)
-    one, other = real.take(first), real.take(~first)
-    groups_one, groups_other = one.table.group.to_numpy(), other.table.group.to_numpy()
-    folds = study.config.audit.probe_folds
-    samples = drawn.images[chosen]
-    auc = probe_auc(one.images, samples, groups_one, np.arange(len(chosen)), repeat, folds)
-    floor = probe_auc(one.images, other.images, groups_one, groups_other, repeat, folds)
-    return auc, floor
+def _all_samples(study: Study, label: str) -> tuple:
+    "Probe features of all generators' samples of a class, and which generator drew each; with one, a number each."
+    drawn = [usable_patches(study, g).of(label) for g in range(study.config.sampler.generators)]
+    generator = np.repeat(np.arange(len(drawn)), [len(d) for d in drawn])
+    names = np.arange(len(generator)) if len(drawn) == 1 else generator
+    return probe_features(torch.cat([d.images for d in drawn])), names
+
+
+def _halvings(study: Study, real: PatchSet, label: str) -> list:
+    "`probe_halves` of a class for each repeat; None for all with too few welds."
+    config = study.config.audit
+    if real.table.group.nunique() < config.probe_min_welds: return [None]*config.probe_repeats
+    features_real, welds = probe_features(real.images), real.table.group.to_numpy()
+    samples, generators = _all_samples(study, label)
+    streams = [numpy_stream('probe', study.seed, label, i) for i in range(config.probe_repeats)]
+    return [probe_halves(features_real, welds, samples, generators, config.probe_folds, config.probe_min_images, rng)
+            for rng in streams]
 
 # %% ../../nbs/06_audit.ipynb #936380ac
+PROBE_COLUMNS = ['class', 'auc', 'low', 'high', 'floor', 'floor_low', 'floor_high', 'n', 'welds']
+
+def _probe_row(label: str, halvings: list, welds: int, level: float) -> tuple:
+    "`PROBE_COLUMNS` of one class; NaN where no halving gave anything."
+    defined = [h for h in halvings if h]
+    if not defined: return label, *[np.nan]*6, 0, welds
+    numbers, synthetic, floor = zip(*defined, strict=True)
+    intervals = (*separation_interval(synthetic, level), *separation_interval(floor, level))
+    return label, *intervals, round(np.mean(numbers)), welds
+
+
+def _mean_over_classes(repeat: tuple) -> tuple | None:
+    "One repeat of every class: images added up, and the mean of the classes with a figure."
+    defined = [h for h in repeat if h]
+    if not defined: return None
+    n, synthetic, floor = zip(*defined, strict=True)
+    return sum(n), mean_separation(synthetic), mean_separation(floor)
+
+# %% ../../nbs/06_audit.ipynb #f06bdd3c
 def fingerprint(
     study: Study,
-    generator: int = 0,
 ) -> pd.DataFrame:
-    "The probe per class and averaged ('all'): class, repeat, auc (real or synthetic?), floor (real or real?)."
-    real, drawn = training_fold(study), usable_patches(study, generator)
-    repeats = range(study.config.audit.probe_repeats)
-    rows = [(c, i, *_probe_once(study, real.of(c), drawn.of(c), c, i)) for c in real.classes[1:] for i in repeats]
-    table = pd.DataFrame(rows, columns=['class', 'repeat', 'auc', 'floor'])
-    means = table.groupby('repeat')[['auc', 'floor']].mean().reset_index()
-    return pd.concat([table, means.assign(**{'class': 'all'})], ignore_index=True)
+    "The probe per class and its mean over classes with a figure ('all'): `PROBE_COLUMNS`; n is images a side."
+    real, level = training_fold(study), study.config.rule.level
+    found = {c: _halvings(study, real.of(c), c) for c in real.classes[1:]}
+    rows = [_probe_row(c, halvings, real.of(c).table.group.nunique(), level) for c, halvings in found.items()]
+    measured = [c for c, halvings in found.items() if any(halvings)]
+    welds = real.table[real.table.label.isin(measured)].group.nunique()
+    overall = [_mean_over_classes(repeat) for repeat in zip(*found.values(), strict=True)]
+    return pd.DataFrame([*rows, _probe_row('all', overall, welds, level)], columns=PROBE_COLUMNS)
 
 # %% ../../nbs/06_audit.ipynb #38bc2ff9
 def _judge_predictions(study: Study, images: dict, held_out: PatchSet) -> dict:
@@ -318,10 +365,11 @@ def judge_samples(
     intended: torch.Tensor,  # N class numbers
 ) -> dict:
     "KID to real defects that judge 0 has not seen, and the share that the judges take for what they were meant to be."
-    judge = load_judge(study, 0)
-    unseen, drawn = penultimate(judge, unseen_defects(study).images), penultimate(judge, images)
+    _, extract = study_features(study)
+    unseen = extract(unseen_defects(study).images)
+    project = principal_projection(unseen, study.config.audit.fidelity_dimensions)
     right = judge_probabilities(study, images).argmax(1) == intended
-    return dict(kid=kid(unseen, drawn), agreement=right.float().mean().item())
+    return dict(kid=kid(project(unseen), project(extract(images))), agreement=right.float().mean().item())
 
 # %% ../../nbs/06_audit.ipynb #968d20df
 def training_progress(
@@ -335,22 +383,27 @@ def training_progress(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/06_audit.ipynb #ea71a415
+def _figure(values) -> list | None:
+    "Estimate, low and high as a list; None where they are undefined."
+    return None if values.isna().any() else values.tolist()
+
+
 def _audit_figures(study: Study, tables: dict, kept_ratio: tuple) -> dict:
     "The figures that the verdict's safeguards need."
     copies = find_copies(study).path
     found, held_out = pd.read_csv(copies/'copies.csv'), pd.read_csv(copies/'heldout.csv')
-    probe = tables['probe'].query("`class` == 'all'")
+    probe = tables['probe'].set_index('class').loc['all']
     table = tables['filter']
     agreement = dict(real=table.agree_real.mean(), synthetic=table.agree_synthetic.mean())
     return dict(
         exact_copies=int(found.exact.sum()), near_copies=found.near.mean(),
         heldout_near=held_out[~held_out.sets_threshold].near.mean(),
-        probe=mean_and_quantiles(probe.auc), probe_floor=mean_and_quantiles(probe.floor),
+        probe=_figure(probe[['auc', 'low', 'high']]), probe_floor=_figure(probe[['floor', 'floor_low', 'floor_high']]),
         gate=None if np.isnan(kept_ratio).any() else kept_ratio,
         filter_kept=table.kept.sum()/table.drawn.sum(), label_agreement=agreement)
 
 # %% ../../nbs/06_audit.ipynb #99f9efce
-@stage('eval/audit', version=1, reads=('audit', 'rule.resamples', 'rule.level'),
+@stage('eval/audit', version=2, reads=('audit', 'rule.resamples', 'rule.level'),
        needs=lambda study: [find_copies(study), train_judges(study), *_generator_samples(study)],
        also=lambda study: dict(inception=os.environ.get('WELDSYNTH_INCEPTION'), metrics=list(METRICS)))
 def audit_samples(study: Study, folder):

@@ -34,6 +34,7 @@ from weldsynth.metrics.classification import (
     scores,
 )
 from ..metrics.fidelity import nan_to_none
+from ..metrics.fingerprint import false_call_rise
 from ..metrics.pod import pod_fit
 from ..metrics.rule import GUARDS, Evidence, Guard, assess_guards, decide_shipping, sample_size_note
 from ..models.controls import best_control
@@ -106,14 +107,9 @@ def autoencoded_change(
     study: Study,
 ) -> tuple:
     "Rise of false calls on autoencoded cleans, real+synthetic less real: mean over fits with Student's interval."
-    from scipy.stats import t as student
-    rows = pd.read_csv(fit_arms(study).path/'false_calls.csv')
-    rise = (rows.autoencoded - rows.original).groupby([rows.arm, rows.seed]).first().unstack(0)
-    change = (rise['real+synthetic'] - rise['real']).to_numpy()
-    n, mean = len(change), float(change.mean())
-    if n < 2: return mean, float('nan'), float('nan')
-    half = student.ppf((1 + study.config.rule.level)/2, n - 1)*change.std(ddof=1)/np.sqrt(n)
-    return mean, float(mean - half), float(mean + half)
+    rows = pd.read_csv(fit_arms(study).path/'false_calls.csv').sort_values('seed')
+    rates = {arm: of_arm[['original', 'autoencoded']].to_numpy() for arm, of_arm in rows.groupby('arm')}
+    return false_call_rise(rates['real'], rates['real+synthetic'], study.config.rule.level)
 
 # %% ../../nbs/09_verdict.ipynb #906c7e11
 def study_evidence(
