@@ -20,8 +20,8 @@ from torch.nn.functional import mse_loss
 from weldsynth.core.config import StudyError
 from weldsynth.core.files import file_hashes, file_lock, load_state, write_atomic
 from weldsynth.models import fits, training
-from weldsynth.models.fits import fit_parallel
 from weldsynth.models.denoiser import draw, from_folder
+from weldsynth.models.fits import fit_parallel
 from weldsynth.models.training import train
 from weldsynth.stages import ldm, sample
 from weldsynth.stages.data import prepare, study_patches

@@ -46,9 +46,9 @@ from .metrics.fingerprint import probe_auc
 from .models import stock
 from .models.autoencoder import autoencoder_batch, autoencoder_loss, encode, make_autoencoder
 from .models.classifier import classifier_batch, make_classifier, penultimate
-from .models.fits import fit_all
 from .models.denoiser import denoiser_batch, denoiser_loss, generate, make_denoiser
 from .models.film_noise import FilmNoise, add_film_noise
+from .models.fits import fit_all
 from .models.training import train
 from .stages.audit import load_judge, unseen_defects
 from .stages.data import prepare, study_patches, training_fold

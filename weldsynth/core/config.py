@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 # %% auto #0
 __all__ = ['CLASSIFIER_DEFAULTS', 'FIXTURE', 'SMOKE', 'LONG', 'THOROUGH', 'FULL', 'PROFILES', 'StudyError', 'DataConfig',
@@ -111,13 +112,13 @@ class ClassifierConfig:
     weight_decay: float = .3
     label_smoothing: float = .05
     seeds: int = 3                      # classifier seeds per arm
-    backbone: str = 'tf_efficientnet_lite0'  # a model of timm
+    backbone: str = 'tf_efficientnet_lite0'  # a timm model
     weights: str = 'package'            # or the path of a safetensors file, or 'hub'
     backbone_px: int = 96               # side to which a patch is enlarged for the backbone
     input_gain: float = 2.              # factor of grey values from -1 to 1
     stages: tuple = (1, 2, 3, 4, 5)     # of the backbone whose feature maps are used; one more is its last layer
     pooling: tuple = ('mean', 'max')    # of each map
-    views: int = 4                      # of each training flaw: itself and mirror images, whose features are learnt from
+    views: int = 4                      # of each training flaw: itself and mirror images
     hidden: int = 128                   # units of the head
     dropout: float = .5
     feature_noise: float = .1           # standard deviation, of standardised features
@@ -126,8 +127,8 @@ class ClassifierConfig:
     noise: float = .05                  # greatest standard deviation of noise
 
 
-_FROM_SCRATCH = dict(steps=500, batch=64, lr=5e-3, weight_decay=1e-3, label_smoothing=0.)
-CLASSIFIER_DEFAULTS = {
+_FROM_SCRATCH: dict[str, Any] = dict(steps=500, batch=64, lr=5e-3, weight_decay=1e-3, label_smoothing=0.)
+CLASSIFIER_DEFAULTS: dict[str, dict[str, Any]] = {
     'small': _FROM_SCRATCH, 'resnet18': dict(_FROM_SCRATCH, steps=3_000, batch=128, lr=1e-3),
     'finetune': dict(steps=600, batch=32, lr=5e-4, weight_decay=.01)}
 
@@ -138,7 +139,6 @@ def classifier_of_kind(
 ) -> ClassifierConfig:
     "`config` for a classifier of another kind: its own steps, batch and learning rate, the same seeds and backbone."
     if kind == config.kind: return config
-    own = {f.name: f.default for f in fields(ClassifierConfig)} | CLASSIFIER_DEFAULTS.get(kind, {})
     kept = ('seeds', 'backbone', 'weights', 'backbone_px', 'input_gain', 'stages', 'pooling')
     same = {name: getattr(config, name) for name in kept}
     return ClassifierConfig(**(own | same | dict(kind=kind)))
@@ -301,7 +301,7 @@ def with_overrides(
         converted = _converted(name, value, getattr(part, key))
         is_kind = name == 'classifier.kind'
         new = classifier_of_kind(converted, part) if is_kind else replace(part, **{key: converted})
-        config = replace(config, **{section: new})
+        config = replace(config, **{section: new})  # type: ignore[arg-type]
     return config
 
 # %% ../../nbs/core/01_config.ipynb #dbf8d17a
@@ -352,8 +352,7 @@ FIXTURE = _preset(
     sampler=dict(steps=4, synthetics=40, synthetic_cleans=20),
     classifier=dict(kind='small', steps=20, batch=32, seeds=2),
     instrument=dict(seeds=2, lengths=(1., 2.)), sweep=dict(guidances=(1.5, 3.), shares=(.1, .2), samples=20),
-    audit=dict(fidelity_min_images=8),
-    rule=dict(resamples=200))
+    audit=dict(fidelity_min_images=8), rule=dict(resamples=200))
 
 SMOKE = _preset(
     'smoke', data=dict(px=32, defects=400, cleans=800, plates=16), autoencoder=dict(steps=200),

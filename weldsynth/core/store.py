@@ -11,10 +11,9 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -32,8 +31,8 @@ from weldsynth.core.files import (
     file_hashes,
     file_lock,
     flush_folder,
-    remove_part,
     process_folder,
+    remove_part,
     staging,
     write_atomic,
 )

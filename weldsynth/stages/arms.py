@@ -29,13 +29,7 @@ from ..core.random import digest, numpy_stream
 from ..core.runtime import process, progress
 from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
-from weldsynth.metrics.classification import (
-    choose_threshold,
-    clean_weight,
-    decide,
-    macro_f1,
-    threshold_at_false_calls,
-)
+from ..metrics.classification import choose_threshold, clean_weight, decide, macro_f1, threshold_at_false_calls
 from ..models.autoencoder import reconstruct
 from ..models.classifier import load_classifier, probabilities
 from ..models.controls import augmented, best_control, cut_paste, repeated
@@ -242,7 +236,7 @@ def chosen_control(
     study: Study,
 ) -> str:
     "The free control with the best mean macro F1 on validation."
-    return best_control(validation_f1(study).groupby('arm').f1.mean(), free_arms(study))
+    return best_control(dict(validation_f1(study).groupby('arm').f1.mean()), free_arms(study))
 
 # %% ../../nbs/07_arms.ipynb #891f8204
 def freeze(
@@ -300,7 +294,7 @@ def _predict_test(study: Study, folder):
     patches, fits = study_patches(study), fit_arms(study).path
     folds = {f: patches.fold(f) for f in ('test', 'film') if (patches.table.fold == f).any()}
     thresholds = json.loads((fits/'thresholds.json').read_text())
-    probs, predicted = {}, {}
+    probs, predicted = {}, {}  # type: ignore[var-annotated]
     for arm, s, net, points in progress(list(_fits(study, fits, thresholds)), 'predicting the test fold'):
         for fold, shown in folds.items():
             probs[f'{fold}/{arm}/{s}'] = p = probabilities(net, shown.images)

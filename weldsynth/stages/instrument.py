@@ -16,9 +16,8 @@ import pandas as pd
 import torch
 
 # %% ../../nbs/14_instrument.ipynb #61b86fe7
-from ..core.config import ClassifierConfig, RuleConfig, classifier_of_kind, with_overrides
+from ..core.config import ClassifierConfig, RuleConfig, classifier_of_kind
 from ..core.store import Study, stage
-from ..data.patches import PatchSet
 from ..metrics.classification import choose_threshold, clean_weight, decide, macro_f1, ranking, trivial_scores
 from ..metrics.rule import Guard
 from ..models.fits import FIT_FIELDS, fit_all
@@ -88,7 +87,7 @@ def entry_conditions(
     kind = study.config.classifier.kind
     own = f1[kind, 1.]
     longest = max(study.config.instrument.lengths)
-    rivals = f1.drop(kind, level='classifier')
+    rivals = f1.drop(kind, level='classifier').groupby('classifier').max()
     return [_trained(f1[kind, longest] - own, longest, rule), _above_trivial(own, trivial, rule),
             _above_rivals(own, rivals, rule)]
 
@@ -118,7 +117,7 @@ def _above_rivals(own: float, rivals: pd.Series, rule: RuleConfig) -> Guard:
     name = 'as good as other classifiers'
     if rivals.empty:
         return Guard(name, 'No other classifier was compared.', 'not measured', 'another classifier', 'not assessed')
-    best, f1 = rivals.idxmax()[0], rivals.max()
+    best, f1 = rivals.idxmax(), rivals.max()
     limit = f1 - rule.most_under_rival
     plain = f'Macro F1 on validation is {_points(own)} %, and {_points(f1)} % with the classifier {best}.'
     return Guard(name, plain, f'{_points(own)} %', f'at least {_points(limit)} %', 'holds' if own >= limit else 'fails')
