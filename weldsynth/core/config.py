@@ -141,7 +141,7 @@ def classifier_of_kind(
     if kind == config.kind: return config
     kept = ('seeds', 'backbone', 'weights', 'backbone_px', 'input_gain', 'stages', 'pooling')
     same = {name: getattr(config, name) for name in kept}
-    return ClassifierConfig(**(own | same | dict(kind=kind)))
+    return replace(ClassifierConfig(kind), **CLASSIFIER_DEFAULTS.get(kind, {}), **same)
 
 # %% ../../nbs/core/01_config.ipynb #9c6c07e2
 @dataclass(frozen=True)

@@ -104,7 +104,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.net: Any = _timm_model(config).to(memory_format=torch.channels_last)
         self.config = config
-        with torch.inference_mode(): self.width = self.eval()(torch.zeros(1, 1, config.backbone_px, config.backbone_px)).shape[1]
+        px = config.backbone_px
+        with torch.inference_mode(): self.width = self.eval()(torch.zeros(1, 1, px, px)).shape[1]
 
     def maps(self, x) -> list:
         "The feature maps of the chosen stages, each N x C x h x w."

@@ -171,7 +171,8 @@ def operating_points(
 
 # %% ../../nbs/07_arms.ipynb #999897b3
 @stage('eval/fits', version=2, needs=_fit_inputs, also=_fit_facts, shared=True,
-       reads=(*FIT_FIELDS, 'classifier.seeds', 'controls', 'rule.false_calls', 'rule.prevalence', 'audit.filter_quantile', 'audit.filter_min_kept'))
+       reads=(*FIT_FIELDS, 'classifier.seeds', 'controls', 'rule.false_calls', 'rule.prevalence',
+              'audit.filter_quantile', 'audit.filter_min_kept'))
 def fit_arms(study: Study, folder):
     "Every arm's classifiers (`weights/`), their probabilities on validation, thresholds and `false_calls.csv`."
     pools = {g: Pool(study, g) for g in _generators(study)}
