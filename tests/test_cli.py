@@ -12,7 +12,6 @@ from weldsynth.cli import main
 from weldsynth.core.config import PROFILES, StudyError, choose_profile, config_table
 from weldsynth.core.store import open_study
 
-COSTS = dict(prevalence=.02, missed_cost=100., false_cost=1.)
 ANSWER = dict(decision='SHIP', sentence='Ship it.', figures=[['recall', '0.9'], ['false calls', '12.5']])
 
 
@@ -48,7 +47,7 @@ def test_report_ends_with_the_recommendation(steps, tmp_path, capsys):
     assert (study.name, study.seed, study.group, study.data) == ('mine', 3, 'film', 'simulated')
     names = [name for name, *_ in steps]
     assert names == ['prepare_or_count', 'recommend', 'learning_curve', 'execute', 'render', 'finish']
-    assert steps[3] == ('execute', study, dict(kernel='kernel', **COSTS))
+    assert steps[3] == ('execute', study, dict(kernel='kernel')), 'what a plant pays is left to the configuration'
     lines = capsys.readouterr().out.splitlines()
     assert lines[:6] == ['', 'Ship it.', '', '  recall        0.9', '  false calls  12.5', '']
     assert lines[6:] == [f'Report: {tmp_path}/studies/mine/report/index.html']

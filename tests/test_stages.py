@@ -120,8 +120,8 @@ def test_counts_by_weld_add_up_to_the_scores_of_the_fold(fold, predictions):
     counts = fold_counts(fold, predictions)['real']
     p = predictions['real']
     assert isinstance(p, Predictions)
-    right, called, true, _ = np.moveaxis(counts[0].sum(0), -1, 0)
-    by_hand = np.mean(2*right[1:]/np.maximum((called + true)[1:], 1))
+    right, predicted, true, _ = np.moveaxis(counts[0].sum(0), -1, 0)
+    by_hand = np.mean(2*right[1:]/(predicted + true)[1:])
     from torch import from_numpy
     assert by_hand == pytest.approx(macro_f1(fold.labels, from_numpy(p.predicted[0]), len(fold.classes)))
 

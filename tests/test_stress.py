@@ -96,6 +96,6 @@ def test_stress_lists_every_version_with_its_scores():
     disturbed = {('density', 3): images.float().sub(200).clamp(min=0).byte()}
     rows = {row[:2]: row[2:] for row in stress(Threshold(), test, disturbed, .5, StressConfig(adversary=(1.,)))}
     assert list(rows) == [('none', 0), ('density', 3), ('adversary', 1)]
-    assert rows['none', 0] == (1., 1., 0.), 'macro F1, recall, false calls'
+    assert rows['none', 0] == (1., 1., 0.), 'macro F1, flaws found, false calls'
     assert rows['density', 3] == (0., 0., 0.), 'no flaw is bright any more'
     assert np.isfinite(rows['adversary', 1]).all()

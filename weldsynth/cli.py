@@ -26,7 +26,7 @@ import typer
 import weldsynth
 
 # %% ../nbs/cli.ipynb #6f37159d
-from .core.config import PROFILES, StudyError, choose_profile, config_table
+from .core.config import PROFILES, RuleConfig, StudyError, choose_profile, config_table
 
 if TYPE_CHECKING:
     from weldsynth.core.store import Study
@@ -153,9 +153,11 @@ def main(
         return 128 + next(iter(e.args), signal.SIGINT)
 
 # %% ../nbs/cli.ipynb #62d404aa
-def _check_costs(prevalence: float, missed_cost: float, false_cost: float):
-    "Raises `StudyError` for values that mean nothing."
-    if 0 < prevalence < 1 and missed_cost >= 0 and false_cost >= 0: return
+def _plant_options(prevalence: float | None, missed_cost: float | None, false_cost: float | None) -> dict:
+    "The options that were given, by name. Raises `StudyError` for values that mean nothing."
+    options = dict(prevalence=prevalence, missed_cost=missed_cost, false_cost=false_cost)
+    given = {name: value for name, value in options.items() if value is not None}
+    if 0 < given.get('prevalence', .5) < 1 and min(given.values(), default=0) >= 0: return given
     raise StudyError('prevalence lies between 0 and 1 and costs are not negative: correct these options')
 
 
@@ -201,20 +203,22 @@ def report(
     profile: Profile = '',
     group: Group = 'group',
     seed: Seed = 0,
-    prevalence: Annotated[float, typer.Option(
-        help='Share of flawed patches at the plant, for the scores there.')] = .02,
-    missed_cost: Annotated[float, typer.Option(help='Of a flaw that passes, in any unit.')] = 100.,
-    false_cost: Annotated[float, typer.Option(help='Of a false call, in the same unit.')] = 1.,
+    prevalence: Annotated[float | None, typer.Option(
+        help='Share of flawed patches at the plant, for the cost there.',
+        show_default=str(RuleConfig.plant_prevalence))] = None,
+    missed_cost: Annotated[float | None, typer.Option(
+        help='Of a flaw that passes, in any unit.', show_default=str(RuleConfig.missed_cost))] = None,
+    false_cost: Annotated[float | None, typer.Option(
+        help='Of a false call, in the same unit.', show_default=str(RuleConfig.false_cost))] = None,
     fields: Fields = [],  # noqa: B006  typer copies it
     old_data: OldData = '',
 ):
     "Answer the question and write the report."
     from weldsynth.report.kernels import forked_kernels
     from weldsynth.report.pages import page_issues
-    _check_costs(prevalence, missed_cost, false_cost)
+    plant = _plant_options(prevalence, missed_cost, false_cost)
     study = _open_study(old_data or data, name, profile, group, seed, fields)
-    costs = dict(prevalence=prevalence, missed_cost=missed_cost, false_cost=false_cost)
-    with forked_kernels(here=True) as kernel: recommendation, index = _make_report(study, kernel, **costs)
+    with forked_kernels(here=True) as kernel: recommendation, index = _make_report(study, kernel, **plant)
     issues = page_issues(index.parent)
     if issues: raise StudyError(f'the report has {len(issues)} broken places, the first: {issues[0]}')
     print(summary(recommendation, index))

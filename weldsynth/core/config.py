@@ -176,7 +176,12 @@ class ReviewConfig:
 # %% ../../nbs/core/01_config.ipynb #a283de8e
 @dataclass(frozen=True)
 class RuleConfig:
-    "What decides: gains and losses in macro F1, recall and rates, all as shares."
+    "What decides: gains and losses in macro F1, flaws found and rates, all as shares."
+    false_calls: float = .02            # of clean patches: the rate at which all arms are compared, set on validation
+    prevalence: float = .10             # share of flawed patches at which macro F1 is stated; 0: that of the patches
+    plant_prevalence: float = .02       # share of flawed patches at the plant, for the cost there
+    missed_cost: float = 100.           # of a missed flaw at the plant, in any unit
+    false_cost: float = 1.              # of a false call at the plant, in the same unit
     resamples: int = 10_000             # of the reviewers' answers, behind each of their intervals
     level: float = .95                  # of every interval
     least_welds: int = 4                # in the test, or there is no interval

@@ -152,7 +152,7 @@ def stress(
     threshold: float,  # on 1 - P(clean)
     config: StressConfig,
 ) -> Iterator[tuple]:
-    """Yields (kind, strength, macro F1, recall of flaws under any name, false-call rate) for the test images as they
+    """Yields (kind, strength, macro F1, share of flaws found, false-call rate) for the test images as they
     are ('none', 0), under each disturbance, and under the adversary."""
     flawed = test.labels > 0
     versions = {('none', 0): test.images, **disturbed}

@@ -228,7 +228,7 @@ def times_opened(
     return len({e['plan'] for e in study.test_log() if e['event'] == 'opened'})
 
 # %% ../../nbs/07_arms.ipynb #a7e9116b
-STRESS_COLUMNS = ['arm', 'seed', 'kind', 'strength', 'macro_f1', 'recall', 'false_call_rate']
+STRESS_COLUMNS = ['arm', 'seed', 'kind', 'strength', 'macro_f1', 'found_any', 'false_call_rate']
 
 @stage('eval/test', version=1, reads=('stress',), needs=lambda study: [fit_arms(study)])
 def _predict_test(study: Study, folder):

@@ -27,8 +27,8 @@ from weldsynth.metrics.classification import (
     brier,
     calibration,
     calibration_error,
+    clean_weight,
     group_counts,
-    pod_fit,
     ranking,
     scores,
 )
@@ -44,6 +44,7 @@ from weldsynth.metrics.intervals import (
     student_interval,
     variance,
 )
+from ..metrics.pod import pod_fit
 from ..metrics.rule import GUARDS, Evidence, assess_guards, decide_shipping, sample_size_note, unassessed
 from ..models.controls import best_control
 from .arms import Predictions, fit_arms, free_arms, open_test, test_predictions
@@ -54,11 +55,13 @@ from .review import reviewed, score_review
 # %% ../../nbs/09_verdict.ipynb #7d45effd
 def fold_counts(
     fold: PatchSet,
-    predictions: dict,  # arm -> Predictions
+    predictions: dict,      # arm -> Predictions
+    prevalence: float = 0,  # share of flawed patches to which cleans are weighted; 0: that of the fold
 ) -> dict:
-    "arm -> counts S x G x K x 3."
+    "arm -> counts S x G x K x 4."
     truth, groups = fold.labels.numpy(), pd.factorize(fold.table.group)[0]
-    return {arm: group_counts(truth, p.predicted, groups, len(fold.classes)) for arm, p in predictions.items()}
+    classes, weight = len(fold.classes), clean_weight(truth, prevalence)
+    return {arm: group_counts(truth, p.predicted, groups, classes, weight) for arm, p in predictions.items()}
 
 # %% ../../nbs/09_verdict.ipynb #7e0821f2
 def brier_sums(
@@ -98,7 +101,7 @@ def film_gain(
         fold, predictions = patches.fold('film'), test_predictions(study, 'film')
         pair = {arm: predictions[arm] for arm in ('real', 'real+synthetic')}
         one_generator = predictions['real'].generators*0
-        result = jackknife(fold_counts(fold, pair), one_generator)
+        result = jackknife(fold_counts(fold, pair, rule.prevalence), one_generator)
         difference = result['real+synthetic']['macro_f1'] - result['real']['macro_f1']
         n = fold.table.film.nunique()
         gain = interval(difference, rule.level, rule.least_welds)
@@ -137,11 +140,11 @@ def study_evidence(
                     reviewed(study))
 
 # %% ../../nbs/09_verdict.ipynb #f46e02bd
-def _fit_scores(counts: np.ndarray, probs: np.ndarray, truth: np.ndarray) -> dict:
+def _fit_scores(counts: np.ndarray, probs: np.ndarray, truth: np.ndarray, weight: float) -> dict:
     "Every score of one fit: a number, or one per defect class."
     error = calibration_error(calibration(probs, truth))
     extra = dict(brier=brier(probs, truth).mean(), calibration_error=error)
-    return scores(counts) | ranking(probs, truth) | extra
+    return scores(counts) | ranking(probs, truth, clean_weight=weight) | extra
 
 # %% ../../nbs/09_verdict.ipynb #69af882a
 def tidy(
@@ -149,11 +152,12 @@ def tidy(
 ) -> pd.DataFrame:
     "Every score of every fit on the test fold: arm, generator_seed, classifier_seed, fold, class, metric, value."
     fold, predictions = study_patches(study).fold('test'), test_predictions(study)
-    truth, classes = fold.labels.numpy(), fold.classes[1:]
+    truth, classes, prevalence = fold.labels.numpy(), fold.classes[1:], study.config.rule.prevalence
+    weight = clean_weight(truth, prevalence)
     rows = []
-    for arm, counts in fold_counts(fold, predictions).items():
+    for arm, counts in fold_counts(fold, predictions, prevalence).items():
         for s, generator in enumerate(predictions[arm].generators):
-            values = _fit_scores(counts[s].sum(0), predictions[arm].probs[s], truth)
+            values = _fit_scores(counts[s].sum(0), predictions[arm].probs[s], truth, weight)
             for metric, value in values.items():
                 pairs = zip(classes, value, strict=True) if np.ndim(value) else [('all', value)]
                 rows += [(arm, generator, s, 'test', c, metric, v) for c, v in pairs]
@@ -187,12 +191,15 @@ def effects(
 def detection(
     study: Study,
 ) -> pd.DataFrame:
-    "Probability of detection of each arm: arm, unit and what `pod_fit` gives."
+    "Probability of detection of each arm: arm, unit, false_call_rate and what `pod_fit` gives."
     fold = study_patches(study).fold('test')
     flawed = (fold.labels > 0).numpy()
     sizes = fold.table['size'].to_numpy(float)[flawed]
-    rows = [dict(arm=arm, unit=fold.size_unit, **pod_fit(sizes, p.predicted[:, flawed] > 0))
-            for arm, p in test_predictions(study).items()]
+    rows = []
+    for arm, p in test_predictions(study).items():
+        called = p.predicted > 0
+        rows.append(dict(arm=arm, unit=fold.size_unit, false_call_rate=called[:, ~flawed].mean(),
+                         **pod_fit(sizes, called[:, flawed])))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/09_verdict.ipynb #2c1956f9
@@ -335,7 +342,7 @@ def evaluate(study: Study, folder):
     "`tidy.csv`, `effects.csv`, `guards.csv`, `pod.csv`, `calibration.csv` and the `verdict.json` that rests on them."
     rule, fold, predictions = study.config.rule, study_patches(study).fold('test'), test_predictions(study)
     generators = predictions['real'].generators
-    results = jackknife(fold_counts(fold, predictions), generators)
+    results = jackknife(fold_counts(fold, predictions, rule.prevalence), generators)
     verdict, guards = _verdict(study, fold, results, predictions)
     check_verdict(verdict)
     table = effects(results, fold.classes[1:], rule)
