@@ -37,7 +37,7 @@ lint: $(READY)  ## style, types, and that no room imports upward
 notebooks: $(READY)  ## every notebook runs by itself
 	$(TESTING) TQDM_DISABLE=1 $(BIN)/nbdev_test --n_workers 2
 
-QUICK    = metrics scores metrics_fidelity agreement diffusion_math classifier controls stress data check store stage_versions
+QUICK    = intervals scores metrics_fidelity agreement diffusion_math classifier controls stress data check store stage_versions
 
 quick: $(READY)  ## under a minute, for an edit in the library: lint, and the tests that need no trained study
 	$(BIN)/ruff check weldsynth nbs tests

@@ -112,7 +112,7 @@ def mean_distance(real, other, neighbours: int) -> float: return float(np.linalg
 
 
 def guard_classes(evidence) -> list:
-    n = len(evidence.recall_changes)
+    n = len(evidence.found_changes)
     return [Guard('kinds of flaw', f'The data have {n} kinds of flaw.', str(n), 'at least 2', 'holds')]
 
 

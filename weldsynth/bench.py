@@ -39,10 +39,10 @@ from .core.store import Artefact, Study, artefact_folders
 from .data.patches import PatchSet, class_plan, mirror_images
 from .data.simulate import simulate
 from .metrics import timing
-from .metrics.bootstrap import resample
 from .metrics.classification import group_counts
 from .metrics.fidelity import compare_features, nearest_training_image
 from .metrics.fingerprint import probe_auc
+from .metrics.intervals import jackknife
 from .models import stock
 from .models.autoencoder import autoencoder_batch, autoencoder_loss, encode, make_autoencoder
 from .models.classifier import classifier_batch, make_classifier, penultimate
@@ -276,15 +276,15 @@ def _audit_jobs(config: StudyConfig, fold: PatchSet, synthetic: torch.Tensor) ->
     def probe(): return probe_auc(defects.images, synthetic[:len(defects)], groups, groups, 0, audit.probe_folds)
     return {'realism': lambda: compare_features(penultimate(judge, fold.images), penultimate(judge, synthetic), 0, few),
             'copies': lambda: nearest_training_image(synthetic, fold.images, audit.copy_neighbourhoods),
-            "decoder's trace": probe, 'statistics': lambda: _bootstrap(fold)}
+            "decoder's trace": probe, 'statistics': lambda: _intervals(fold)}
 
 # %% ../nbs/11_speed.ipynb #d4fbc09b
-def _bootstrap(fold: PatchSet):
-    "Counts and 1,000 resamples for two arms of ten fits."
+def _intervals(fold: PatchSet):
+    "Counts and intervals for two arms of ten fits."
     truth, groups = fold.labels.numpy(), pd.factorize(fold.table.group)[0]
     predicted = np.stack([np.roll(truth, s) for s in range(10)])
     counts = group_counts(truth, predicted, groups, len(fold.classes))
-    resample({arm: counts for arm in ('real', 'real+synthetic')}, np.zeros(10, int), 1000, 0)
+    jackknife({arm: counts for arm in ('real', 'real+synthetic')}, np.zeros(10, int))
 
 # %% ../nbs/11_speed.ipynb #47324431
 def stage_jobs(

@@ -13,8 +13,8 @@ from typing import Any
 __all__ = ['CLASSIFIER_DEFAULTS', 'FIXTURE', 'SMOKE', 'LONG', 'THOROUGH', 'FULL', 'PROFILES', 'StudyError', 'DataConfig',
            'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig', 'SnapshotConfig', 'SamplerConfig',
            'ClassifierConfig', 'classifier_of_kind', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'AuditConfig',
-           'StressConfig', 'ReviewConfig', 'RuleConfig', 'StudyConfig', 'with_overrides', 'config_table',
-           'config_from_dict', 'choose_profile']
+           'StressConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig', 'StudyConfig', 'with_overrides',
+           'config_table', 'config_from_dict', 'choose_profile']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -227,13 +227,16 @@ class RuleConfig:
     plant_prevalence: float = .02       # share of flawed patches at the plant, for the cost there
     missed_cost: float = 100.           # of a missed flaw at the plant, in any unit
     false_cost: float = 1.              # of a false call at the plant, in the same unit
-    resamples: int = 10_000             # bootstrap resamples behind each interval
+    resamples: int = 10_000             # of the reviewers' answers, behind each of their intervals
     level: float = .95                  # of every interval
+    least_welds: int = 4                # in the test, or there is no interval
+    least_class_welds: int = 5          # test welds with a class, or the class is not assessed
+    simulated_studies: int = 100        # behind the chances of each decision, at each true gain
     least_gain: float = .01             # macro F1 over real, and over the best free control
     most_from_training: float = .01     # macro F1 on validation that longer training of the classifier may add
     least_over_trivial: float = .10     # macro F1 on validation over what needs no training
     most_under_rival: float = .01       # macro F1 on validation under the best other classifier
-    most_recall_lost: float = .05       # of any defect class
+    most_found_lost: float = .05        # share of a defect class's flaws that are found (called any flaw)
     least_items: int = 30               # test images of a class, or it is not assessed
     most_false_calls_added: float = .005
     most_brier_ratio: float = 1.10      # Brier score over that of real
@@ -245,6 +248,21 @@ class RuleConfig:
     least_gate: float = .97             # macro F1 on autoencoded over that on original images
     least_labels_right: float = .90     # reviewers
     most_artefacts: float = .05         # reviewers
+
+# %% ../../nbs/core/01_config.ipynb #cc92d33d
+@dataclass(frozen=True)
+class SimulationConfig:
+    "Simulated studies, from which power and the rule's chances follow: standard deviations and chances in logits."
+    weld: float = .6                    # between welds, the same for all arms
+    fit: float = .15                    # between fits, the same for all arms
+    arm_weld: float = .25               # between welds in what an arm changes
+    arm_fit: float = .1                 # between fits in what an arm changes
+    item: float = .5                    # share of a patch's difficulty that all arms have in common
+    item_in_arm: float = .25            # share that the fits of an arm have in common
+    missed: float = .7                  # share of the flaws not called right that are called clean
+    clean: float = 3.9                  # right calls of clean patches: about 2 % false calls
+    hardest: float = .2                 # right calls of the hardest class
+    easiest: float = 1.4                # right calls of the easiest class
 
 # %% ../../nbs/core/01_config.ipynb #73a9adc6
 @dataclass(frozen=True)
@@ -265,6 +283,7 @@ class StudyConfig:
     stress: StressConfig = field(default_factory=StressConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
 # %% ../../nbs/core/01_config.ipynb #3ae850d4
 def _converted(

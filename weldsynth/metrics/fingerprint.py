@@ -21,6 +21,7 @@ import torch
 # %% ../../nbs/metrics/04_fingerprint.ipynb #ccfbf05d
 from ..core.random import numpy_stream
 from ..data.patches import PatchSet
+from .intervals import Interval, student_interval
 
 # %% ../../nbs/metrics/04_fingerprint.ipynb #9451b2c9
 def radial_bins(
@@ -280,11 +281,9 @@ def false_call_rise(
     real: np.ndarray,       # fits x 2: false-call rates on clean images as they are, and on those with the trace
     synthetic: np.ndarray,  # the same of the fits that have seen synthetic images too, in the same order
     level: float,           # of the interval
-) -> tuple[float, float, float]:
+) -> Interval:
     "How much more the trace adds to false calls with synthetic images: mean over fits with Student's interval."
-    from scipy.stats import t as student
     change = np.diff(synthetic)[:, 0] - np.diff(real)[:, 0]
     n, mean = len(change), float(change.mean())
-    if n < 2: return mean, np.nan, np.nan
-    half = float(student.ppf((1 + level)/2, n - 1)*change.std(ddof=1)/np.sqrt(n))
-    return mean, mean - half, mean + half
+    if n < 2: return Interval((mean, np.nan, np.nan))
+    return student_interval(mean, float(change.std(ddof=1)/np.sqrt(n)), n - 1, level)

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['OUTCOME_TEXT', 'GUARDS', 'Guard', 'outcome', 'guard_recall', 'guard_false_calls', 'guard_brier', 'guard_film',
-           'guard_copies', 'guard_fingerprint', 'guard_autoencoded', 'guard_gate', 'guard_review', 'Evidence',
-           'assess_guards', 'is_clear', 'decide_shipping', 'sample_size_note']
+__all__ = ['FOUND_TEXT', 'NO_FILM', 'GUARDS', 'Guard', 'outcome', 'guard_found', 'guard_false_calls', 'guard_brier', 'guard_film',
+           'guard_copies', 'guard_fingerprint', 'guard_autoencoded', 'guard_gate', 'guard_review', 'Evidence', 'holm',
+           'assess_guards', 'unassessed', 'is_clear', 'decide_shipping', 'sample_size_note']
 
 # %% ../../nbs/metrics/07_rule.ipynb #ba956c33
 import numpy as np
 
 # %% ../../nbs/metrics/07_rule.ipynb #d8770838
 from ..core.config import RuleConfig
-from .bootstrap import format_points, group_multiplier, interval
+from .intervals import format_points, group_multiplier, interval, p_value
 
 # %% ../../nbs/metrics/07_rule.ipynb #cd2c2787
 class Guard(NamedTuple):
@@ -29,6 +29,7 @@ class Guard(NamedTuple):
     measured: str
     threshold: str
     outcome: str    # 'holds', 'fails', 'in doubt' or 'not assessed'
+    p: float = float('nan')  # of a failure that is tested: the chance of such a figure if the limit were the truth
 
 # %% ../../nbs/metrics/07_rule.ipynb #905c03e1
 def outcome(
@@ -42,23 +43,36 @@ def outcome(
     if high <= most and low >= least: return 'holds'
     return 'fails' if low > most or high < least else 'in doubt'
 
+
+def _assess(measured: tuple | None, rule: RuleConfig, most: float = np.inf, least: float = -np.inf) -> tuple:
+    "The outcome, and the p-value of a failure: small only where the estimate is on the wrong side of its limit."
+    result = outcome(measured, most, least)
+    if measured is None or result == 'not assessed': return result, float('nan')
+    limit = least if np.isinf(most) else most
+    wrong_side = measured[0] < limit if np.isinf(most) else measured[0] > limit
+    return result, p_value(measured, limit, rule.level) if wrong_side else 1.
+
+# %% ../../nbs/metrics/07_rule.ipynb #f2a74de4
+FOUND_TEXT = {'holds': 'found as often as before, or nearly so', 'fails': 'found less often than before',
+              'in doubt': 'may be found less often than before', 'not assessed': 'the change could not be measured'}
+
 # %% ../../nbs/metrics/07_rule.ipynb #9d844f0e
-OUTCOME_TEXT = {'holds': 'is ruled out', 'fails': 'is certain', 'in doubt': 'cannot be ruled out',
-                'not assessed': 'could not be assessed'}
-
-
-def guard_recall(
+def guard_found(
     label: str,     # the defect class
-    change: tuple,  # of its recall
-    items: int,     # test images of it
+    change: tuple,  # of the share of its flaws that are found, that is called a flaw of any class
+    items: int,     # its test images
+    welds: int,     # the test welds that have it
     rule: RuleConfig,
 ) -> Guard:
-    "No class may lose more than 5 points of recall; one with fewer than 30 test items is not assessed."
-    result = outcome(change, least=-rule.most_recall_lost) if items >= rule.least_items else 'not assessed'
+    "No class may be found less often by more than 5 points; one with few test images or welds is not assessed."
     title = label.replace('_', ' ')
-    plain = f'That {title} is found markedly less often than before {OUTCOME_TEXT[result]} ({items} test images).'
-    limit = f'no loss beyond {100*rule.most_recall_lost:.0f} points'
-    return Guard(f'recall of {title}', plain, format_points(*change), limit, result)
+    name, limit = f'share of {title} found', f'no loss beyond {100*rule.most_found_lost:.0f} points'
+    few = (f'too few welds ({welds}, need {rule.least_class_welds})' if welds < rule.least_class_welds else
+           f'too few test images ({items}, need {rule.least_items})' if items < rule.least_items else '')
+    if few: return Guard(name, f'{title.capitalize()}: {few} to check.', few, limit, 'not assessed')
+    result, p = _assess(change, rule, least=-rule.most_found_lost)
+    return Guard(name, f'{title.capitalize()}: {FOUND_TEXT[result]} ({items} test images of {welds} welds).',
+                 format_points(*change), limit, result, p)
 
 # %% ../../nbs/metrics/07_rule.ipynb #fa5e8977
 def guard_false_calls(
@@ -66,9 +80,13 @@ def guard_false_calls(
     rule: RuleConfig,
 ) -> Guard:
     "The false-call rate may not rise by more than half a point."
-    result = outcome(change, most=rule.most_false_calls_added)
-    return Guard('false calls', f'That clean welds are called flawed more often {OUTCOME_TEXT[result]}.',
-                 format_points(*change), f'no rise beyond {100*rule.most_false_calls_added:.1f} points', result)
+    result, p = _assess(change, rule, most=rule.most_false_calls_added)
+    plain = {'holds': 'Clean welds are not called flawed more often.',
+             'fails': 'Clean welds are called flawed more often.',
+             'in doubt': 'Clean welds may be called flawed more often.',
+             'not assessed': 'Whether clean welds are called flawed more often could not be measured.'}
+    return Guard('false calls', plain[result], format_points(*change),
+                 f'no rise beyond {100*rule.most_false_calls_added:.1f} points', result, p)
 
 # %% ../../nbs/metrics/07_rule.ipynb #d6d56134
 def guard_brier(
@@ -76,22 +94,31 @@ def guard_brier(
     rule: RuleConfig,
 ) -> Guard:
     "The Brier score may not be worse by more than a tenth."
-    result = outcome(ratio, most=rule.most_brier_ratio)
-    plain = f'That the stated probabilities become clearly less trustworthy {OUTCOME_TEXT[result]}.'
+    result, p = _assess(ratio, rule, most=rule.most_brier_ratio)
+    plain = {'holds': 'Predicted probabilities are as trustworthy as before.',
+             'fails': 'Predicted probabilities are clearly less trustworthy than before.',
+             'in doubt': 'Predicted probabilities may be less trustworthy than before.',
+             'not assessed': 'Whether predicted probabilities stay trustworthy could not be measured.'}
     measured = 'Brier ratio {:.2f} ({:.2f} to {:.2f})'.format(*ratio)
-    return Guard('trust in probabilities', plain, measured, f'at most {rule.most_brier_ratio:.2f}', result)
+    return Guard('trust in probabilities', plain[result], measured, f'at most {rule.most_brier_ratio:.2f}', result, p)
 
 # %% ../../nbs/metrics/07_rule.ipynb #3f5d21db
+NO_FILM = 'no film was held out'
+
+
 def guard_film(
     gain: tuple | None,  # of macro F1 on films or welds that were held out whole; None where there were none
     films: str,          # which those are
     rule: RuleConfig,
 ) -> Guard:
     "On films held out whole the effect may not be under -2 points."
-    result = outcome(gain, least=rule.least_film_gain)
-    measured = 'not measured' if gain is None else format_points(*gain)
-    return Guard('held-out films', f'That the result turns into a loss on {films} {OUTCOME_TEXT[result]}.', measured,
-                 f'no loss beyond {-100*rule.least_film_gain:.0f} points', result)
+    result, p = _assess(gain, rule, least=rule.least_film_gain)
+    plain = {'holds': f'No loss on {films}.', 'fails': f'A loss on {films}.',
+             'in doubt': f'There may be a loss on {films}.',
+             'not assessed': 'No film was held out.' if gain is None else f'Too few welds to judge {films}.'}
+    measured = NO_FILM if gain is None else format_points(*gain)
+    limit = f'no loss beyond {-100*rule.least_film_gain:.0f} points'
+    return Guard('held-out films', plain[result], measured, limit, result, p)
 
 # %% ../../nbs/metrics/07_rule.ipynb #ded0aec9
 def _copies_outcome(share, limit: float) -> str:
@@ -121,14 +148,34 @@ def guard_copies(
 def guard_fingerprint(
     audit: dict,
     rule: RuleConfig,
+    short_cut: Guard | None = None,  # from `guard_autoencoded`: does the classifier use the trace?
 ) -> Guard:
-    "A probe may tell real from synthetic with an AUC of at most .65, or of the floor and .15, if that is more."
+    "A trace (a probe's AUC over .65, or over the floor and .15 if that is more) fails where the classifier uses it."
     probe, floor = audit.get('probe'), audit.get('probe_floor')
     limit = max(rule.most_probe_auc, floor[0] + rule.most_probe_added) if floor else rule.most_probe_auc
-    result = outcome(probe, most=limit)
+    trace = outcome(probe, most=limit)
+    used = short_cut.outcome if short_cut else 'not assessed'
+    result = trace if trace in ('holds', 'not assessed') else _harm(trace, used)
     measured = 'not measured' if probe is None else 'AUC {:.2f} ({:.2f} to {:.2f})'.format(*probe)
-    plain = f'That synthetic images carry a trace by which a computer knows them {OUTCOME_TEXT[result]}.'
-    return Guard('traces of the generator', plain, measured, f'at most {limit:.2f}', result)
+    p = short_cut.p if short_cut and result == 'fails' else float('nan')
+    return Guard('traces of the generator', _trace_text(trace, used), measured, f'at most {limit:.2f}, or harmless',
+                 result, p)
+
+
+def _harm(trace: str, used: str) -> str:
+    "The outcome of a trace that is there, or may be."
+    if used == 'holds': return 'holds'
+    return 'fails' if trace == used == 'fails' else 'in doubt'
+
+# %% ../../nbs/metrics/07_rule.ipynb #6513270e
+def _trace_text(trace: str, used: str) -> str:
+    "What a trace means, for a quality manager."
+    if trace == 'not assessed': return 'Whether a computer can tell synthetic images from real ones was not measured.'
+    if trace == 'holds': return 'A computer can hardly tell synthetic images from real ones.'
+    can = 'A computer can tell synthetic images from real ones'
+    if trace == 'in doubt': can = can.replace('can', 'may be able to')
+    return {'holds': f'{can}, but the classifier does not use it.',
+            'fails': f'{can}, and the classifier uses it.'}.get(used, f'{can}, and the classifier may use it.')
 
 # %% ../../nbs/metrics/07_rule.ipynb #c68639be
 def guard_autoencoded(
@@ -136,11 +183,14 @@ def guard_autoencoded(
     rule: RuleConfig,
 ) -> Guard:
     "False calls on autoencoded clean images may not rise by more than 2 points over those of real."
-    result = outcome(change, most=rule.most_autoencoded_added)
+    result, p = _assess(change, rule, most=rule.most_autoencoded_added)
     measured = 'not measured' if change is None else format_points(*change)
-    plain = f'That the classifier takes the trace of the decoder for a flaw {OUTCOME_TEXT[result]}.'
+    plain = {'holds': "The classifier does not take the decoder's trace for a flaw.",
+             'fails': "The classifier takes the decoder's trace for a flaw.",
+             'in doubt': "The classifier may take the decoder's trace for a flaw.",
+             'not assessed': "Whether the classifier takes the decoder's trace for a flaw was not measured."}
     limit = f'no rise beyond {100*rule.most_autoencoded_added:.0f} points'
-    return Guard('no short cut', plain, measured, limit, result)
+    return Guard('no short cut', plain[result], measured, limit, result, p)
 
 # %% ../../nbs/metrics/07_rule.ipynb #65590ceb
 def guard_gate(
@@ -149,11 +199,15 @@ def guard_gate(
 ) -> Guard:
     "The judges' macro F1 on autoencoded validation images is at least .97 of that on the originals."
     ratio = audit.get('gate')
-    result = outcome(ratio, least=rule.least_gate)
+    result, p = _assess(ratio, rule, least=rule.least_gate)
     percent = [100*x for x in ratio] if ratio is not None else []
     measured = '{:.1f} % of macro F1 kept ({:.1f} to {:.1f})'.format(*percent) if percent else 'not measured'
-    plain = f"That the generator's compressed pictures lose a part of the flaws {OUTCOME_TEXT[result]}."
-    return Guard('flaws kept by compression', plain, measured, f'at least {100*rule.least_gate:.0f} %', result)
+    plain = {'holds': "The generator's compression keeps the flaws.",
+             'fails': "The generator's compression loses a part of the flaws.",
+             'in doubt': "The generator's compression may lose a part of the flaws.",
+             'not assessed': "Whether the generator's compression keeps the flaws was not measured."}
+    limit = f'at least {100*rule.least_gate:.0f} %'
+    return Guard('flaws kept by compression', plain[result], measured, limit, result, p)
 
 # %% ../../nbs/metrics/07_rule.ipynb #828c9748
 def guard_review(
@@ -177,7 +231,7 @@ def guard_review(
 class Evidence:
     "What was measured of a study, as intervals and figures."
     rule: RuleConfig
-    recall_changes: dict     # class -> (change of recall, test images)
+    found_changes: dict      # class -> (change of the share found, test images, test welds)
     false_call_change: tuple
     brier_ratio: tuple
     film_gain: tuple | None
@@ -188,23 +242,44 @@ class Evidence:
 
 # %% ../../nbs/metrics/07_rule.ipynb #941d7754
 GUARDS: dict[str, Callable[[Evidence], list]] = {
-    'recall': lambda e: [guard_recall(c, change, n, e.rule) for c, (change, n) in e.recall_changes.items()],
+    'found': lambda e: [guard_found(c, change, items, welds, e.rule)
+                        for c, (change, items, welds) in e.found_changes.items()],
     'false calls': lambda e: [guard_false_calls(e.false_call_change, e.rule)],
     'probabilities': lambda e: [guard_brier(e.brier_ratio, e.rule)],
     'films': lambda e: [guard_film(e.film_gain, e.film_title, e.rule)],
     'copies': lambda e: guard_copies(e.audit, e.rule),
-    'fingerprint': lambda e: [guard_fingerprint(e.audit, e.rule)],
+    'fingerprint': lambda e: [guard_fingerprint(e.audit, e.rule, guard_autoencoded(e.autoencoded_change, e.rule))],
     'short cut': lambda e: [guard_autoencoded(e.autoencoded_change, e.rule)],
     'compression': lambda e: [guard_gate(e.audit, e.rule)],
     'review': lambda e: [guard_review(e.review, e.rule)],
 }
 
 # %% ../../nbs/metrics/07_rule.ipynb #06fb587f
+def holm(
+    guards: list,   # of `Guard`
+    level: float,   # of the intervals; a failure alone has a chance of half of 1 - level
+) -> list:
+    "The guards; failures that may be chance among so many tests are in doubt (Holm 1979)."
+    tested = sorted(g.p for g in guards if not np.isnan(g.p))
+    survives = [p <= (1 - level)/2/(len(tested) - i) for i, p in enumerate(tested)]
+    failing = tested[:survives.index(False)] if False in survives else tested
+    doubt = f' As one of {len(tested)} safety checks tested, it may have failed by chance.'
+    return [g._replace(outcome='in doubt', plain=g.plain + doubt)
+            if g.outcome == 'fails' and not np.isnan(g.p) and g.p not in failing else g for g in guards]
+
+
 def assess_guards(
     evidence: Evidence,
 ) -> list:
-    "Every safeguard in `GUARDS`, assessed."
-    return [guard for assess in GUARDS.values() for guard in assess(evidence)]
+    "Every safeguard in `GUARDS`, assessed; failures are corrected for the number of tests."
+    return holm([guard for assess in GUARDS.values() for guard in assess(evidence)], evidence.rule.level)
+
+
+def unassessed(
+    guards: list,  # of `Guard`
+) -> list:
+    "Names of the safeguards that were not assessed and should have been: not that of films where none was held out."
+    return [g.name for g in guards if g.outcome == 'not assessed' and g.measured != NO_FILM]
 
 # %% ../../nbs/metrics/07_rule.ipynb #368ad655
 def is_clear(
@@ -227,11 +302,14 @@ def _safeguards(names: list, verb: str, verbs: str) -> str:
 # %% ../../nbs/metrics/07_rule.ipynb #32af3a98
 def decide_shipping(
     gains: dict,          # 'real' and the best control -> (estimate, low, high) of macro F1 over that arm
-    guards: list,         # of `Guard`
+    guards: list,         # of `Guard`, corrected for their number
     groups_known: bool,   # were the welds named in the data?
     rule: RuleConfig,
+    entry: tuple | list = (),  # of `Guard`: the entry conditions of the classifier
 ) -> tuple:
     "The rule: (decision, reason)."
+    unfit = [g.name for g in entry if g.outcome != 'holds']
+    if unfit: return 'INCONCLUSIVE', f'the classifier is not good enough to answer: {", ".join(unfit)}'
     failing = [g.name for g in guards if g.outcome == 'fails']
     hopeless = [arm for arm, (_, _, high) in gains.items() if high < rule.least_gain]
     if hopeless:
@@ -239,7 +317,14 @@ def decide_shipping(
         return 'DO NOT SHIP', f'a gain of {100*rule.least_gain:.0f} point over {_names(hopeless)} is ruled out{also}'
     if failing:
         return 'DO NOT SHIP', f'{_safeguards(failing, "fails", "fail")} beyond doubt: {", ".join(failing)}'
+    return _open_or_ship(gains, guards, groups_known, rule)
+
+
+def _open_or_ship(gains: dict, guards: list, groups_known: bool, rule: RuleConfig) -> tuple:
+    "The decision where nothing speaks against shipping."
     if not groups_known: return 'INCONCLUSIVE', 'the data do not say which patches share a weld'
+    if np.isnan(list(gains.values())).any():
+        return 'INCONCLUSIVE', f'an interval of the gain needs {rule.least_welds} test welds, and there are fewer'
     unclear = [arm for arm, gain in gains.items() if not is_clear(gain, rule)]
     if unclear:
         return 'INCONCLUSIVE', f'the gain over {_names(unclear)} is not clear: the interval leaves both answers open'
@@ -253,20 +338,21 @@ def decide_shipping(
 # %% ../../nbs/metrics/07_rule.ipynb #1c2910d8
 def sample_size_note(
     decision: str,
-    replicates: dict,  # arm -> replicates of the gain over it
-    groups: int,
-    fits: int,
+    gains: dict,  # arm -> `Jackknife` of the gain over it
     rule: RuleConfig,
 ) -> str:
     "A sentence on how much more data would decide an open question of gain, if the estimates stay."
-    times = {arm: 0. if is_clear(interval(r, groups, rule.level), rule) else
-             group_multiplier(r, groups, rule.least_gain, rule.level) for arm, r in replicates.items()}
+    fits, groups = next(iter(gains.values())).values.shape
+    groups -= 1
+    if groups < rule.least_welds: return f'An interval needs {rule.least_welds} test welds, and there are {groups}.'
+    times = {arm: 0. if is_clear(interval(x, rule.level), rule) else
+             group_multiplier(x, rule.least_gain, rule.level) for arm, x in gains.items()}
     arm = max(times, key=lambda a: times[a])
     if times[arm] <= 1:
         if decision == 'INCONCLUSIVE': return 'The gain is decided; the doubt is about safeguards.'
         return 'More data would not change the answer on the gain, if the estimates stay.'
     if np.isinf(times[arm]):
-        return (f'Over {arm}, no number of welds would decide it while there are only {fits} trainings: '
-                'more classifier seeds and generators are needed first.')
+        return (f'More test welds alone will not settle the gain over {arm}: with {fits} trainings the classifiers '
+                'themselves differ too much. Train more classifiers and generators.')
     needed = int(np.ceil(times[arm]*groups))
     return (f'If the estimates stay, about {needed:,} test welds instead of {groups} would decide the gain over {arm}.')

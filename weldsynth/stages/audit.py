@@ -29,7 +29,6 @@ from ..core.config import AuditConfig, StudyError
 from ..core.random import numpy_stream
 from ..core.store import Study, stage
 from ..data.patches import PatchSet
-from ..metrics.bootstrap import interval, resample
 from ..metrics.classification import choose_threshold, decide, group_counts
 from weldsynth.metrics.fidelity import (
     METRICS,
@@ -48,6 +47,7 @@ from weldsynth.metrics.fingerprint import (
     separation_interval,
     spectrum_table,
 )
+from ..metrics.intervals import interval, jackknife
 from ..models.autoencoder import reconstruct
 from ..models.backbone import Inception, embed
 from ..models.classifier import is_frozen, load_classifier, penultimate, probabilities
@@ -282,14 +282,13 @@ def autoencoder_gate(
     welds = pd.factorize(held_out.table.group)[0]
     counts = {title: group_counts(held_out.labels.numpy(), predicted, welds, len(held_out.classes))
               for title, predicted in _judge_predictions(study, images, held_out).items()}
-    replicates = resample(counts, np.zeros(2, int), rule.resamples, study.seed)
-    f1 = {title: np.append(r['f1'][0, 0], r['macro_f1'][0, 0]) for title, r in replicates.items()}
+    result = jackknife(counts, np.zeros(2, int))
+    f1 = {title: np.append(r['f1'].estimate, r['macro_f1'].estimate) for title, r in result.items()}
     table = pd.DataFrame({'class': [*held_out.classes[1:], 'macro'], **f1})
     table['ratio'] = table.autoencoded/table.original.where(table.original > 0)
-    original, autoencoded = (r['macro_f1'] for r in replicates.values())
-    undefined = np.full_like(original, np.nan)
-    ratio = np.divide(autoencoded, original, out=undefined, where=original > 0)
-    return table, interval(ratio, welds.max() + 1, rule.level)
+    original, autoencoded = (r['macro_f1'] for r in result.values())
+    if not original.estimate > 0: return table, (np.nan,)*3
+    return table, interval(autoencoded/original, rule.level, rule.least_welds)
 
 # %% ../../nbs/06_audit.ipynb #152b96b8
 def filter_thresholds(
@@ -403,7 +402,7 @@ def _audit_figures(study: Study, tables: dict, kept_ratio: tuple) -> dict:
         filter_kept=table.kept.sum()/table.drawn.sum(), label_agreement=agreement)
 
 # %% ../../nbs/06_audit.ipynb #99f9efce
-@stage('eval/audit', version=2, reads=('audit', 'rule.resamples', 'rule.level'),
+@stage('eval/audit', version=2, reads=('audit', 'rule.level', 'rule.least_welds'),
        needs=lambda study: [find_copies(study), train_judges(study), *_generator_samples(study)],
        also=lambda study: dict(inception=os.environ.get('WELDSYNTH_INCEPTION'), metrics=list(METRICS)))
 def audit_samples(study: Study, folder):

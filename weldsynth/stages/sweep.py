@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 # %% ../../nbs/05_sweep.ipynb #0c4bad19
 from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
-from ..metrics.bootstrap import interval, resample
 from ..metrics.classification import choose_threshold, decide, group_counts, macro_f1
+from ..metrics.intervals import interval, jackknife
 from ..models.controls import augmented, best_control, repeated
 from ..models.fits import FIT_FIELDS, fit_all
 from .data import prepare, study_patches, training_fold
@@ -74,10 +74,15 @@ def smallest_within_one_se(
     scores: pd.DataFrame,  # set (a number), seed, f1
     errors: float = 1.,    # standard errors
 ) -> float:
-    "The smallest value whose mean F1 is within `errors` standard errors of the best (Hastie et al. 2009, 7.10)."
+    """The smallest value whose mean F1 is within `errors` standard errors of the best (Hastie et al. 2009, 7.10).
+
+    A standard error needs three seeds: with fewer the middle one of the values tried is taken, the lower of two. With
+    `errors` 0 the best is taken, whatever the number of seeds.
+    """
     f1 = scores.groupby('set').f1
     means = f1.mean()
-    error = np.nan_to_num(np.sqrt((f1.var()/f1.size()).mean()))  # with one seed there is none: the best is taken
+    if errors and f1.size().min() < 3: return float(means.index[(len(means) - 1)//2])
+    error = np.sqrt((f1.var()/f1.size()).mean()) if errors else 0.
     close = means[means >= means.max() - errors*error]
     return float(min(close.index.to_numpy()))
 
@@ -93,7 +98,7 @@ def selected_guidance(
     study: Study,
     fraction: float = 1.,  # of the real defects
 ) -> float:
-    "The guidance scale that validation selects; for a part of the defects simply the best."
+    "The guidance scale that validation selects (`smallest_within_one_se`); for a part of the defects the best."
     scores = pd.read_csv(sweep_guidance(study, fraction).path/'scores.csv')
     return smallest_within_one_se(scores, 1. if fraction == 1 else 0.)
 
@@ -210,7 +215,7 @@ CURVE_CONTROLS = ('real-repeated', 'real-augmented')  # beside real + synthetic 
 
 
 def _curve_f1(study: Study, fraction: float) -> dict:
-    "arm -> replicates of macro F1 on validation at one point of the learning curve."
+    "arm -> `Jackknife` of macro F1 on validation at one point of the learning curve."
     validation = study_patches(study).fold('validation')
     saved = load_file(fit_learning_curve(study).path/'predictions.safetensors')
     welds = pd.factorize(validation.table.group)[0]
@@ -219,19 +224,17 @@ def _curve_f1(study: Study, fraction: float) -> dict:
         predicted = np.stack([saved[f'{json.dumps((fraction, arm))}/{s}'].numpy() for s in seeds])
         return group_counts(validation.labels.numpy(), predicted, welds, len(validation.classes))
     by_arm = {arm: counts(arm) for arm in ('real+synthetic', *CURVE_CONTROLS)}
-    replicates = resample(by_arm, np.zeros(len(seeds), int), study.config.rule.resamples, study.seed)
-    return {arm: scores['macro_f1'] for arm, scores in replicates.items()}
+    return {arm: scores['macro_f1'] for arm, scores in jackknife(by_arm, np.zeros(len(seeds), int)).items()}
 
 # %% ../../nbs/05_sweep.ipynb #3143a699
 def curve_gains(
     study: Study,
 ) -> pd.DataFrame:
     "What real + synthetic gains over the better free control on validation: fraction, control, mean, low, high."
-    welds = study_patches(study).fold('validation').table.group.nunique()
     rows = []
     for fraction in (*study.config.sweep.fractions, 1.):
         f1 = _curve_f1(study, fraction)
-        control = best_control({arm: replicates[0, 0] for arm, replicates in f1.items()}, CURVE_CONTROLS)
-        gain = interval(f1['real+synthetic'] - f1[control], welds, study.config.rule.level)
+        control = best_control({arm: x.estimate for arm, x in f1.items()}, CURVE_CONTROLS)
+        gain = interval(f1['real+synthetic'] - f1[control], study.config.rule.level, study.config.rule.least_welds)
         rows.append((fraction, control, *gain))
     return pd.DataFrame(rows, columns=['fraction', 'control', 'mean', 'low', 'high'])

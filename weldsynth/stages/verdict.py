@@ -23,7 +23,6 @@ from ..core.config import RuleConfig
 from ..core.store import Study, stage
 from ..data.patches import PatchSet
 from ..data.sources import GUESSED_GROUP_PREFIX
-from ..metrics.bootstrap import format_points, interval, minimum_detectable, resample, standard_error
 from weldsynth.metrics.classification import (
     brier,
     calibration,
@@ -35,8 +34,18 @@ from weldsynth.metrics.classification import (
 )
 from ..metrics.fidelity import nan_to_none
 from ..metrics.fingerprint import false_call_rise
+from weldsynth.metrics.intervals import (
+    Interval,
+    Jackknife,
+    format_points,
+    interval,
+    jackknife,
+    minimum_detectable,
+    standard_error,
+    variance,
+)
 from ..metrics.pod import pod_fit
-from ..metrics.rule import GUARDS, Evidence, Guard, assess_guards, decide_shipping, sample_size_note
+from ..metrics.rule import GUARDS, Evidence, assess_guards, decide_shipping, sample_size_note, unassessed
 from ..models.controls import best_control
 from .arms import Predictions, fit_arms, free_arms, open_test, test_predictions
 from .audit import audit_samples
@@ -66,27 +75,25 @@ def brier_sums(
     return np.stack([sums, np.broadcast_to(np.bincount(groups), sums.shape)], -1)
 
 # %% ../../nbs/09_verdict.ipynb #84bd4faa
-def _log_mean(sums: np.ndarray) -> dict: return dict(log=np.log(sums[..., 0]/sums[..., 1]))
+def _mean_brier(sums: np.ndarray) -> dict: return dict(brier=sums[..., 0]/sums[..., 1])
 
 
 def brier_ratio(
     study: Study,
     fold: PatchSet,
     predictions: dict,  # arm -> Predictions
-) -> tuple:
+) -> Interval:
     "Brier score of real+synthetic over that of real with its interval."
     rule = study.config.rule
     sums = {arm: brier_sums(fold, predictions[arm]) for arm in ('real', 'real+synthetic')}
     generators = predictions['real+synthetic'].generators
-    replicates = resample(sums, generators, rule.resamples, study.seed, measure=_log_mean)
-    difference = replicates['real+synthetic']['log'] - replicates['real']['log']
-    return tuple(np.exp(interval(difference, fold.table.group.nunique(), rule.level)))
+    result = jackknife(sums, generators, measure=_mean_brier)
+    return interval(result['real+synthetic']['brier']/result['real']['brier'], rule.level, rule.least_welds)
 
 # %% ../../nbs/09_verdict.ipynb #a1118f83
 def film_gain(
     study: Study,
     patches: PatchSet,
-    main: tuple,  # the gain on the test fold
 ) -> tuple:
     "What is known of films held out whole: (gain or None, which films those are)."
     rule = study.config.rule
@@ -94,18 +101,17 @@ def film_gain(
         fold, predictions = patches.fold('film'), test_predictions(study, 'film')
         pair = {arm: predictions[arm] for arm in ('real', 'real+synthetic')}
         one_generator = predictions['real'].generators*0
-        replicates = resample(fold_counts(fold, pair, rule.prevalence), one_generator, rule.resamples, study.seed)
-        difference = replicates['real+synthetic']['macro_f1'] - replicates['real']['macro_f1']
+        result = jackknife(fold_counts(fold, pair, rule.prevalence), one_generator)
+        difference = result['real+synthetic']['macro_f1'] - result['real']['macro_f1']
         n = fold.table.film.nunique()
-        gain = interval(difference, fold.table.group.nunique(), rule.level)
+        gain = interval(difference, rule.level, rule.least_welds)
         return gain, f'{n} film{"s"*(n > 1)} that nothing has seen'
-    if patches.table.group.str.startswith(GUESSED_GROUP_PREFIX).any(): return None, 'films that nothing has seen'
-    return main, 'welds that nothing has seen (every test weld is one)'
+    return None, 'films that nothing has seen'
 
 # %% ../../nbs/09_verdict.ipynb #765f0dd6
 def autoencoded_change(
     study: Study,
-) -> tuple:
+) -> Interval:
     "Rise of false calls on autoencoded cleans, real+synthetic less real: mean over fits with Student's interval."
     rows = pd.read_csv(fit_arms(study).path/'false_calls.csv').sort_values('seed')
     rates = {arm: of_arm[['original', 'autoencoded']].to_numpy() for arm, of_arm in rows.groupby('arm')}
@@ -114,21 +120,19 @@ def autoencoded_change(
 # %% ../../nbs/09_verdict.ipynb #906c7e11
 def study_evidence(
     study: Study,
-    replicates: dict,   # from `resample`, of the test fold
+    result: dict,       # from `jackknife`, of the test fold
     fold: PatchSet,     # the test fold
     predictions: dict,  # arm -> Predictions
-    gain: tuple,        # over real
 ) -> Evidence:
     "All that the safeguards look at."
     rule = study.config.rule
-    groups = fold.table.group.nunique()
-    def change(metric): return replicates['real+synthetic'][metric] - replicates['real'][metric]
+    def change(metric): return result['real+synthetic'][metric] - result['real'][metric]
     found = change('found')
-    recall_changes = {c: (interval(found[..., i], groups, rule.level), len(fold.of(c)))
-                      for i, c in enumerate(fold.classes[1:])}
-    gain_on_films, films = film_gain(study, study_patches(study), gain)
+    found_changes = {c: (interval(found[i], rule.level, rule.least_welds), len(fold.of(c)), int(found.welds[i]))
+                     for i, c in enumerate(fold.classes[1:])}
+    gain_on_films, films = film_gain(study, study_patches(study))
     audit = json.loads((audit_samples(study).path/'audit.json').read_text())
-    return Evidence(rule, recall_changes, interval(change('false_call_rate'), groups, rule.level),
+    return Evidence(rule, found_changes, interval(change('false_call_rate'), rule.level, rule.least_welds),
                     brier_ratio(study, fold, predictions), gain_on_films, films, audit, autoencoded_change(study),
                     reviewed(study))
 
@@ -158,27 +162,26 @@ def tidy(
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../../nbs/09_verdict.ipynb #c2416e7c
-def _per_class(values: np.ndarray, classes: tuple):
-    "Pairs of class and replicates; 'all' for a score that is one number."
-    if values.ndim <= 2: return [('all', values)]
-    return zip(classes, np.moveaxis(values, -1, 0), strict=True)
+def _per_class(x: Jackknife, classes: tuple) -> list:
+    "Pairs of class and score; 'all' for a score that is one number."
+    return [('all', x)] if x.welds.ndim == 0 else [(c, x[i]) for i, c in enumerate(classes)]
 
 # %% ../../nbs/09_verdict.ipynb #7bd8f55c
 def effects(
-    replicates: dict,  # from `resample`
-    classes: tuple,    # defect classes
-    groups: int,
+    results: dict,   # from `jackknife`
+    classes: tuple,  # defect classes
     rule: RuleConfig,
 ) -> pd.DataFrame:
     "Each arm's scores and their differences from 'real', with intervals: arm, class, metric, kind, mean, low, high."
     rows = []
-    for arm, result in replicates.items():
+    for arm, result in results.items():
         for metric, values in result.items():
-            for c, v in _per_class(values, classes):
-                rows.append((arm, c, metric, 'score', *np.clip(interval(v, groups, rule.level), 0, 1)))
+            for c, x in _per_class(values, classes):
+                bounds = np.clip(interval(x, rule.level, rule.least_welds), 0, 1)
+                rows.append((arm, c, metric, 'score', *bounds))
         for metric, values in result.items():
-            for c, v in _per_class(values - replicates['real'][metric], classes):
-                rows.append((arm, c, metric, 'difference', *interval(v, groups, rule.level)))
+            for c, x in _per_class(values - results['real'][metric], classes):
+                rows.append((arm, c, metric, 'difference', *interval(x, rule.level, rule.least_welds)))
     return pd.DataFrame(rows, columns=['arm', 'class', 'metric', 'kind', 'mean', 'low', 'high'])
 
 # %% ../../nbs/09_verdict.ipynb #662a18ef
@@ -208,12 +211,13 @@ def calibrations(
     return pd.concat([of_arm(p).assign(arm=arm) for arm, p in predictions.items()], ignore_index=True)
 
 # %% ../../nbs/09_verdict.ipynb #e59dfe2a
-def _worst_recall(guards: list) -> Guard:
-    "The safeguard of the class whose recall changes most for the worse."
-    def change(guard):
-        if 'nan' in guard.measured: return 0.
-        return float(guard.measured.split(' ')[0].replace('−', '-'))
-    return min((g for g in guards if g.name.startswith('recall of')), key=change)
+def _worst_found(guards: list) -> str:
+    "The class found least often compared with before, of those that could be assessed, and by how much."
+    def change(guard): return float(guard.measured.split(' ')[0].replace('−', '-'))
+    of_class = [g for g in guards if g.name.startswith('share of') and g.outcome != 'not assessed']
+    if not of_class: return 'no class has enough test welds and images to say'
+    worst = min(of_class, key=change)
+    return f'{worst.name} changes by {worst.measured} points, the worst class'
 
 # %% ../../nbs/09_verdict.ipynb #6ae84d77
 def risk_register(
@@ -224,14 +228,13 @@ def risk_register(
 ) -> list:
     "Risks as dicts of risk, measured, action, owner, trigger."
     by = {g.name: g.measured for g in guards}
-    worst = _worst_recall(guards)
     seen = (audit.get('label_agreement') or {}).get('synthetic')
     agreement = 'an unknown share' if seen is None else f'{100*seen:.0f} %'
     keys = ('risk', 'measured', 'action', 'owner', 'trigger')
     rows = [
-        ('escape: a flaw passes', f'{worst.name} changes by {worst.measured} points, the worst class',
+        ('escape: a flaw passes', _worst_found(guards),
          'audit passed welds weekly, by class', 'inspection lead',
-         'recall of a class 5 points under the real-only classifier'),
+         'a class is found 5 points less often than by the real-only classifier'),
         ('false call: a good weld is repaired', f'rate changes by {by["false calls"]} points',
          'count calls that inspectors overturn', 'inspection lead',
          'rate half a point above the real-only classifier'),
@@ -299,32 +302,34 @@ def _test_facts(study: Study, fold: PatchSet) -> dict:
                 rule=vars(config.rule).copy())
 
 # %% ../../nbs/09_verdict.ipynb #23b1bb62
-def _gain_replicates(study: Study, macro: dict) -> tuple:
-    "The best free control by its estimate, and the replicates of the gains over it and over real."
-    control = best_control({arm: m[0, 0] for arm, m in macro.items()}, free_arms(study))
+def _gains(study: Study, macro: dict) -> tuple:
+    "The best free control by its estimate, and the gains over it and over real."
+    control = best_control({arm: float(x.estimate) for arm, x in macro.items()}, free_arms(study))
     return control, {arm: macro['real+synthetic'] - macro[arm] for arm in ('real', control)}
 
 # %% ../../nbs/09_verdict.ipynb #057e45c3
-def _verdict(study: Study, fold: PatchSet, replicates: dict, predictions: dict) -> tuple:
+def _verdict(study: Study, fold: PatchSet, results: dict, predictions: dict) -> tuple:
     "The verdict as a dict, and the safeguards."
     rule, groups = study.config.rule, fold.table.group.nunique()
-    macro = {arm: r['macro_f1'] for arm, r in replicates.items()}
-    control, gain_replicates = _gain_replicates(study, macro)
-    gains = {arm: interval(r, groups, rule.level) for arm, r in gain_replicates.items()}
-    evidence = study_evidence(study, replicates, fold, predictions, gains['real'])
+    macro = {arm: r['macro_f1'] for arm, r in results.items()}
+    control, over = _gains(study, macro)
+    gains = {arm: interval(x, rule.level, rule.least_welds) for arm, x in over.items()}
+    evidence = study_evidence(study, results, fold, predictions)
     guards, facts = assess_guards(evidence), _test_facts(study, fold)
     decision, reason = decide_shipping(gains, guards, facts['groups_known'], rule)
-    detectable = minimum_detectable(standard_error(gain_replicates['real'], groups), groups)
-    alone = macro['synthetic'][0, 0]/macro['real'][0, 0]
-    false_calls = replicates['real']['false_call_rate'][0, 0]
-    unassessed = any(g.outcome == 'not assessed' for g in guards)
+    detectable = float('nan')
+    if groups >= rule.least_welds:
+        detectable = minimum_detectable(standard_error(over['real']), variance(over['real']).df, level=rule.level)
+    alone = float(macro['synthetic'].estimate/macro['real'].estimate)
+    false_calls = float(results['real']['false_call_rate'].estimate)
     verdict = dict(
-        decision=decision, provisional=decision == 'SHIP' and unassessed, reason=reason, best_control=control,
+        decision=decision, provisional=decision == 'SHIP' and bool(unassessed(guards)), reason=reason,
+        best_control=control,
         gains=gains, guards=[g._asdict() for g in guards],
         minimum_detectable=None if np.isnan(detectable) else detectable,
-        sample_size_note=sample_size_note(decision, gain_replicates, groups, study.config.classifier.seeds, rule),
+        sample_size_note=sample_size_note(decision, over, rule),
         **facts, risks=risk_register(guards, alone, groups, evidence.audit),
-        integration=integration_path(interval(macro['real'], groups, rule.level), false_calls, rule))
+        integration=integration_path(interval(macro['real'], rule.level, rule.least_welds), false_calls, rule))
     return nan_to_none(verdict), guards
 
 # %% ../../nbs/09_verdict.ipynb #9161eca2
@@ -334,10 +339,10 @@ def evaluate(study: Study, folder):
     "`tidy.csv`, `effects.csv`, `guards.csv`, `pod.csv`, `calibration.csv` and the `verdict.json` that rests on them."
     rule, fold, predictions = study.config.rule, study_patches(study).fold('test'), test_predictions(study)
     generators = predictions['real'].generators
-    replicates = resample(fold_counts(fold, predictions, rule.prevalence), generators, rule.resamples, study.seed)
-    verdict, guards = _verdict(study, fold, replicates, predictions)
+    results = jackknife(fold_counts(fold, predictions, rule.prevalence), generators)
+    verdict, guards = _verdict(study, fold, results, predictions)
     check_verdict(verdict)
-    table = effects(replicates, fold.classes[1:], fold.table.group.nunique(), rule)
+    table = effects(results, fold.classes[1:], rule)
     tables = dict(tidy=tidy(study), effects=table, guards=pd.DataFrame(guards), pod=detection(study),
                   calibration=calibrations(fold, predictions))
     for name, t in tables.items(): t.to_csv(folder/f'{name}.csv', index=False)
