@@ -15,7 +15,7 @@ from typing import NamedTuple
 # %% auto #0
 __all__ = ['ARMS', 'POINTS', 'STRESS_COLUMNS', 'draw_study_cleans', 'Pool', 'Arm', 'study_arms', 'free_arms', 'operating_points',
            'fit_arms', 'validation_f1', 'chosen_control', 'freeze', 'claim_test_fold', 'times_opened', 'open_test',
-           'tested_patches', 'Predictions', 'test_predictions']
+           'tested_patches', 'test_predictions']
 
 # %% ../../nbs/07_arms.ipynb #5a3ff824
 import numpy as np
@@ -30,6 +30,7 @@ from ..core.runtime import process, progress
 from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
 from ..metrics.classification import choose_threshold, clean_weight, decide, macro_f1, threshold_at_false_calls
+from ..metrics.tables import Predictions
 from ..models.autoencoder import reconstruct
 from ..models.classifier import load_classifier, probabilities
 from ..models.controls import augmented, best_control, cut_paste, repeated
@@ -344,13 +345,6 @@ def tested_patches(
     "The patches that the test shows, in the order of the predictions: those of all outer folds."
     first, *rest = [study_patches(part).fold(fold) for part in study.whole.parts()]
     return sum(rest, first)
-
-# %% ../../nbs/07_arms.ipynb #a409925b
-class Predictions(NamedTuple):
-    "What the fits of one arm predict for the images of a fold."
-    probs: np.ndarray       # S x N x K
-    predicted: np.ndarray   # S x N class numbers, each fit at its own threshold
-    generators: np.ndarray  # S, the generator behind each fit
 
 # %% ../../nbs/07_arms.ipynb #cb5af5f4
 def test_predictions(

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['fold_counts', 'brier_sums', 'brier_ratio', 'film_gain', 'autoencoded_change', 'study_evidence', 'tidy', 'effects',
-           'detection', 'calibrations', 'risk_register', 'integration_path', 'check_verdict', 'evaluate', 'recommend']
+__all__ = ['brier_ratio', 'film_gain', 'autoencoded_change', 'study_audit', 'study_evidence', 'check_verdict', 'evaluate',
+           'macro_scores', 'recommend']
 
 # %% ../../nbs/09_verdict.ipynb #80c9223d
 import numpy as np
@@ -19,19 +19,10 @@ import pandas as pd
 import weldsynth
 
 # %% ../../nbs/09_verdict.ipynb #4277ca2a
-from ..core.config import RuleConfig
 from ..core.store import Study, stage
 from ..data.patches import PatchSet
 from ..data.sources import GUESSED_GROUP_PREFIX
-from weldsynth.metrics.classification import (
-    brier,
-    calibration,
-    calibration_error,
-    clean_weight,
-    group_counts,
-    ranking,
-    scores,
-)
+from ..metrics.actions import integration_path, risk_register
 from ..metrics.fidelity import nan_to_none
 from ..metrics.fingerprint import false_call_rise
 from weldsynth.metrics.intervals import (
@@ -44,35 +35,14 @@ from weldsynth.metrics.intervals import (
     standard_error,
     variance,
 )
-from ..metrics.pod import pod_fit
 from ..metrics.rule import GUARDS, Evidence, assess_guards, decide_shipping, sample_size_note, unassessed
-from ..models.controls import best_control
-from .arms import Predictions, fit_arms, free_arms, open_test, test_predictions
+from ..metrics.studies import operating_characteristic, weld_sizes
+from ..metrics.tables import brier_sums, calibrations, curves, detection, effects, fold_counts, segments, tidy
+from .arms import POINTS, fit_arms, open_test, test_predictions, tested_patches
 from .audit import audit_samples
 from .data import study_patches, study_source
+from .instrument import check_instrument, entry_conditions
 from .review import reviewed, score_review
-
-# %% ../../nbs/09_verdict.ipynb #7d45effd
-def fold_counts(
-    fold: PatchSet,
-    predictions: dict,      # arm -> Predictions
-    prevalence: float = 0,  # share of flawed patches to which cleans are weighted; 0: that of the fold
-) -> dict:
-    "arm -> counts S x G x K x 4."
-    truth, groups = fold.labels.numpy(), pd.factorize(fold.table.group)[0]
-    classes, weight = len(fold.classes), clean_weight(truth, prevalence)
-    return {arm: group_counts(truth, p.predicted, groups, classes, weight) for arm, p in predictions.items()}
-
-# %% ../../nbs/09_verdict.ipynb #7e0821f2
-def brier_sums(
-    fold: PatchSet,
-    predictions: Predictions,
-) -> np.ndarray:
-    "Sum of Brier scores and number of items, S x G x 2."
-    groups = pd.factorize(fold.table.group)[0]
-    errors = brier(predictions.probs, fold.labels.numpy())
-    sums = np.stack([np.bincount(groups, e) for e in errors])
-    return np.stack([sums, np.broadcast_to(np.bincount(groups), sums.shape)], -1)
 
 # %% ../../nbs/09_verdict.ipynb #84bd4faa
 def _mean_brier(sums: np.ndarray) -> dict: return dict(brier=sums[..., 0]/sums[..., 1])
@@ -93,12 +63,11 @@ def brier_ratio(
 # %% ../../nbs/09_verdict.ipynb #a1118f83
 def film_gain(
     study: Study,
-    patches: PatchSet,
 ) -> tuple:
     "What is known of films held out whole: (gain or None, which films those are)."
     rule = study.config.rule
-    if (patches.table.fold == 'film').any():
-        fold, predictions = patches.fold('film'), test_predictions(study, 'film')
+    if (study_patches(study).table.fold == 'film').any():
+        fold, predictions = tested_patches(study, 'film'), test_predictions(study, 'film')
         pair = {arm: predictions[arm] for arm in ('real', 'real+synthetic')}
         one_generator = predictions['real'].generators*0
         result = jackknife(fold_counts(fold, pair, rule.prevalence), one_generator)
@@ -113,9 +82,23 @@ def autoencoded_change(
     study: Study,
 ) -> Interval:
     "Rise of false calls on autoencoded cleans, real+synthetic less real: mean over fits with Student's interval."
-    rows = pd.read_csv(fit_arms(study).path/'false_calls.csv').sort_values('seed')
+    tables = [pd.read_csv(fit_arms(part).path/'false_calls.csv') for part in study.parts()]
+    rows = pd.concat(table.sort_values('seed') for table in tables)
     rates = {arm: of_arm[['original', 'autoencoded']].to_numpy() for arm, of_arm in rows.groupby('arm')}
     return false_call_rise(rates['real'], rates['real+synthetic'], study.config.rule.level)
+
+# %% ../../nbs/09_verdict.ipynb #1df08f77
+def study_audit(
+    study: Study,
+) -> dict:
+    "`audit.json` of the study; of several outer folds copies are added up, and shares and intervals averaged."
+    audits = [json.loads((audit_samples(part).path/'audit.json').read_text()) for part in study.parts()]
+    if len(audits) == 1: return audits[0]
+    def joined(name, values):
+        if None in values: return None
+        if isinstance(values[0], dict): return {k: joined(k, [v[k] for v in values]) for k in values[0]}
+        return sum(values) if name == 'exact_copies' else np.mean(values, 0).tolist()
+    return {name: joined(name, [audit[name] for audit in audits]) for name in audits[0]}
 
 # %% ../../nbs/09_verdict.ipynb #906c7e11
 def study_evidence(
@@ -130,156 +113,10 @@ def study_evidence(
     found = change('found')
     found_changes = {c: (interval(found[i], rule.level, rule.least_welds), len(fold.of(c)), int(found.welds[i]))
                      for i, c in enumerate(fold.classes[1:])}
-    gain_on_films, films = film_gain(study, study_patches(study))
-    audit = json.loads((audit_samples(study).path/'audit.json').read_text())
+    gain_on_films, films = film_gain(study)
     return Evidence(rule, found_changes, interval(change('false_call_rate'), rule.level, rule.least_welds),
-                    brier_ratio(study, fold, predictions), gain_on_films, films, audit, autoencoded_change(study),
-                    reviewed(study))
-
-# %% ../../nbs/09_verdict.ipynb #f46e02bd
-def _fit_scores(counts: np.ndarray, probs: np.ndarray, truth: np.ndarray, weight: float) -> dict:
-    "Every score of one fit: a number, or one per defect class."
-    error = calibration_error(calibration(probs, truth))
-    extra = dict(brier=brier(probs, truth).mean(), calibration_error=error)
-    return scores(counts) | ranking(probs, truth, clean_weight=weight) | extra
-
-# %% ../../nbs/09_verdict.ipynb #69af882a
-def tidy(
-    study: Study,
-) -> pd.DataFrame:
-    "Every score of every fit on the test fold: arm, generator_seed, classifier_seed, fold, class, metric, value."
-    fold, predictions = study_patches(study).fold('test'), test_predictions(study)
-    truth, classes, prevalence = fold.labels.numpy(), fold.classes[1:], study.config.rule.prevalence
-    weight = clean_weight(truth, prevalence)
-    rows = []
-    for arm, counts in fold_counts(fold, predictions, prevalence).items():
-        for s, generator in enumerate(predictions[arm].generators):
-            values = _fit_scores(counts[s].sum(0), predictions[arm].probs[s], truth, weight)
-            for metric, value in values.items():
-                pairs = zip(classes, value, strict=True) if np.ndim(value) else [('all', value)]
-                rows += [(arm, generator, s, 'test', c, metric, v) for c, v in pairs]
-    columns = ['arm', 'generator_seed', 'classifier_seed', 'fold', 'class', 'metric', 'value']
-    return pd.DataFrame(rows, columns=columns)
-
-# %% ../../nbs/09_verdict.ipynb #c2416e7c
-def _per_class(x: Jackknife, classes: tuple) -> list:
-    "Pairs of class and score; 'all' for a score that is one number."
-    return [('all', x)] if x.welds.ndim == 0 else [(c, x[i]) for i, c in enumerate(classes)]
-
-# %% ../../nbs/09_verdict.ipynb #7bd8f55c
-def effects(
-    results: dict,   # from `jackknife`
-    classes: tuple,  # defect classes
-    rule: RuleConfig,
-) -> pd.DataFrame:
-    "Each arm's scores and their differences from 'real', with intervals: arm, class, metric, kind, mean, low, high."
-    rows = []
-    for arm, result in results.items():
-        for metric, values in result.items():
-            for c, x in _per_class(values, classes):
-                bounds = np.clip(interval(x, rule.level, rule.least_welds), 0, 1)
-                rows.append((arm, c, metric, 'score', *bounds))
-        for metric, values in result.items():
-            for c, x in _per_class(values - results['real'][metric], classes):
-                rows.append((arm, c, metric, 'difference', *interval(x, rule.level, rule.least_welds)))
-    return pd.DataFrame(rows, columns=['arm', 'class', 'metric', 'kind', 'mean', 'low', 'high'])
-
-# %% ../../nbs/09_verdict.ipynb #662a18ef
-def detection(
-    study: Study,
-) -> pd.DataFrame:
-    "Probability of detection of each arm: arm, unit, false_call_rate and what `pod_fit` gives."
-    fold = study_patches(study).fold('test')
-    flawed = (fold.labels > 0).numpy()
-    sizes = fold.table['size'].to_numpy(float)[flawed]
-    rows = []
-    for arm, p in test_predictions(study).items():
-        called = p.predicted > 0
-        rows.append(dict(arm=arm, unit=fold.size_unit, false_call_rate=called[:, ~flawed].mean(),
-                         **pod_fit(sizes, called[:, flawed])))
-    return pd.DataFrame(rows)
-
-# %% ../../nbs/09_verdict.ipynb #2c1956f9
-def calibrations(
-    fold: PatchSet,
-    predictions: dict,  # arm -> Predictions
-) -> pd.DataFrame:
-    "Calibration of each arm, all fits together: arm, bin, confidence, observed, items."
-    def of_arm(p):
-        truth = np.tile(fold.labels.numpy(), len(p.probs))
-        return calibration(p.probs.reshape(-1, len(fold.classes)), truth)
-    return pd.concat([of_arm(p).assign(arm=arm) for arm, p in predictions.items()], ignore_index=True)
-
-# %% ../../nbs/09_verdict.ipynb #e59dfe2a
-def _worst_found(guards: list) -> str:
-    "The class found least often compared with before, of those that could be assessed, and by how much."
-    def change(guard): return float(guard.measured.split(' ')[0].replace('−', '-'))
-    of_class = [g for g in guards if g.name.startswith('share of') and g.outcome != 'not assessed']
-    if not of_class: return 'no class has enough test welds and images to say'
-    worst = min(of_class, key=change)
-    return f'{worst.name} changes by {worst.measured} points, the worst class'
-
-# %% ../../nbs/09_verdict.ipynb #6ae84d77
-def risk_register(
-    guards: list,
-    alone: float,   # macro F1 of synthetic over that of real
-    groups: int,
-    audit: dict,
-) -> list:
-    "Risks as dicts of risk, measured, action, owner, trigger."
-    by = {g.name: g.measured for g in guards}
-    seen = (audit.get('label_agreement') or {}).get('synthetic')
-    agreement = 'an unknown share' if seen is None else f'{100*seen:.0f} %'
-    keys = ('risk', 'measured', 'action', 'owner', 'trigger')
-    rows = [
-        ('escape: a flaw passes', _worst_found(guards),
-         'audit passed welds weekly, by class', 'inspection lead',
-         'a class is found 5 points less often than by the real-only classifier'),
-        ('false call: a good weld is repaired', f'rate changes by {by["false calls"]} points',
-         'count calls that inspectors overturn', 'inspection lead',
-         'rate half a point above the real-only classifier'),
-        ('drift: new film, source or supplier',
-         f'tested on {groups} welds of one data set; held-out films: {by["held-out films"]}',
-         'score each new film batch in shadow first', 'process owner',
-         'score on a new batch below the interval of this report'),
-        ('memorised parts of a customer', f'exact copies {by["exact copies"]}, near copies {by["near copies"]}',
-         'no synthetic image leaves the site; copies stay in quarantine', 'data owner', 'a copy is found'),
-        ('wrong labels', f'synthetic-only reaches {100*alone:.0f} % of the real-only score; judges see the intended '
-         f'class in {agreement} of samples; three reviewers (labels right, gross artefacts): '
-         f'{by["realism, three reviewers"]}', 'retrain, look at samples, filter', 'model owner',
-         'either figure falls after a retraining'),
-        ('short cut: decoder means flaw', f'traces of the generator: {by["traces of the generator"]}; false calls on '
-         f'autoencoded cleans change by {by["no short cut"]} points', 'repeat the audit at every retraining',
-         'model owner', 'the safeguard on traces fails'),
-        ('one-supplier bias', f'{groups} test welds', 'add films of every supplier before full use', 'data owner',
-         'a supplier whose score lies below the interval'),
-    ]
-    return [dict(zip(keys, row, strict=True)) for row in rows]
-
-# %% ../../nbs/09_verdict.ipynb #83f6751a
-def integration_path(
-    real: tuple,       # macro F1 of the present classifier with its interval
-    false_calls: float, # its false-call rate
-    rule: RuleConfig,
-) -> list:
-    "Steps as dicts of step, what, go_on, roll_back."
-    low = f'{100*real[1]:.1f} %'
-    limit = f'{100*(false_calls + rule.most_false_calls_added):.1f} %'
-    keys = ('step', 'what', 'go_on', 'roll_back')
-    rows = [
-        ('Keep test data real', 'Synthetic images carry their origin in the manifest, and ingest refuses them as real; '
-         'none enters validation or test.', 'The marks are in place.',
-         'A synthetic image is found among real ones.'),
-        ('Shadow', 'The new classifier runs beside the present one on every weld and decides nothing.',
-         f'Each class has {rule.least_items} confirmed flaws, and the new score is above the present one.',
-         f'Its score falls under {low}, the lower bound of the real-only classifier here.'),
-        ('Canary', 'One line, one supplier; an inspector sees every disagreement of the two.',
-         'A month without an escape that the present classifier would have caught.',
-         f'False calls exceed {limit} of clean patches, half a point above the real-only classifier here.'),
-        ('Full use', 'All lines, with the real-only classifier kept ready: one switch goes back.',
-         'The audits of the risk register stay quiet.', 'Any trigger of the risk register.'),
-    ]
-    return [dict(zip(keys, row, strict=True)) for row in rows]
+                    brier_ratio(study, fold, predictions), gain_on_films, films, study_audit(study),
+                    autoencoded_change(study), reviewed(study.first))
 
 # %% ../../nbs/09_verdict.ipynb #ffa0366f
 def check_verdict(
@@ -295,58 +132,92 @@ def _test_facts(study: Study, fold: PatchSet) -> dict:
     "On what the verdict rests, as it stands in `verdict.json`."
     config, plan = study.config, json.loads((open_test(study).path/'plan.json').read_text())
     guessed = study_patches(study).table.group.str.startswith(GUESSED_GROUP_PREFIX).any()
-    few = [c for c in fold.classes[1:] if len(fold.of(c)) < config.rule.least_items]
+    few = [c for c in fold.classes[1:] if len(fold.of(c)) < config.rule.least_items
+           or fold.of(c).table.group.nunique() < config.rule.least_class_welds]
     return dict(not_covered=few, simulated=study_source(study).is_simulated, groups_known=not bool(guessed),
-                test_images=len(fold), test_groups=fold.table.group.nunique(), seeds=config.classifier.seeds,
-                generators=config.sampler.generators, profile=config.profile, plan=plan['hash'],
-                rule=vars(config.rule).copy())
+                test_images=len(fold), test_groups=fold.table.group.nunique(), folds=config.data.folds,
+                seeds=config.classifier.seeds, generators=config.sampler.generators, profile=config.profile, plan=plan['hash'],
+                best_control=plan['best_control'], rule=vars(config.rule).copy())
 
 # %% ../../nbs/09_verdict.ipynb #23b1bb62
-def _gains(study: Study, macro: dict) -> tuple:
-    "The best free control by its estimate, and the gains over it and over real."
-    control = best_control({arm: float(x.estimate) for arm, x in macro.items()}, free_arms(study))
-    return control, {arm: macro['real+synthetic'] - macro[arm] for arm in ('real', control)}
+def _gains(macro: dict, control: str) -> dict:
+    "The gains of real + synthetic over real and over the best free control."
+    return {arm: macro['real+synthetic'] - macro[arm] for arm in ('real', control)}
+
+
+def _detectable(gain: Jackknife, rule: RuleConfig) -> float:
+    "The gain that the study would see with 80 % power; NaN with too few welds."
+    if gain.welds < rule.least_welds: return float('nan')
+    return minimum_detectable(standard_error(gain), variance(gain).df, level=rule.level)
 
 # %% ../../nbs/09_verdict.ipynb #057e45c3
 def _verdict(study: Study, fold: PatchSet, results: dict, predictions: dict) -> tuple:
     "The verdict as a dict, and the safeguards."
-    rule, groups = study.config.rule, fold.table.group.nunique()
+    rule, facts = study.config.rule, _test_facts(study, fold)
     macro = {arm: r['macro_f1'] for arm, r in results.items()}
-    control, over = _gains(study, macro)
+    over = _gains(macro, facts['best_control'])
     gains = {arm: interval(x, rule.level, rule.least_welds) for arm, x in over.items()}
     evidence = study_evidence(study, results, fold, predictions)
-    guards, facts = assess_guards(evidence), _test_facts(study, fold)
-    decision, reason = decide_shipping(gains, guards, facts['groups_known'], rule)
-    detectable = float('nan')
-    if groups >= rule.least_welds:
-        detectable = minimum_detectable(standard_error(over['real']), variance(over['real']).df, level=rule.level)
+    guards, entry = assess_guards(evidence), entry_conditions(study)
+    decision, reason = decide_shipping(gains, guards, facts['groups_known'], rule, entry)
     alone = float(macro['synthetic'].estimate/macro['real'].estimate)
     false_calls = float(results['real']['false_call_rate'].estimate)
     verdict = dict(
-        decision=decision, provisional=decision == 'SHIP' and bool(unassessed(guards)), reason=reason,
-        best_control=control,
-        gains=gains, guards=[g._asdict() for g in guards],
-        minimum_detectable=None if np.isnan(detectable) else detectable,
-        sample_size_note=sample_size_note(decision, over, rule),
-        **facts, risks=risk_register(guards, alone, groups, evidence.audit),
+        decision=decision, provisional=decision == 'SHIP' and bool(unassessed(guards)), reason=reason, gains=gains,
+        entry=[g._asdict() for g in entry], guards=[g._asdict() for g in guards],
+        minimum_detectable=_detectable(over['real'], rule), sample_size_note=sample_size_note(decision, over, rule),
+        **facts, risks=risk_register(guards, alone, facts['test_groups'], evidence.audit),
         integration=integration_path(interval(macro['real'], rule.level, rule.least_welds), false_calls, rule))
     return nan_to_none(verdict), guards
 
 # %% ../../nbs/09_verdict.ipynb #9161eca2
-@stage('eval/verdict', version=2, reads=('rule',), also=lambda study: dict(guards=list(GUARDS)),
-       needs=lambda study: [open_test(study), audit_samples(study), score_review(study)])
+def _results(study: Study, fold: PatchSet) -> dict:
+    "Operating point -> arm -> score -> `Jackknife`."
+    def at(point):
+        predictions = test_predictions(study, point=point)
+        counts = fold_counts(fold, predictions, study.config.rule.prevalence)
+        return jackknife(counts, predictions['real'].generators)
+    return {point: at(point) for point in POINTS}
+
+
+def _tables(study: Study, fold: PatchSet, results: dict) -> dict:
+    "name -> table: `tidy`, `effects`, `pod`, `calibration`, `curves`, `segments` and `operating`."
+    rule, predictions = study.config.rule, test_predictions(study)
+    of_points = [effects(r, fold.classes[1:], rule).assign(point=point) for point, r in results.items()]
+    chances = operating_characteristic(weld_sizes(fold.table), study.config.classifier.seeds, rule,
+                                       prevalence=rule.prevalence, config=study.config.simulation)
+    return dict(tidy=tidy(fold, predictions, rule.prevalence), effects=pd.concat(of_points),
+                pod=detection(fold, predictions), calibration=calibrations(fold, predictions),
+                curves=curves(fold, predictions, rule.prevalence), segments=segments(fold, predictions),
+                operating=chances)
+
+# %% ../../nbs/09_verdict.ipynb #09c28520
+def _verdict_inputs(study: Study) -> list:
+    "All that the verdict rests on."
+    return [open_test(study), check_instrument(study), *map(audit_samples, study.parts()), score_review(study.first)]
+
+
+@stage('eval/verdict', version=3, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
+       needs=_verdict_inputs)
 def evaluate(study: Study, folder):
-    "`tidy.csv`, `effects.csv`, `guards.csv`, `pod.csv`, `calibration.csv` and the `verdict.json` that rests on them."
-    rule, fold, predictions = study.config.rule, study_patches(study).fold('test'), test_predictions(study)
-    generators = predictions['real'].generators
-    results = jackknife(fold_counts(fold, predictions, rule.prevalence), generators)
-    verdict, guards = _verdict(study, fold, results, predictions)
+    "The tables of `_tables`, `guards.csv`, and the `verdict.json` that rests on them."
+    fold = tested_patches(study)
+    results = _results(study, fold)
+    verdict, guards = _verdict(study, fold, results[POINTS[0]], test_predictions(study))
     check_verdict(verdict)
-    table = effects(results, fold.classes[1:], rule)
-    tables = dict(tidy=tidy(study), effects=table, guards=pd.DataFrame(guards), pod=detection(study),
-                  calibration=calibrations(fold, predictions))
-    for name, t in tables.items(): t.to_csv(folder/f'{name}.csv', index=False)
+    for name, table in _tables(study, fold, results).items(): table.to_csv(folder/f'{name}.csv', index=False)
+    pd.DataFrame(guards).to_csv(folder/'guards.csv', index=False)
     (folder/'verdict.json').write_text(json.dumps(verdict, indent=1))
+
+# %% ../../nbs/09_verdict.ipynb #35f06cdd
+def macro_scores(
+    folder: Path,  # of `evaluate`
+    point: str = POINTS[0],  # the operating point
+) -> pd.DataFrame:
+    "Macro F1 of each arm with its interval, by arm: mean, low, high."
+    table = pd.read_csv(folder/'effects.csv')
+    rows = table[(table.metric == 'macro_f1') & (table.kind == 'score') & (table.point == point)]
+    return rows.set_index('arm')[['mean', 'low', 'high']]
 
 # %% ../../nbs/09_verdict.ipynb #5c2773c2
 def _figures(study: Study, verdict: dict, table: pd.DataFrame) -> list:
@@ -371,12 +242,11 @@ def recommend(
     verdict = json.loads((folder/'verdict.json').read_text())
     gains = verdict['gains'].items()
     verdict['gains'] = {arm: [float('nan') if v is None else v for v in gain] for arm, gain in gains}
-    table = pd.read_csv(folder/'effects.csv').query("metric == 'macro_f1' and kind == 'score'").set_index('arm')
+    table = macro_scores(folder)
     simulated = 'simulated radiographs, which say nothing about real welds'
     where = simulated if verdict['simulated'] else Path(study.data).name
     headline = verdict['decision'] + (' (provisional)' if verdict['provisional'] else '')
-    mean, low, high = (f'{100*g:+.1f}'.replace('-', '−') for g in verdict['gains']['real'])
-    finding = (f"Adding synthetic defects changes the classifier's score by {mean} points (95 % interval {low} to "
-               f"{high}): {verdict['reason']}.")
+    change = format_points(*verdict['gains']['real'])
+    finding = f"Adding synthetic defects changes the classifier's score by {change} points: {verdict['reason']}."
     return dict(verdict, headline=headline, finding=finding, sentence=f'{headline}, on {where}: {finding}',
                 figures=_figures(study, verdict, table))
