@@ -116,7 +116,7 @@ class ClassifierConfig:
     weights: str = 'package'            # or the path of a safetensors file, or 'hub'
     backbone_px: int = 96               # side to which a patch is enlarged for the backbone
     input_gain: float = 2.              # factor of grey values from -1 to 1
-    stages: tuple = (1, 2, 3, 4, 5)     # of the backbone whose feature maps are used; one more is its last layer
+    layers: tuple = ('blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5')  # whose feature maps are used
     pooling: tuple = ('mean', 'max')    # of each map
     views: int = 4                      # of each training flaw: itself and mirror images
     hidden: int = 128                   # units of the head
@@ -139,7 +139,7 @@ def classifier_of_kind(
 ) -> ClassifierConfig:
     "`config` for a classifier of another kind: its own steps, batch and learning rate, the same seeds and backbone."
     if kind == config.kind: return config
-    kept = ('seeds', 'backbone', 'weights', 'backbone_px', 'input_gain', 'stages', 'pooling')
+    kept = ('seeds', 'backbone', 'weights', 'backbone_px', 'input_gain', 'layers', 'pooling')
     same = {name: getattr(config, name) for name in kept}
     return replace(ClassifierConfig(kind), **CLASSIFIER_DEFAULTS.get(kind, {}), **same)
 

@@ -10,7 +10,6 @@ import os
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 # %% auto #0
 __all__ = ['PACKAGED', 'PACKAGED_SHA256', 'POOLING', 'BODY_FIELDS', 'BATCH', 'packaged_weights', 'write_tensors', 'Backbone',
@@ -95,6 +94,17 @@ def _timm_model(config: ClassifierConfig) -> nn.Module:
     return net
 
 # %% ../../nbs/models/09_backbone.ipynb #208117cb
+def _layers_of(net: nn.Module, config: ClassifierConfig) -> nn.Module:
+    "The part of a network up to the chosen layers, which returns their maps. `StudyError` for a layer it lacks."
+    from timm.models import create_feature_extractor
+    names = [name for name, _ in net.named_modules()]
+    for layer in config.layers:
+        if layer in names: continue
+        own = ', '.join(name for name in names if name and name.count('.') < 2)
+        raise StudyError(f"classifier.layers: {config.backbone} has no layer '{layer}': choose from {own}")
+    return create_feature_extractor(net, {layer: layer for layer in config.layers})
+
+
 POOLING = dict(mean=lambda m: m.mean((2, 3)), max=lambda m: m.amax((2, 3)))  # N x C x h x w to N x C
 
 
@@ -102,25 +112,23 @@ class Backbone(nn.Module):
     "Patches, N x 1 x H x W in [-1, 1], to the mean and maximum of feature maps, N x D."
     def __init__(self, config: ClassifierConfig):
         super().__init__()
-        self.net: Any = _timm_model(config).to(memory_format=torch.channels_last)
+        self.net = _layers_of(_timm_model(config), config).to(memory_format=torch.channels_last)
         self.config = config
         px = config.backbone_px
         with torch.inference_mode(): self.width = self.eval()(torch.zeros(1, 1, px, px)).shape[1]
 
     def maps(self, x) -> list:
-        "The feature maps of the chosen stages, each N x C x h x w."
+        "The feature maps of the chosen layers, each N x C x h x w."
         px = self.config.backbone_px
         if x.shape[-1] != px: x = interpolate(x, size=(px, px), mode='bilinear')
         x = (x*self.config.input_gain).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        last, stages = self.net.forward_intermediates(x)
-        maps = [*stages, last]
-        return [maps[stage - 1] for stage in self.config.stages]
+        return list(self.net(x).values())
 
     def forward(self, x):
         return torch.cat([POOLING[name](m) for m in self.maps(x) for name in self.config.pooling], 1)
 
 # %% ../../nbs/models/09_backbone.ipynb #c26e08a1
-BODY_FIELDS = ('backbone', 'weights', 'backbone_px', 'input_gain', 'stages', 'pooling')
+BODY_FIELDS = ('backbone', 'weights', 'backbone_px', 'input_gain', 'layers', 'pooling')
 
 
 def _body_values(config: ClassifierConfig) -> tuple:

@@ -25,11 +25,11 @@ from .data import prepare, study_patches
 
 # %% ../../nbs/14_instrument.ipynb #d49f14e5
 def _scores(probs: torch.Tensor, truth: torch.Tensor, rule: RuleConfig) -> tuple:
-    "Macro F1 at its best threshold, average precision, and macro F1 if all is called flawed, at the rule's prevalence."
-    weight = clean_weight(truth.numpy(), rule.prevalence)
-    predicted = decide(probs, choose_threshold(probs, truth, weight))
-    f1 = macro_f1(truth, predicted, probs.shape[1], weight)
-    return f1, ranking(probs.numpy(), truth.numpy(), clean_weight=weight)['average_precision']
+    "Macro F1 at its best threshold, average precision, and macro F1 if all is called flawed; at the rule's prevalence."
+    weight = clean_weight(truth, rule.prevalence)
+    def f1_at(threshold): return macro_f1(truth, decide(probs, threshold), probs.shape[1], weight)
+    precision = ranking(probs.numpy(), truth.numpy(), clean_weight=weight)['average_precision']
+    return f1_at(choose_threshold(probs, truth, weight)), precision, f1_at(0.)
 
 # %% ../../nbs/14_instrument.ipynb #cc91f3e3
 SCORE_COLUMNS = ['seed', 'train_f1', 'validation_f1', 'average_precision', 'flawed_f1']

@@ -19,6 +19,7 @@ import pandas as pd
 import weldsynth
 
 # %% ../../nbs/09_verdict.ipynb #4277ca2a
+from ..core.config import RuleConfig
 from ..core.store import Study, stage
 from ..data.patches import PatchSet
 from ..data.sources import GUESSED_GROUP_PREFIX
@@ -136,8 +137,9 @@ def _test_facts(study: Study, fold: PatchSet) -> dict:
            or fold.of(c).table.group.nunique() < config.rule.least_class_welds]
     return dict(not_covered=few, simulated=study_source(study).is_simulated, groups_known=not bool(guessed),
                 test_images=len(fold), test_groups=fold.table.group.nunique(), folds=config.data.folds,
-                seeds=config.classifier.seeds, generators=config.sampler.generators, profile=config.profile, plan=plan['hash'],
-                best_control=plan['best_control'], rule=vars(config.rule).copy())
+                seeds=config.classifier.seeds, generators=config.sampler.generators,
+                profile=config.profile, plan=plan['hash'], best_control=plan['best_control'],
+                rule=vars(config.rule).copy())
 
 # %% ../../nbs/09_verdict.ipynb #23b1bb62
 def _gains(macro: dict, control: str) -> dict:
