@@ -126,6 +126,11 @@ def test_counts_by_weld_add_up_to_the_scores_of_the_fold(fold, predictions):
     assert by_hand == pytest.approx(macro_f1(fold.labels, from_numpy(p.predicted[0]), len(fold.classes)))
 
 
+def test_cleans_are_weighted_to_the_stated_share_of_flaws(fold, predictions):
+    true = fold_counts(fold, predictions, .1)['real'][0, ..., 2].sum(0)
+    assert true[1:].sum()/true.sum() == pytest.approx(.1)
+
+
 def test_brier_sums_divide_into_the_mean_brier_score(fold, predictions):
     sums = brier_sums(fold, predictions['real'])
     truth = np.eye(len(fold.classes))[fold.labels.numpy()]
@@ -156,6 +161,8 @@ def test_the_evidence_covers_every_class_and_every_guard(study, fold, prediction
 
 def test_detection_and_calibration_have_every_arm(study, fold, predictions):
     assert list(detection(study).arm) == list(study_arms(study))
+    cleans = predictions['real'].predicted[:, (fold.labels == 0).numpy()]
+    assert detection(study).false_call_rate[0] == pytest.approx((cleans > 0).mean())
     table = calibrations(fold, predictions)
     assert set(table.arm) == set(study_arms(study))
     assert table.groupby('arm')['items'].sum().eq(len(fold)*study.config.classifier.seeds).all()
