@@ -146,6 +146,18 @@ def test_exit_codes(good, capsys, data, code, said):
     assert said in capsys.readouterr().out
 
 
+def test_the_check_says_what_gain_a_study_can_see(capsys):
+    assert main(['check', 'simulated', '--profile', 'fixture', '--set', 'data.plates=20']) == 0
+    power, least = capsys.readouterr().out.splitlines()[-2:]
+    assert power.startswith('Power: with about 5 test welds and 2 trainings the study can see gains of ')
+    assert least.startswith("The rule's least gain, 1 point, ")
+
+
+def test_the_check_says_that_an_interval_needs_welds(capsys):
+    assert main(['check', 'simulated', '--profile', 'fixture', '--set', 'data.plates=12']) == 0
+    assert 'an interval needs 4: the answer will be INCONCLUSIVE' in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_an_archive_is_not_unpacked(tmp_path):
     (tmp_path/'welds.zip').write_bytes(b'PK')
     assert check_data(str(tmp_path/'welds.zip'), CONFIG).what.tolist() == ['is an archive']

@@ -234,15 +234,18 @@ def check(
     old_data: OldData = '',
 ):
     "List all that is wrong with a data set."
-    from weldsynth.data.check import check_data, count_text, issues_text
+    from weldsynth.data.check import check_and_read, count_text, issues_text
+    from weldsynth.metrics.studies import expected_power, power_text
     data = old_data or data
     if not data: raise _UsageError('No data set is given: name a folder of images, or a CSV.')
-    issues = check_data(data, choose_profile(profile, _overrides(fields)), group, seed)
+    config = choose_profile(profile, _overrides(fields))
+    issues, patches = check_and_read(data, config, group, seed)
     if len(issues): print(issues_text(issues))
     count = count_text(issues)
     if (issues.severity == 'error').any():
         raise StudyError(f'{count}: correct the errors, a study stops at the first of them')
     print(f'{count}: a study can start.'.capitalize())
+    if patches is not None: print(power_text(expected_power(patches.table, config), config))
 
 # %% ../nbs/cli.ipynb #afa9ea4f
 @_command()

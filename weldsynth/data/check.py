@@ -12,7 +12,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['NON_LABELS', 'MIN_GROUPS_PER_CLASS', 'MAX_CLASS_RATIO', 'count_issues', 'doubtful_labels', 'sample_warnings',
-           'unread_files', 'set_issues', 'check_data', 'issues_text', 'count_text']
+           'unread_files', 'set_issues', 'check_data', 'check_and_read', 'issues_text', 'count_text']
 
 # %% ../../nbs/data/11_check.ipynb #ef34381d
 import pandas as pd
@@ -180,7 +180,15 @@ def check_data(
     seed: int = 0,            # of the split
 ) -> pd.DataFrame:
     "Every issue of a data set, errors first: severity, file, what, fix. Reads only."
+    return check_and_read(data, config, group, seed)[0]
+
+
+def check_and_read(
+    data: str, config: StudyConfig, group: str = 'group', seed: int = 0,  # as for `check_data`
+) -> tuple[pd.DataFrame, PatchSet | None]:
+    "The issues, and the patches if they could be read."
     found: list = []
+    patches = None
     try:
         source = open_source(data, config.data, seed)
         patches = source.read(config.data.px, group, found.append)
@@ -189,7 +197,7 @@ def check_data(
     except DataError as e: found.append(e.issue)
     rows = [('error' if issue.error else 'warning', *map(printable, issue[:3])) for issue in dict.fromkeys(found)]
     table = pd.DataFrame(rows, columns=['severity', 'file', 'what', 'fix'])
-    return table.sort_values('severity', kind='stable', ignore_index=True)
+    return table.sort_values('severity', kind='stable', ignore_index=True), patches
 
 # %% ../../nbs/data/11_check.ipynb #fb732215
 def issues_text(

@@ -94,9 +94,11 @@ def _simulate_predictions(rng, logits, group, truth, difficulty, config: Simulat
     arm_difficulty = difficulty + rng.normal(0, config.item_in_arm**.5, len(truth))
     left = 1 - config.item - config.item_in_arm
     fit_difficulty = arm_difficulty + rng.normal(0, left**.5, ease.shape)
-    missed = (truth > 0) & (rng.random(ease.shape) < config.missed)
-    wrong = np.where(missed, 0, rng.integers(1, logits.shape[-1], ease.shape))
-    return np.where(fit_difficulty < ease, truth, wrong)
+    predicted = np.tile(truth, (len(ease), 1))
+    wrong = fit_difficulty >= ease
+    missed = (predicted[wrong] > 0) & (rng.random(wrong.sum()) < config.missed)
+    predicted[wrong] = np.where(missed, 0, rng.integers(1, logits.shape[-1], wrong.sum()))
+    return predicted
 
 # %% ../../nbs/metrics/10_studies.ipynb #854a9657
 def expected_scores(
@@ -196,17 +198,16 @@ def operating_characteristic(
     fits: int,
     rule: RuleConfig,
     gains: tuple = (0., .02, .05, .10),  # true ones, of macro F1
-    prevalence: float = 0.,  # share of flaws at which scores are stated; 0: that at hand
     config: SimulationConfig = SIMULATION,
     seed: int = 0,
 ) -> pd.DataFrame:
     "How often the rule says what at each true gain: gain, SHIP, DO NOT SHIP, INCONCLUSIVE, as shares of its studies."
-    shares = _weighted_shares(sizes, prevalence)
+    shares = _weighted_shares(sizes, rule.prevalence)
     rows = []
     for gain in gains:
         shift = shift_for_gain(gain, shares, config)
-        decisions = [_simulated_decision(numpy_stream('operating', seed, gain, i), shift, sizes, fits, rule, prevalence,
-                                         config) for i in range(rule.simulated_studies)]
+        streams = [numpy_stream('operating', seed, gain, i) for i in range(rule.simulated_studies)]
+        decisions = [_simulated_decision(rng, shift, sizes, fits, rule, config) for rng in streams]
         rows.append({'gain': gain} | {d: decisions.count(d)/len(decisions) for d in DECISIONS})
     return pd.DataFrame(rows)
 
@@ -222,10 +223,10 @@ def _weighted_shares(sizes: np.ndarray, prevalence: float) -> np.ndarray:
     return np.r_[1 - prevalence, prevalence*flaws]
 
 # %% ../../nbs/metrics/10_studies.ipynb #88c96e05
-def _simulated_decision(rng, shift: float, sizes, fits: int, rule: RuleConfig, prevalence: float, config) -> str:
+def _simulated_decision(rng, shift: float, sizes, fits: int, rule: RuleConfig, config: SimulationConfig) -> str:
     "What the rule says of one simulated study; the free control gains nothing."
     shifts = {'real': 0., 'control': 0., 'real+synthetic': shift}
-    counts = simulate_counts(rng, shifts, sizes, fits, config, prevalence)
+    counts = simulate_counts(rng, shifts, sizes, fits, config, rule.prevalence)
     return decide_counts(counts, np.zeros(fits, int), rule)
 
 
@@ -257,7 +258,7 @@ def count_guards(
     false_calls = interval(new['false_call_rate'] - real['false_call_rate'], rule.level, rule.least_welds)
     return holm([*of_class, guard_false_calls(false_calls, rule)], rule.level)
 
-# %% ../../nbs/metrics/10_studies.ipynb #6984b1c3
+# %% ../../nbs/metrics/10_studies.ipynb #247c6beb
 def weld_sizes(
     table: pd.DataFrame,  # label and group of each patch
 ) -> np.ndarray:
@@ -288,12 +289,13 @@ def expected_power(
     return dict(test_welds=n, detectable=detectable,
                 needed_welds=_needed_welds(n*of_weld, of_fits, rule.least_gain, rule.level))
 
-# %% ../../nbs/metrics/10_studies.ipynb #2a12166c
+# %% ../../nbs/metrics/10_studies.ipynb #6fceea00
 def _gain_variance(rng, sizes: np.ndarray, n: int, fits: int, config: StudyConfig) -> tuple:
     "The `Variance` of a gain of macro F1 on `n` of the welds, in a simulated study without effect."
     drawn = sizes[rng.choice(len(sizes), n, replace=False)]
     drawn = drawn[:, drawn.sum(0) > 0]
-    counts = simulate_counts(rng, {'real': 0., 'real+synthetic': 0.}, drawn, fits, config.simulation)
+    counts = simulate_counts(rng, {'real': 0., 'real+synthetic': 0.}, drawn, fits, config.simulation,
+                             config.rule.prevalence)
     result = jackknife(counts, np.zeros(fits, int))
     return variance(result['real+synthetic']['macro_f1'] - result['real']['macro_f1'])
 
@@ -309,7 +311,7 @@ def _needed_welds(of_one_weld: float, of_fits: float, gain: float, level: float)
         low, high = (low, middle) if detectable(middle) <= gain else (middle, high)
     return float(high)
 
-# %% ../../nbs/metrics/10_studies.ipynb #247c6beb
+# %% ../../nbs/metrics/10_studies.ipynb #dfcefd2e
 def power_text(
     figures: dict,  # from `expected_power`
     config: StudyConfig,
