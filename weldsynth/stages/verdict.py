@@ -187,7 +187,7 @@ def _tables(study: Study, fold: PatchSet, results: dict) -> dict:
     rule, predictions = study.config.rule, test_predictions(study)
     of_points = [effects(r, fold.classes[1:], rule).assign(point=point) for point, r in results.items()]
     chances = operating_characteristic(weld_sizes(fold.table), study.config.classifier.seeds, rule,
-                                       prevalence=rule.prevalence, config=study.config.simulation)
+                                       config=study.config.simulation)
     return dict(tidy=tidy(fold, predictions, rule.prevalence), effects=pd.concat(of_points),
                 pod=detection(fold, predictions), calibration=calibrations(fold, predictions),
                 curves=curves(fold, predictions, rule.prevalence), segments=segments(fold, predictions),
