@@ -139,12 +139,10 @@ def test_shares_of_the_audit_are_shares(figures):
     assert 0 < figures['filter_kept'] <= 1
 
 
-def test_the_gate_has_a_ratio_within_its_interval(study, figures):
-    gate = audit_table(study, 'gate')
-    ratio, low, high = figures['gate']
-    assert low < high
-    assert low <= ratio <= high
-    assert ratio == pytest.approx(gate.ratio.iloc[-1])
+def test_the_gate_has_no_interval_with_so_few_validation_welds(study, figures):
+    assert study_patches(study).fold('validation').table.group.nunique() < study.config.rule.least_welds
+    assert figures['gate'] is None
+    assert audit_table(study, 'gate').ratio.iloc[-1] > 0
 
 
 def test_macro_f1_of_the_gate_is_the_mean_over_all_classes(study):
