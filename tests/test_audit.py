@@ -10,15 +10,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models import inception_v3
 
-from weldsynth.core.config import StudyError
-from weldsynth.models.classifier import Inception, features, probabilities
+from weldsynth.core.config import ClassifierConfig, OptimiserConfig, RuleConfig, StudyError
+from weldsynth.data.patches import PatchSet
+from weldsynth.data.simulate import CLASSES, simulate
+from weldsynth.metrics.fingerprint import false_call_rise
+from weldsynth.metrics.rule import guard_autoencoded
+from weldsynth.models.classifier import Inception, features, fit_all, probabilities
 from weldsynth.stages import audit
 from weldsynth.stages.audit import (
+    FIDELITY_COLUMNS,
+    PROBE_COLUMNS,
+    _figure,
     audit_samples,
+    feature_extractors,
     filter_samples,
     filter_table,
     filter_thresholds,
     find_copies,
+    fingerprint,
     group_halves,
     judge_probabilities,
     load_judge,
@@ -156,6 +165,165 @@ def test_realism_is_measured_for_each_class_and_for_all(study):
     classes = set(study_patches(study).classes[1:])
     assert set(audit_table(study, 'fidelity')['class']) == classes | {'all'}
 
+
+def test_realism_names_its_number_of_images_and_gives_no_figure_under_the_limit(study):
+    table = audit_table(study, 'fidelity')
+    assert list(table.columns) == FIDELITY_COLUMNS
+    limit = study.config.audit.fidelity_min_images
+    few, enough = table[table.n < limit], table[table.n >= limit]
+    assert few[['value', 'floor']].isna().all(axis=None)
+    assert enough[['value', 'floor']].notna().all(axis=None)
+    assert len(enough)
+
+
+def test_a_feature_extractor_is_a_function_of_images(study):
+    images = training_fold(study).images[:3]
+    for extract in feature_extractors(study).values():
+        values = extract(images)
+        assert values.ndim == 2
+        assert len(values) == 3
+
+
+# --- the probe ---
+
+def test_the_probe_has_a_row_for_each_class_and_for_all(study, figures):
+    table = audit_table(study, 'probe').set_index('class')
+    assert list(table.index) == [*study_patches(study).classes[1:], 'all']
+    assert table.columns.tolist() == PROBE_COLUMNS[1:]
+    measured = table.drop('all')
+    assert table.auc['all'] == pytest.approx(measured.auc.mean())
+    assert table.floor['all'] == pytest.approx(measured.floor.mean())
+    assert table.n['all'] == measured.n.sum()
+    assert figures['probe'] == pytest.approx(table.loc['all', ['auc', 'low', 'high']].tolist())
+    assert figures['probe_floor'] == pytest.approx(table.loc['all', ['floor', 'floor_low', 'floor_high']].tolist())
+
+
+def on_welds(fold, welds):
+    "`fold` as if its cracks came from so many welds."
+    table = fold.table.copy()
+    cracks = np.flatnonzero(table.label == 'crack')
+    table.loc[table.index[cracks], 'group'] = [f'weld {i % welds}' for i in range(len(cracks))]
+    return replace(fold, table=table)
+
+
+@pytest.mark.parametrize(('welds', 'has_figure'), [(3, False), (4, True)])
+def test_a_class_on_too_few_welds_gets_no_figure_of_the_probe(study, monkeypatch, welds, has_figure):
+    fold = on_welds(training_fold(study), welds)
+    monkeypatch.setattr(audit, 'training_fold', lambda study: fold)
+    table = fingerprint(study).set_index('class')
+    figures = table[['auc', 'low', 'high', 'floor', 'floor_low', 'floor_high']]
+    assert table.welds['crack'] == welds
+    assert figures.loc['crack'].notna().all() == has_figure
+    assert figures.drop('crack').notna().all(axis=None)
+
+
+def test_without_welds_there_is_no_figure_at_all(study, monkeypatch):
+    fold = training_fold(study)
+    one_weld = replace(fold, table=fold.table.assign(group='one weld'))
+    monkeypatch.setattr(audit, 'training_fold', lambda study: one_weld)
+    table = fingerprint(study)
+    assert table.drop(columns=['class', 'n', 'welds']).isna().all(axis=None)
+    assert _figure(table.loc[0, ['auc', 'low', 'high']]) is None
+
+
+def simulated(defects, cleans, seed):
+    "Patches of 32 px on 12 plates."
+    shots = simulate(defects, cleans, 12, 32, seed=seed)
+    names = [f'{seed}/{i}' for i in range(len(shots.labels))]
+    table = pd.DataFrame(dict(id=names, label=shots.labels, group=shots.plates, film=shots.plates, size=np.nan))
+    return PatchSet(torch.from_numpy(shots.images)[:, None], table.assign(origin='real'), CLASSES)
+
+
+def with_grid(patches, level):
+    "Every fourth row and column is brighter by `level` grey levels."
+    lines = torch.zeros(32, 32)
+    lines[::4] = lines[:, ::4] = level
+    return replace(patches, images=(patches.images + lines).round().clamp(0, 255).byte())
+
+
+@pytest.fixture
+def probed(study, monkeypatch):
+    "Grid, grey levels -> the probe's row of all classes, where samples are real images of other welds with that grid."
+    def row(level):
+        monkeypatch.setattr(audit, 'training_fold', lambda study: simulated(400, 0, seed=1))
+        monkeypatch.setattr(audit, 'usable_patches', lambda study, g=0: with_grid(simulated(200, 0, seed=2 + g), level))
+        return fingerprint(study).set_index('class').loc['all']
+
+    return row
+
+
+def test_real_images_with_a_faint_grid_are_told_from_real_ones(probed):
+    all_classes = probed(4)
+    assert all_classes.auc > .95
+    assert all_classes.low > all_classes.floor_high
+
+
+def test_real_images_of_other_welds_are_not_told_from_real_ones(probed):
+    all_classes = probed(0)
+    assert all_classes.low < .5 < all_classes.high
+    assert all_classes.floor_low < .5 < all_classes.floor_high
+
+
+# --- does a classifier use the trace? ---
+
+def made_welds(defects, cleans, seed):
+    "Simulated patches, clean or flawed."
+    patches = simulated(defects, cleans, seed)
+    labels = np.where(patches.table.label == 'clean', 'clean', 'flaw')
+    return replace(patches, table=patches.table.assign(label=labels), classes=('clean', 'flaw'))
+
+
+def with_trace(patches, level):
+    "Each block of 4 x 4 pixels is brighter or darker, with a standard deviation of `level` grey levels."
+    blocks = level*torch.randn(len(patches), 1, 8, 8, generator=torch.manual_seed(0))
+    images = patches.images + blocks.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return replace(patches, images=images.round().clamp(0, 255).byte())
+
+
+@pytest.fixture(scope='module')
+def false_calls(tmp_path_factory):
+    "Training set -> false-call rates of three fits on cleans as they are, with the clear trace and with the faint one."
+    real, unseen = made_welds(300, 500, seed=1), made_welds(0, 400, seed=2)
+    defects, cleans = made_welds(300, 0, seed=3), made_welds(0, 300, seed=4)
+    sets = {'real': real, 'trace on defects': real + with_trace(defects, 5), 'faint': real + with_trace(defects, 1),
+            'trace on all': real + with_trace(defects, 5) + with_trace(cleans, 5)}
+    shown = unseen + with_trace(unseen, 5) + with_trace(unseen, 1)
+    config = ClassifierConfig(kind='small', steps=200, batch=32, lr=5e-3)
+    rates = {name: [] for name in sets}
+    jobs = [(name, s) for name in sets for s in range(3)]
+    resume = tmp_path_factory.mktemp('fits')
+    for name, _, _, probs in fit_all(sets, jobs, config, OptimiserConfig(), shown, 'fits', resume):
+        rates[name].append((probs.argmax(1) > 0).float().reshape(3, -1).mean(1).numpy())
+    return {name: np.stack(r) for name, r in rates.items()}
+
+
+def short_cut(false_calls, name, trace):
+    "The safeguard's outcome and the rise of false calls through that trace."
+    rows = [0, trace]
+    change = false_call_rise(false_calls['real'][:, rows], false_calls[name][:, rows], .95)
+    return guard_autoencoded(change, RuleConfig()).outcome, change[0]
+
+
+def test_a_trace_on_synthetic_defects_alone_is_learnt_as_a_flaw(false_calls):
+    outcome, rise = short_cut(false_calls, 'trace on defects', 1)
+    assert outcome == 'fails'
+    assert rise > .5
+
+
+def test_a_faint_trace_does_no_harm(false_calls):
+    outcome, rise = short_cut(false_calls, 'faint', 2)
+    assert outcome != 'fails'
+    assert rise < RuleConfig().most_autoencoded_added
+
+
+def test_a_trace_on_synthetic_cleans_too_is_not_learnt_as_a_flaw(false_calls):
+    "Three fits leave an error of some points, so the rise is compared with that of the harmful set."
+    outcome, rise = short_cut(false_calls, 'trace on all', 1)
+    assert outcome != 'fails'
+    assert rise < short_cut(false_calls, 'trace on defects', 1)[1]/5
+
+
+# --- the filter, over all generators ---
 
 def test_every_generator_is_filtered_in_every_class(study):
     table = audit_table(study, 'filter')

@@ -25,17 +25,34 @@ from weldsynth.metrics.fidelity import (
     flag_copies,
     frechet_distance,
     kid,
-    mean_and_quantiles,
     nan_to_none,
     nearest_distance,
     nearest_training_image,
     prdc,
+    principal_projection,
     thumbnails,
     whitening_matrix,
 )
-from weldsynth.metrics.fingerprint import octave_power, probe_auc, probe_features, radial_power, radial_spectrum
+from weldsynth.metrics.fingerprint import (
+    Separation,
+    _scaled_changes,
+    false_call_rise,
+    grid_features,
+    mean_separation,
+    octave_power,
+    probe_auc,
+    probe_features,
+    probe_halves,
+    radial_power,
+    radial_spectrum,
+    separate,
+    separation_interval,
+)
+from weldsynth.models.autoencoder import make_autoencoder, reconstruct
+from weldsynth.models.film_noise import add_film_noise, measure_film_noise
 
 AUDIT = AuditConfig()
+FEW = replace(AUDIT, fidelity_min_images=8)
 
 
 def nearest(query, base): return nearest_training_image(query, base, AUDIT.copy_neighbourhoods)
@@ -217,7 +234,7 @@ def test_prdc_on_a_line():
     assert list(prdc(real, real + 1000, k=2).values()) == [0, 0, 0, 0]
 
 
-def compared(real, other, n): return compare_features(real, other, 0, AUDIT, n).set_index('metric')
+def compared(real, other, n): return compare_features(real, other, 0, FEW, n).set_index('metric')
 
 
 def test_an_interval_of_fidelity_contains_its_value_and_shrinks_with_more_images():
@@ -229,9 +246,30 @@ def test_an_interval_of_fidelity_contains_its_value_and_shrinks_with_more_images
     assert (narrower[['kid', 'density']] < .7).all()
 
 
-def test_fidelity_of_very_few_images_is_undefined():
-    real = np.random.default_rng(0).normal(size=(5, 4))
-    assert compare_features(real, real, 0, AUDIT).value.isna().all()
+def test_no_figure_of_realism_is_given_under_fifty_images_a_side():
+    real = np.random.default_rng(0).normal(size=(300, 4))
+    config = replace(AUDIT, fidelity_resamples=4)
+    under = compare_features(real[:49], real[100:], 0, config)
+    enough = compare_features(real[:50], real[100:], 0, config)
+    assert (under.n == 49).all()
+    assert under[['value', 'low', 'high']].isna().all(axis=None)
+    assert (enough.n == 50).all()
+    assert enough[['value', 'low', 'high']].notna().all(axis=None)
+
+
+def test_projected_features_keep_the_distances_that_matter():
+    "Of 300 features, of which 3 vary: three components keep all distances."
+    rng = np.random.default_rng(0)
+    mixing = np.linalg.qr(rng.normal(size=(300, 3)))[0].T
+    real, other = rng.normal(size=(2, 60, 3)) @ mixing
+    project = principal_projection(real, 3)
+    assert frechet_distance(project(real), project(other)) == pytest.approx(frechet_distance(real, other))
+    assert prdc(project(real), project(other), 5) == pytest.approx(prdc(real, other, 5))
+
+
+def test_there_are_no_more_components_than_images():
+    real = np.random.default_rng(0).normal(size=(10, 300))
+    assert principal_projection(real, 64)(real).shape == (10, 10)
 
 
 def test_an_interval_of_fidelity_stays_within_the_range_of_its_metric():
@@ -255,7 +293,7 @@ def test_one_more_line_adds_a_metric(monkeypatch):
 
 def test_neighbours_and_resamples_come_from_the_config():
     real, other = np.random.default_rng(0).normal(size=(2, 40, 4))
-    config = replace(AUDIT, neighbours=2, fidelity_resamples=3)
+    config = replace(FEW, neighbours=2, fidelity_resamples=3)
     table = compare_features(real, other, 0, config).set_index('metric')
     assert table.value['coverage'] == pytest.approx(prdc(real, other, 2)['coverage'])
     assert table.value['coverage'] != prdc(real, other, 5)['coverage']
@@ -263,16 +301,21 @@ def test_neighbours_and_resamples_come_from_the_config():
 
 def test_undefined_is_none_in_json():
     assert nan_to_none(dict(a=float('nan'), b=[1., np.float64('nan')], c=2)) == dict(a=None, b=[1., None], c=2)
-    assert mean_and_quantiles([np.nan, np.nan]) is None
-    assert mean_and_quantiles([1, 2, 3, np.nan])[0] == 2
 
 
 # --- traces of a generator ---
 
+def with_faint_grid(x):
+    "Every fourth column and row is brighter by 3 grey levels of 255."
+    grid = torch.zeros(x.shape[-2:])
+    grid[::4] = grid[:, ::4] = 3
+    return (x.float() + grid).clamp(0, 255).byte()
+
+
 def test_a_planted_fingerprint_is_caught_and_none_is_not(plates):
     "Over eight halvings of the plates: chance halves differ, so the floor is an average."
     images, names = (x[::10] for x in plates)
-    changes = dict(none=torch.clone,
+    changes = dict(none=torch.clone, grid=with_faint_grid,
                    offset=lambda x: (x.int() + 4).clamp(0, 255).byte(),
                    smooth=lambda x: avg_pool2d(x.float(), 3, 1, 1).byte())
     rows = []
@@ -283,8 +326,147 @@ def test_a_planted_fingerprint_is_caught_and_none_is_not(plates):
     table = pd.DataFrame(rows)
     print(table.describe().round(3))
     assert abs(table.none.mean() - .5) < .08
-    assert table[['offset', 'smooth']].min().min() > .95
+    assert table[['offset', 'smooth', 'grid']].min().min() > .95
 
+
+def by_grid_alone(images, other, names):
+    "AUC of the probe on the columns of the grid alone: each half of the plates against the other half of `other`."
+    found = []
+    for i in range(8):
+        rng = np.random.default_rng(i)
+        half = np.isin(names, rng.permutation(np.unique(names))[:20])
+        found.append(separate(images[half], other[~half], names[half], names[~half], 4, rng).auc)
+    return np.mean(found)
+
+
+def test_the_grid_alone_gives_the_decoder_away_and_does_not_tell_real_welds_apart(plates):
+    "Blocks of 4 x 4 pixels, each decoded by itself, with and without the film noise that samples get."
+    images, names = (x[::4] for x in plates)
+    decoded = reconstruct(make_autoencoder(images, 8), images)
+    grained = add_film_noise(decoded, measure_film_noise(images), range(len(images)), .29)
+    seen = grid_features(images)
+    found = {title: by_grid_alone(seen, grid_features(x), names)
+             for title, x in dict(decoded=decoded, grained=grained, real=images).items()}
+    print(found)
+    assert min(found['decoded'], found['grained']) > .98
+    assert found['real'] == pytest.approx(.5, abs=.08)
+
+
+@pytest.mark.parametrize('period', [2, 4, 8])
+def test_a_grid_is_found_at_its_period_and_on_its_axis(period):
+    noise = torch.randint(100, 110, (200, 1, 32, 32), generator=torch.manual_seed(0))
+    columns = torch.randint(0, 20, (200, 1, 1, 32//period), generator=torch.manual_seed(1)).repeat_interleave(period, 3)
+    at_corner = grid_features((noise + columns).byte()).mean(0).reshape(2, 3, 2)
+    shifted = grid_features((noise + columns).roll(1, 3).byte()).mean(0).reshape(2, 3, 2)
+    column = [2, 4, 8].index(period)
+    assert at_corner[0, :, 0].argmax() == column
+    assert np.abs(at_corner[1, :, 0]).max() < .05, 'nothing along y'
+    assert shifted[0, column, 0] < at_corner[0, column, 0]/2, 'phase 0 is off the grid'
+    assert shifted[0, column, 1] == pytest.approx(at_corner[0, column, 1], rel=.2), 'the strongest phase finds it'
+
+
+# --- the error of the probe ---
+
+def welds_and_samples(welds, bias, rng, per_weld=10, generators=0, between=.7):
+    "Four features of real images, the weld of each, those of as many samples, and the generator of each."
+    number = np.repeat(np.arange(welds), per_weld)
+    real = between*rng.normal(size=(welds, 4))[number] + rng.normal(size=(len(number), 4))
+    samples = (1 + between**2)**.5*rng.normal(size=real.shape) + [bias, 0, 0, 0]
+    names = rng.integers(0, generators, len(samples)) if generators else np.arange(len(samples))
+    if generators: samples += rng.normal(size=(generators, 4))[names]
+    return real, number, samples, names
+
+
+def intervals(sets, rng, halvings=3):
+    "(synthetic, floor), each (auc, low, high)."
+    found = [probe_halves(*sets, 4, 8, rng) for _ in range(halvings)]
+    return separation_interval([f[1] for f in found], .95), separation_interval([f[2] for f in found], .95)
+
+
+def test_the_probe_of_two_sets_that_are_apart():
+    "Where every pair is in the right order, no weld changes that; one weld on a side cannot be cross-validated."
+    a, b = np.array([[0.], [0.], [1.], [1.]]), np.array([[2.], [2.], [3.], [3.]])
+    found = separate(a, b, np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), 4, np.random.default_rng(0))
+    assert found.auc == 1
+    assert found.welds.tolist() == [0, 0]
+    assert found.generators.tolist() == [0, 0]
+    assert separate(a, b, np.zeros(4), np.arange(4), 4, np.random.default_rng(0)) is None
+
+
+def test_the_changes_without_a_weld_by_hand():
+    "Wins of 3 in 4, 1 in 4 and 0 in 2 pairs: 4/10 with all welds; 1/6, 3/6 and 4/8 without each."
+    changes = _scaled_changes(np.array([2, 1, 1, 0]), np.array([2, 2, 4, 2]), np.array(['a', 'a', 'b', 'c']))
+    assert changes.to_dict() == pytest.approx({k: (x - .4)*(2/3)**.5 for k, x in dict(a=1/6, b=.5, c=.5).items()})
+
+
+def test_clusters_that_parts_share_add_up_and_others_do_not():
+    one = Separation(.6, pd.Series([.1, .2], ['a', 'b']), pd.Series([.1], ['g']))
+    two = Separation(.8, pd.Series([.3], ['b']), pd.Series([.3], ['g']))
+    both = mean_separation([one, two])
+    assert both.auc == pytest.approx(.7)
+    assert both.welds.to_dict() == pytest.approx(dict(a=.05, b=.25))
+    assert both.generators.to_dict() == pytest.approx(dict(g=.2))
+
+
+def test_the_interval_of_the_probe_by_hand():
+    "Three welds (one degree of freedom) and no error of the generators."
+    halving = Separation(.7, pd.Series([.03, .0, -.04]), pd.Series([0., 0.]))
+    low, high = .7 - 12.706*.05, .7 + 12.706*.05
+    assert separation_interval([halving], .95) == pytest.approx((.7, low, min(high, 1)), abs=1e-4)
+
+
+@pytest.mark.parametrize('welds', [6, 16])
+def test_the_interval_of_the_probe_covers(welds):
+    "On 60 made-up studies; the truth is their mean. With these numbers 3 standard errors are 8 %."
+    studies = []
+    for i in range(60):
+        rng = np.random.default_rng(i)
+        studies.append(intervals(welds_and_samples(welds, 1.5, rng), rng, halvings=2))
+    (auc, low, high), (floor, floor_low, floor_high) = np.moveaxis(studies, 0, -1)
+    truth = auc.mean()
+    coverage = np.mean((low <= truth) & (truth <= high)), np.mean((floor_low <= .5) & (.5 <= floor_high))
+    print(f'{welds} welds, AUC {truth:.3f}: coverage {coverage[0]:.3f}; floor {floor.mean():.3f}: {coverage[1]:.3f}')
+    assert min(coverage) > .87
+    assert floor.mean() == pytest.approx(.5, abs=.06)
+    assert truth > .7
+
+
+def test_more_images_of_the_same_welds_do_not_narrow_the_interval_as_more_welds_do():
+    def width(welds, per_weld):
+        rng = np.random.default_rng(0)
+        found = [intervals(welds_and_samples(welds, 1., rng, per_weld, between=1.5), rng)[0] for _ in range(5)]
+        return np.mean([high - low for _, low, high in found])
+
+    few, more_images, more_welds = width(8, 10), width(8, 40), width(32, 10)
+    print(few, more_images, more_welds)
+    assert more_welds < .7*few
+    assert more_images > 1.3*more_welds
+
+
+def test_generators_that_differ_widen_the_interval():
+    def width(generators):
+        rng = np.random.default_rng(0)
+        found = [intervals(welds_and_samples(16, 1., rng, generators=generators), rng)[0] for _ in range(5)]
+        return np.mean([high - low for _, low, high in found])
+
+    assert width(3) > 1.5*width(0)
+
+
+def test_a_half_with_too_few_images_is_not_probed():
+    rng = np.random.default_rng(0)
+    assert probe_halves(*welds_and_samples(4, 0., rng, per_weld=3), 4, 8, rng) is None
+    assert probe_halves(*welds_and_samples(4, 0., rng, per_weld=4), 4, 8, rng)[0] == 8
+
+
+def test_the_rise_of_false_calls_is_paired_by_fit():
+    real = np.array([[.1, .1], [.3, .35]])
+    assert false_call_rise(real, real + [0, .2], .95) == pytest.approx((.2, .2, .2))
+    change, low, high = false_call_rise(real[:1], real[:1] + [0, .2], .95)
+    assert change == pytest.approx(.2)
+    assert np.isnan([low, high]).all(), 'one fit has no interval'
+
+
+# --- spectra ---
 
 def test_the_spectrum_finds_the_frequency():
     def wave(cycles):
@@ -306,7 +488,7 @@ def test_radial_power_adds_up_to_the_variance():
 def test_the_probe_is_undefined_for_few_images_or_groups(plates):
     x = plates[0][:30]
     assert np.isnan(auc(x[:7], x[7:], np.arange(7), np.arange(23), 0))
-    assert np.isnan(auc(x[:15], x[15:], np.arange(15) % 3, np.arange(15), 0))
+    assert np.isnan(auc(x[:15], x[15:], np.zeros(15), np.arange(15), 0))
 
 
 def test_features_of_a_black_image_are_finite():
