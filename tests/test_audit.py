@@ -15,7 +15,9 @@ from weldsynth.data.patches import PatchSet
 from weldsynth.data.simulate import CLASSES, simulate
 from weldsynth.metrics.fingerprint import false_call_rise
 from weldsynth.metrics.rule import guard_autoencoded
-from weldsynth.models.classifier import Inception, features, fit_all, probabilities
+from weldsynth.models.backbone import Inception
+from weldsynth.models.classifier import penultimate, probabilities
+from weldsynth.models.fits import fit_all
 from weldsynth.stages import audit
 from weldsynth.stages.audit import (
     FIDELITY_COLUMNS,
@@ -350,7 +352,7 @@ def inception_weights(tmp_path_factory):
 
 def test_features_of_inception_where_its_weights_are_named(inception_weights):
     images = torch.randint(0, 255, (2, 1, 64, 64), dtype=torch.uint8, generator=torch.manual_seed(0))
-    seen = features(Inception(inception_weights), images)
+    seen = penultimate(Inception(inception_weights), images)
     assert seen.shape == (2, 2048)
     assert not np.allclose(seen[0], seen[1], atol=0)
 

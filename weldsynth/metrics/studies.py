@@ -279,7 +279,7 @@ def expected_power(
     `needed_welds` is the number of test welds for a gain of `rule.least_gain`; infinite if trainings are too few.
     """
     sizes, rule, fits = weld_sizes(table), config.rule, config.classifier.seeds
-    folds = getattr(config.data, 'folds', 1)
+    folds = config.data.folds
     n = len(sizes) if folds > 1 else max(1, round(config.data.test_share*len(sizes)))
     parts = [_gain_variance(numpy_stream('power', i), sizes, n, fits, config) for i in range(studies)] if n > 1 else []
     if not parts: return dict(test_welds=n, detectable=float('nan'), needed_welds=float('nan'))
