@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 # %% auto #0
 __all__ = ['app', 'Data', 'OldData', 'Name', 'Profile', 'Group', 'Seed', 'Fields', 'StudyName', 'summary', 'main', 'report',
            'check', 'verify', 'train', 'export_review_page', 'score_reviewers', 'config', 'update_reference', 'gdxray',
-           'speed']
+           'instrument', 'speed']
 
 # %% ../nbs/cli.ipynb #bb026aa5
 import typer
@@ -387,6 +387,21 @@ def gdxray(
         recommendation = recommend(open_study(f'gdxray-{column}-{profile}', data, profile, column))
         print(summary(recommendation, checkout()/'nbs'/'10_gdxray.ipynb'))
     _update_chapter('10_gdxray', home()/'studies', dict(gdxray=data, profile=profile, splits=splits))
+
+# %% ../nbs/cli.ipynb #69974556
+@_command()
+def instrument(
+    data: Data = 'simulated',
+    name: Name = '',
+    profile: Profile = '',
+    group: Group = 'group',
+    seed: Seed = 0,
+    title: Annotated[str, typer.Option(help='Of the data in the table; the name of the data if not given.')] = '',
+    fields: Fields = [],  # noqa: B006  typer copies it
+):
+    "Compare settings of the classifier on real images."
+    from weldsynth.stages.instrument import record_settings
+    record_settings(_open_study(data, name, profile, group, seed, fields), title or Path(data).name)
 
 # %% ../nbs/cli.ipynb #c5a63ff3
 @_command()
