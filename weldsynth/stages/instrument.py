@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['SCORE_COLUMNS', 'SETTINGS', 'real_scores', 'check_instrument', 'entry_conditions', 'compare_settings',
+__all__ = ['SCORE_COLUMNS', 'SETTINGS', 'real_scores', 'check_instrument', 'trivial_f1', 'entry_conditions', 'compare_settings',
            'record_settings']
 
 # %% ../../nbs/14_instrument.ipynb #b999cd9c
@@ -81,6 +81,13 @@ def check_instrument(study: Study, folder):
     trivial['everything flawed, named by the classifier'] = scores[scores.classifier == config.kind].flawed_f1.mean()
     pd.Series(trivial, name='f1').rename_axis('rule').to_csv(folder/'trivial.csv')
 
+# %% ../../nbs/14_instrument.ipynb #10ccf9fd
+def trivial_f1(
+    study: Study,
+) -> dict:
+    "What needs no training -> its macro F1 on validation."
+    return pd.read_csv(check_instrument(study.whole).path/'trivial.csv').set_index('rule').f1.to_dict()
+
 # %% ../../nbs/14_instrument.ipynb #44dfd0e7
 def entry_conditions(
     study: Study,
@@ -89,7 +96,7 @@ def entry_conditions(
     folder, rule = check_instrument(study.whole).path, study.config.rule
     scores = pd.read_csv(folder/'scores.csv')
     f1 = scores.groupby(['classifier', 'training']).validation_f1.mean()
-    trivial = pd.read_csv(folder/'trivial.csv').set_index('rule').f1
+    trivial = pd.Series(trivial_f1(study))
     kind = study.config.classifier.kind
     own = f1[kind, 1.]
     longest = max(study.config.instrument.lengths)
