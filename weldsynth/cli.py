@@ -5,6 +5,7 @@
 # %% ../nbs/cli.ipynb #bfb30c25
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
@@ -376,6 +377,7 @@ def gdxray(
     folder: Annotated[str, typer.Argument(metavar='FOLDER', help='With films/, masks/ and windows.csv.')],
     profile: Profile = '',
     splits: Annotated[str, typer.Option(help='The columns to split by, one study each.')] = 'section film',
+    fields: Fields = [],  # noqa: B006  typer copies it
 ):
     "Repeat the case on real radiographs."
     from weldsynth.core.runtime import checkout, home
@@ -383,10 +385,12 @@ def gdxray(
     from weldsynth.stages.verdict import recommend
     profile = choose_profile(profile).profile
     data = str(Path(folder).resolve())
+    overrides = {'data.folds': 4} | _overrides(fields)
     for column in splits.split():
-        recommendation = recommend(open_study(f'gdxray-{column}-{profile}', data, profile, column))
+        recommendation = recommend(open_study(f'gdxray-{column}-{profile}', data, profile, column, overrides=overrides))
         print(summary(recommendation, checkout()/'nbs'/'10_gdxray.ipynb'))
-    _update_chapter('10_gdxray', home()/'studies', dict(gdxray=data, profile=profile, splits=splits))
+    parameters = dict(gdxray=data, profile=profile, splits=splits, overrides=json.dumps(overrides))
+    _update_chapter('10_gdxray', home()/'studies', parameters)
 
 # %% ../nbs/cli.ipynb #69974556
 @_command()
