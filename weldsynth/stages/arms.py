@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/07_arms.ipynb #8651c864
 from ..core.config import StudyError
+from ..core.legacy import finished_before
 from ..core.random import digest, numpy_stream
 from ..core.runtime import process, progress
 from ..core.store import Artefact, Study, stage
@@ -319,6 +320,7 @@ def open_test(
     "The artefact with every fit's predictions on the test: the one function that shows test images to a network."
     study = study.whole
     artefact = _predict_test(study) if study.parts() == [study] else _pool_tests(study)
+    if not (artefact.path/'predicted.safetensors').exists(): raise finished_before(study)
     if process().is_main_process and not any(e['event'] == 'done' for e in study.test_log()):
         study.log_test_event('done', json.loads((artefact.path/'plan.json').read_text())['hash'])
     return artefact
