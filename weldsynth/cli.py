@@ -259,7 +259,7 @@ def verify(
 
 # %% ../nbs/cli.ipynb #219e87ca
 def _train(study: Study) -> tuple:
-    "Train the networks of a study, or of one of its outer folds: (generators, classifiers), artefacts."
+    "Train the networks of a study with one outer fold, or of one fold of several: (generators, classifiers)."
     from weldsynth.stages.arms import fit_arms
     from weldsynth.stages.sample import study_generator
     from weldsynth.stages.sweep import learning_curve
@@ -267,7 +267,7 @@ def _train(study: Study) -> tuple:
         train = study_generator(study).train
         generators = [train(study, seed, 1.) for seed in range(study.config.sampler.generators)]
         fits = fit_arms(study)
-        learning_curve(study)
+        if study.outer < 1: learning_curve(study)  # the report shows that of the first fold
     return generators, fits
 
 # %% ../nbs/cli.ipynb #8790b941
@@ -295,10 +295,12 @@ def train(
 ):
     "Train the networks and draw the samples."
     from weldsynth.core.runtime import process
-    generators, fits = _train(_open_study(old_data or data, name, profile, group, seed, fields))
-    if not process().is_main_process: return
-    for g in generators: print(f"Generator: {g.path/'pipeline'}, trained in {g.info['processes']} process(es).")
-    print(f"Classifiers: {fits.path/'weights'}, fitted in {fits.info['processes']} process(es).")
+    study = _open_study(old_data or data, name, profile, group, seed, fields)
+    for part in _chosen_folds(study, fold):
+        generators, fits = _train(part)
+        if not process().is_main_process: continue
+        for g in generators: print(f"Generator: {g.path/'pipeline'}, trained in {g.info['processes']} process(es).")
+        print(f"Classifiers: {fits.path/'weights'}, fitted in {fits.info['processes']} process(es).")
 
 # %% ../nbs/cli.ipynb #d96ed90b
 _review = typer.Typer(rich_markup_mode=None)

@@ -119,10 +119,10 @@ def remove_stale_staging(
     folder: Path,              # a study
     keep: Path | None = None,  # the part that is wanted
 ):
-    "Remove the parts that a killed run has left."
+    "Remove the parts that a killed run has left. Those of an outer fold (`fold-*`) are left to the fold."
     found = [p for pattern in ('.part-*', '*/.part-*', '*/*/.part-*') for p in folder.glob(pattern)]
     for part in dict.fromkeys(p.with_name(p.name.removesuffix('.lock')) for p in found):
-        if part == keep: continue
+        if part == keep or part.relative_to(folder).parts[0].startswith('fold-'): continue
         with file_lock(part) as free:
             if free: remove_part(part)
 

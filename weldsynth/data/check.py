@@ -142,17 +142,16 @@ def _usual_spelling(labels: pd.Series) -> pd.Series:
     return plain.map(labels.groupby(plain).agg(lambda same: same.value_counts().index[0]))
 
 
-def _split_if_possible(patches: PatchSet, config: StudyConfig, seed: int, report: Report) -> PatchSet:
-    "`patches` split; with their groups as folds where that is impossible, which is reported."
-    by_group = replace(patches, table=patches.table.assign(fold=patches.table.group))
+def _split_if_possible(patches: PatchSet, config: StudyConfig, seed: int, report: Report) -> list:
+    "`patches` once for each outer fold; with their groups as folds where that is impossible, which is reported."
+    by_group = [replace(patches, table=patches.table.assign(fold=patches.table.group))]
     spread = list(spread_issues(patches.table))
     for issue in spread: report(issue)
     if spread: return by_group
-    try: parts = split(patches, config.data, seed)
+    try: return split(patches, config.data, seed)
     except DataError as e:
         report(e.issue)
         return by_group
-    return parts[0]
 
 # %% ../../nbs/data/11_check.ipynb #847069e3
 def set_issues(
@@ -163,13 +162,14 @@ def set_issues(
     "What is wrong with a set of patches as a whole: labels, counts, spread over welds, copies."
     patches = replace(patches, table=patches.table.assign(label=_usual_spelling(patches.table.label)))
     found = [*doubtful_labels(patches.table.label), *count_issues(patches, config)]
-    folded = _split_if_possible(patches, config, seed, found.append)
-    report_duplicates(folded, config.data, found.append)
-    t = folded.table
-    for a, b in exact_duplicates(folded):
-        if t.group[a] != t.group[b] and t.fold[a] == t.fold[b]:
+    parts = _split_if_possible(patches, config, seed, found.append)
+    for part in parts: report_duplicates(part, config.data, found.append)
+    t = parts[0].table
+    for a, b in exact_duplicates(patches):
+        if t.group[a] != t.group[b] and all(part.table.fold[a] == part.table.fold[b] for part in parts):
             found.append(Issue(t.id[b], f"is the same image as '{t.id[a]}', of another group", 'remove one', False))
     if not set(t.fold) <= {*FOLDS, 'film'}: t = t.drop(columns='fold')
+    if len(parts) > 1: t = t.assign(fold='test')  # every image is tested once
     return [*found, *sample_warnings(t, config.rule.least_items)]
 
 # %% ../../nbs/data/11_check.ipynb #e12fac7e

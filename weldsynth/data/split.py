@@ -75,8 +75,9 @@ def _missing(table: pd.DataFrame, names: np.ndarray, folds: tuple) -> DataError 
     "The error of a class that one of `folds` lacks."
     shares = fold_shares(table, names)[list(folds)]
     for label, fold in np.argwhere(shares.eq(0)):
-        what = f'is missing from the {folds[fold]} fold: its welds cannot be spread over three'
-        return DataError(Issue(f"class '{shares.index[label]}'", what, 'name groups more finely, or add welds'))
+        parts, fix = ('three', '') if folds == FOLDS else ('the outer folds', 'change data.folds, ')
+        what = f'is missing from the {folds[fold]} fold: its welds cannot be spread over {parts}'
+        return DataError(Issue(f"class '{shares.index[label]}'", what, f'{fix}name groups more finely, or add welds'))
     return None
 
 # %% ../../nbs/data/10_split.ipynb #b609208a

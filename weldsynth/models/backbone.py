@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch.nn.functional import interpolate
 from ..core.config import ClassifierConfig, StudyError
 from ..core.files import file_hash
 from ..core.random import digest
-from ..core.runtime import device, home, progress
+from ..core.runtime import device, home, log, progress
 from ..data.patches import to_unit
 
 # %% ../../nbs/models/09_backbone.ipynb #c1531f2f
@@ -51,9 +52,9 @@ def packaged_weights() -> Path:
 def _packaged_state(names: list) -> dict:
     "The packaged tensors under timm's names, kept as safetensors from the first use on."
     kept = home()/'features'/f'{PACKAGED}-{PACKAGED_SHA256[:10]}.safetensors'
-    if not kept.exists():
-        tensors = torch.load(packaged_weights(), weights_only=True).values()
-        write_tensors(kept, dict(zip(names, (t.contiguous() for t in tensors), strict=True)))
+    with suppress(FileNotFoundError, SafetensorError): return load_file(kept)
+    tensors = torch.load(packaged_weights(), weights_only=True).values()
+    write_tensors(kept, dict(zip(names, (t.contiguous() for t in tensors), strict=True)))
     return load_file(kept)
 
 
@@ -69,14 +70,14 @@ def write_tensors(
 
 # %% ../../nbs/models/09_backbone.ipynb #ca138810
 def _load_state(net: nn.Module, config: ClassifierConfig):
-    "Load a user's own safetensors into a timm model."
+    "Load a user's own safetensors into a timm model without its last layer."
     file = Path(config.weights)
     problem = f"classifier.weights='{config.weights}'"
     if not file.is_file():
         raise StudyError(f"{problem} does not exist: give 'package', the path of a safetensors file, or 'hub'")
-    try: net.load_state_dict(load_file(file), strict=False)
-    except (SafetensorError, RuntimeError):
-        raise StudyError(f"{problem} does not hold the weights of timm's {config.backbone} as safetensors") from None
+    try: missing = net.load_state_dict(load_file(file), strict=False).missing_keys
+    except (SafetensorError, RuntimeError): missing = ['all']
+    if missing: raise StudyError(f"{problem} does not hold the weights of timm's {config.backbone} as safetensors")
 
 # %% ../../nbs/models/09_backbone.ipynb #8f2b3f9e
 def _timm_model(config: ClassifierConfig) -> nn.Module:
@@ -84,14 +85,26 @@ def _timm_model(config: ClassifierConfig) -> nn.Module:
     import timm
     if config.backbone not in timm.list_models():
         raise StudyError(f"classifier.backbone='{config.backbone}' is not a model of timm")
-    if config.weights == 'hub': return timm.create_model(config.backbone, pretrained=True)
-    net = timm.create_model(config.backbone)
-    if config.weights != 'package': _load_state(net, config)
-    elif config.backbone == PACKAGED: net.load_state_dict(_packaged_state(list(net.state_dict())))
+    if config.weights == 'hub': return _from_hub(config.backbone)
+    if config.weights != 'package':
+        net = timm.create_model(config.backbone, num_classes=0)
+        _load_state(net, config)
+    elif config.backbone == PACKAGED:
+        net = timm.create_model(config.backbone)
+        net.load_state_dict(_packaged_state(list(net.state_dict())))
     else:
         raise StudyError(f"classifier.weights='package' holds {PACKAGED} only: for {config.backbone} give the path "
                          "of a safetensors file, or 'hub'")
     return net
+
+
+def _from_hub(backbone: str) -> nn.Module:
+    "A model with the weights that timm downloads."
+    import timm
+    try: return timm.create_model(backbone, pretrained=True)
+    except (OSError, RuntimeError):
+        raise StudyError(f"classifier.weights='hub': timm cannot load weights of {backbone}: check that it has some, "
+                         'and set HF_HUB_OFFLINE=0 with a network') from None
 
 # %% ../../nbs/models/09_backbone.ipynb #208117cb
 def _layers_of(net: nn.Module, config: ClassifierConfig) -> nn.Module:
@@ -131,14 +144,21 @@ class Backbone(nn.Module):
 BODY_FIELDS = ('backbone', 'weights', 'backbone_px', 'input_gain', 'layers', 'pooling')
 
 
+@lru_cache
+def _own_hash(file: Path, changed: int) -> str: return file_hash(file)
+
+
 def _body_values(config: ClassifierConfig) -> tuple:
-    "What the features depend on."
-    return tuple(getattr(config, name) for name in BODY_FIELDS)
+    "What the features depend on: `BODY_FIELDS`, and the hash of a user's own weights."
+    values = tuple(getattr(config, name) for name in BODY_FIELDS)
+    own = Path(config.weights)
+    if config.weights in ('package', 'hub') or not own.is_file(): return values
+    return (*values, _own_hash(own, own.stat().st_mtime_ns))
 
 
 @lru_cache(maxsize=4)
 def _frozen(place: torch.device, *values) -> Backbone:
-    config = ClassifierConfig(**dict(zip(BODY_FIELDS, values, strict=True)))
+    config = ClassifierConfig(**dict(zip(BODY_FIELDS, values, strict=False)))  # a hash may follow
     return Backbone(config).eval().requires_grad_(False).to(place)
 
 
@@ -176,15 +196,20 @@ class FeatureTable:
     def read_new_files(self):
         "Learn which images the files hold that were added since, by this process or another."
         for file in sorted(set(self.folder.glob('*.safetensors')) - self.known):
-            with safe_open(file, 'np') as f: hashes = f.get_tensor('hashes')
-            self.place |= {h.tobytes(): (file, i) for i, h in enumerate(hashes)}
             self.known.add(file)
+            try:
+                with safe_open(file, 'np') as f: hashes = f.get_tensor('hashes')
+            except SafetensorError:
+                log(f'{file} is damaged and passed over')
+                continue
+            self.place |= {h.tobytes(): (file, i) for i, h in enumerate(hashes)}
 
     def add(self, hashes: list, values: torch.Tensor):
         "Keep rows, N x D, under their hashes."
         codes = torch.from_numpy(np.stack([np.frombuffer(h, np.uint8) for h in hashes]))
-        name = digest([h.hex() for h in hashes])[:16]
-        write_tensors(self.folder/f'{name}.safetensors', dict(hashes=codes, values=values))
+        file = self.folder/f'{digest([h.hex() for h in hashes])[:16]}.safetensors'
+        write_tensors(file, dict(hashes=codes, values=values))
+        self.known.discard(file)  # a damaged file of this name has been replaced
 
     def get(self, hashes: list) -> torch.Tensor:
         "The rows of these hashes, N x D."

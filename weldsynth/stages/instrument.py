@@ -66,7 +66,7 @@ def real_scores(
 def check_instrument(study: Study, folder):
     "`scores.csv`: classifier, training (1: its own number of steps) and `SCORE_COLUMNS`; `trivial.csv`."
     config, seeds = study.config.classifier, study.config.instrument.seeds
-    lengths = [(config, x) for x in study.config.instrument.lengths]
+    lengths = [(config, x) for x in sorted({1., *study.config.instrument.lengths})]
     others = [(classifier_of_kind(k, config), 1.) for k in study.config.instrument.rivals if k != config.kind]
     tables = []
     for one, x in lengths + others:
