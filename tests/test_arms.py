@@ -24,6 +24,7 @@ from weldsynth.stages.arms import (
     times_opened,
 )
 from weldsynth.stages.data import prepare, study_patches, training_fold
+from weldsynth.stages.instrument import check_instrument
 from weldsynth.stages.ldm import load_pipeline
 from weldsynth.stages.sweep import draw_study_samples, learning_curve, selected
 
@@ -126,7 +127,9 @@ def test_validation_selects_from_the_configuration(study):
 def test_the_plan_is_frozen_before_the_test_fold_is_opened(study):
     plan = json.loads((open_test(study).path/'plan.json').read_text())
     assert plan == json.loads(json.dumps(freeze(study)))
-    assert plan['selected'] == selected(study)
+    assert plan['parts'] == [dict(selected=selected(study), fits=fit_arms(study).key)]
+    assert plan['best_control'] in free_arms(study)
+    assert plan['instrument'] == check_instrument(study).key
     assert plan['config']['rule']['least_gain'] == study.config.rule.least_gain
     assert study.test_log()[0]['plan'] == plan['hash']
 

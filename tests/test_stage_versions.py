@@ -120,7 +120,7 @@ def test_a_function_that_has_moved_leaves_the_hash(hash_of):
 def test_the_training_of_the_denoiser_reaches_its_loss_and_not_the_data():
     places = {name for _, name in reached('weldsynth.stages.ldm', 'train_denoiser')}
     assert {'denoiser_loss', 'denoiser_batch', 'train', 'torch_stream'} <= places
-    assert 'prepare' not in places
+    assert not {'_prepare', 'split'} & places
     assert 'train_autoencoder' not in places
 
 

@@ -9,23 +9,15 @@ from weldsynth.data.sources import Source
 from weldsynth.metrics.classification import macro_f1
 from weldsynth.metrics.intervals import jackknife
 from weldsynth.metrics.rule import GUARDS, assess_guards, is_clear
+from weldsynth.metrics.tables import Predictions, brier_sums, calibrations, detection, fold_counts
 from weldsynth.models.film_noise import FilmNoise
-from weldsynth.stages.arms import Predictions, draw_study_cleans, study_arms, test_predictions as predictions_of
+from weldsynth.stages.arms import draw_study_cleans, study_arms, test_predictions as predictions_of
 from weldsynth.stages.audit import autoencoder_gate, feature_extractors
 from weldsynth.stages.data import study_patches, study_source, training_fold
 from weldsynth.stages.ldm import load_film_noise
 from weldsynth.stages.sample import GENERATORS, LatentDiffusion, draw_cleans, load_samples
 from weldsynth.stages.sweep import fit_learning_curve, fraction_sets, selected, selected_guidance, sweep_guidance
-from weldsynth.stages.verdict import (
-    autoencoded_change,
-    brier_ratio,
-    brier_sums,
-    calibrations,
-    detection,
-    film_gain,
-    fold_counts,
-    study_evidence,
-)
+from weldsynth.stages.verdict import autoencoded_change, brier_ratio, film_gain, study_evidence
 
 @pytest.fixture(scope='module')
 def predictions(study): return predictions_of(study)
@@ -144,7 +136,7 @@ def test_the_brier_ratio_of_an_arm_with_itself_is_one(study, fold, predictions):
 
 
 def test_without_held_out_films_nothing_speaks_for_them(study):
-    assert film_gain(study, study_patches(study)) == (None, 'films that nothing has seen')
+    assert film_gain(study) == (None, 'films that nothing has seen')
 
 
 def test_the_autoencoded_change_lies_within_its_interval(study):
@@ -160,9 +152,10 @@ def test_the_evidence_covers_every_class_and_every_guard(study, fold, prediction
 
 
 def test_detection_and_calibration_have_every_arm(study, fold, predictions):
-    assert list(detection(study).arm) == list(study_arms(study))
+    found = detection(fold, predictions)
+    assert list(found.arm) == list(study_arms(study))
     cleans = predictions['real'].predicted[:, (fold.labels == 0).numpy()]
-    assert detection(study).false_call_rate[0] == pytest.approx((cleans > 0).mean())
+    assert found.false_call_rate[0] == pytest.approx((cleans > 0).mean())
     table = calibrations(fold, predictions)
     assert set(table.arm) == set(study_arms(study))
     assert table.groupby('arm')['items'].sum().eq(len(fold)*study.config.classifier.seeds).all()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from weldsynth.core.config import RuleConfig, SimulationConfig
+from weldsynth.metrics.actions import integration_path, risk_register
 from weldsynth.metrics.fidelity import nan_to_none
 from weldsynth.metrics.intervals import Jackknife, interval, jackknife
 from weldsynth.metrics.rule import (
@@ -30,7 +31,7 @@ from weldsynth.metrics.rule import (
 )
 from weldsynth.metrics.studies import count_guards, decide_counts, simulate_counts, simulate_sizes
 from weldsynth.stages.arms import free_arms
-from weldsynth.stages.verdict import check_verdict, evaluate, integration_path, recommend, risk_register
+from weldsynth.stages.verdict import check_verdict, evaluate, recommend
 
 RULE = RuleConfig()
 GROUPS, FITS = 16, 4
@@ -270,9 +271,10 @@ def verdict():
     return dict(
         decision='SHIP', provisional=True, reason='the gain is clear', best_control='cut-paste',
         gains={'real': [.05, .02, .08], 'cut-paste': [.04, .01, .07]},
+        entry=[Guard('trained to the end', 'It is.', '+0.2 points', 'at most 1.0 points more', 'holds')._asdict()],
         guards=nan_to_none([g._asdict() for g in guards]),
         not_covered=[], minimum_detectable=.02, sample_size_note='The gain is decided.', simulated=True,
-        groups_known=True, test_images=100, test_groups=16, seeds=4, generators=1, profile='demo', plan='0'*32,
+        groups_known=True, test_images=100, test_groups=16, folds=1, seeds=4, generators=1, profile='demo', plan='0'*32,
         rule=vars(RULE).copy(), risks=risk_register(guards, .5, 16, {}),
         integration=integration_path((.7, .65, .75), .02, RULE))
 
@@ -288,7 +290,9 @@ def test_a_verdict_of_the_published_form(verdict): check_verdict(verdict)
     lambda v: v.update(extra=1),
     lambda v: v['gains'].update(real=[.1, .2]),
     lambda v: v.update(test_groups=0),
-    lambda v: v['risks'][0].pop('owner')])
+    lambda v: v['risks'][0].pop('owner'),
+    lambda v: v.pop('entry'),
+    lambda v: v.update(folds=0)])
 def test_a_broken_verdict_is_refused(verdict, damage):
     broken = copy.deepcopy(verdict)
     damage(broken)

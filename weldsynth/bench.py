@@ -19,7 +19,7 @@ from unittest.mock import patch
 
 # %% auto #0
 __all__ = ['RECORD', 'EFFORT', 'step_seconds', 'our_samples', 'sample_quality', 'compare_sampling', 'compare_training',
-           'compare_fits', 'study_costs', 'stage_jobs', 'growth', 'recorded', 'measure', 'record', 'summary']
+           'study_costs', 'stage_jobs', 'growth', 'recorded', 'measure', 'record', 'summary']
 
 # %% ../nbs/11_speed.ipynb #fe31cee5
 import numpy as np
@@ -48,7 +48,7 @@ from .models.autoencoder import autoencoder_batch, autoencoder_loss, encode, mak
 from .models.classifier import classifier_batch, make_classifier, penultimate
 from .models.denoiser import denoiser_batch, denoiser_loss, generate, make_denoiser
 from .models.film_noise import FilmNoise, add_film_noise
-from .models.fits import fit_all
+from .models.fit_speed import compare_embedding, compare_fits, comparison
 from .models.training import train
 from .stages.audit import load_judge, unseen_defects
 from .stages.data import prepare, study_patches, training_fold
@@ -126,7 +126,7 @@ def compare_sampling(
     quality = [dict(kid, seconds=timed[kid['what']][1]) for kid in kids]
     about = (f'{type(stock_pipe.scheduler).__name__} 50, one by one, '
              f'against {type(our_pipe.scheduler).__name__} {sampler.steps}, guidance {guidance:g}')
-    return _comparison('sampling', about, seconds, lambda: draw(sampler)), quality
+    return comparison('sampling', about, seconds, lambda: draw(sampler)), quality
 
 # %% ../nbs/11_speed.ipynb #ffb858fc
 def _sampling_seconds(stock_pipe, stock_rows, guidance: float, draw: Callable, many: int, rounds: int) -> tuple:
@@ -136,11 +136,6 @@ def _sampling_seconds(stock_pipe, stock_rows, guidance: float, draw: Callable, m
         def draw_stock(): stock.save_stock_samples(stock_pipe, labels, seeds, guidance, Path(folder))
         def stock_seconds(): return timing.clock(draw_stock)/len(labels)
         return timing.compare_speed(stock_seconds, lambda: timing.clock(draw)/many, rounds)
-
-
-def _comparison(what: str, about: str, seconds: tuple, ours: Callable) -> dict:
-    "A row of the record: both sides, and the memory of ours on a GPU."
-    return dict(what=what, about=about, stock=seconds[0], ours=seconds[1], memory=timing.gpu_memory(ours))
 
 # %% ../nbs/11_speed.ipynb #b30f253f
 def _even_batch(latents: torch.Tensor, labels: torch.Tensor, config: DenoiserConfig) -> Callable:
@@ -181,7 +176,7 @@ def compare_training(
         for what, wrap in ways.items():
             def ours(wrap=wrap): return step_seconds(wrap(_denoiser(config)), denoiser_loss, batch, steps)
             seconds = timing.compare_speed(standard, ours, rounds)
-            rows.append(_comparison(what, about, seconds, ours))
+            rows.append(comparison(what, about, seconds, ours))
     return rows
 
 # %% ../nbs/11_speed.ipynb #b591fc39
@@ -191,33 +186,6 @@ def _training_usage(study: Study, seconds: float) -> dict:
     latents = torch.randn(4, batch, config.autoencoder.latents, config.data.px//4, config.data.px//4)
     draw_batch = _even_batch(latents, torch.arange(batch) % 6, config.denoiser)
     return timing.machine_share(_denoiser(config), denoiser_loss, draw_batch(1), seconds)
-
-# %% ../nbs/11_speed.ipynb #123e4667
-def compare_fits(
-    study: Study,
-    steps: int = 60,
-    fits: int = 8,
-    rounds: int = 2,
-) -> dict:
-    "Seconds per step and fit of both sides."
-    config = study.config.classifier
-    short = replace(config, steps=steps)
-    fold = training_fold(study)
-    sets = dict(real=fold.take(np.resize(np.arange(len(fold)), 16*config.batch)))
-    jobs = [('real', s) for s in range(fits)]
-    eval_set = fold.take(range(8))
-    def fit(folder): return [*fit_all(sets, jobs, short, study.config.optimiser, eval_set, 'fits', Path(folder))]
-    def ours():
-        with tempfile.TemporaryDirectory() as folder: return timing.clock(lambda: fit(folder))/(fits*steps)
-    def loss(net, x, y): return cross_entropy(net(x), y)
-    with tempfile.TemporaryDirectory() as folder:
-        loader = stock.image_loader(sets['real'], Path(folder), config.batch)
-        def standard():
-            net = make_classifier(len(fold.classes), config)
-            return stock.stock_step_seconds(net, loss, loader, max(steps//4, 3))
-        seconds = timing.compare_speed(standard, ours, rounds)
-    about = f'{config.kind}, batch {config.batch}, {study.config.data.px} px, {fits} fits'
-    return _comparison('classifier fits', about, seconds, ours)
 
 # %% ../nbs/11_speed.ipynb #8e8b8e9c
 def study_costs(
@@ -348,10 +316,10 @@ def recorded() -> dict:
 
 # %% ../nbs/11_speed.ipynb #a616b6dd
 EFFORT: dict[str, dict[str, tuple]] = dict(
-    quick=dict(sampling=(2, 20, 1, (2,)), training=(4, 1), fits=(6, 2, 1),
+    quick=dict(sampling=(2, 20, 1, (2,)), training=(4, 1), fits=(.02, 2, 1), features=(64, 1),
                growth=(1_600, 16, 800, (16, 32), (2, 1), 1)),
-    cpu=dict(sampling=(4, 256, 8), training=(6, 2), fits=(60, 8, 2), growth=()),
-    gpu=dict(sampling=(4, 2_000, 3), training=(60, 3), fits=(200, 10, 2), growth=()))
+    cpu=dict(sampling=(4, 256, 8), training=(6, 2), fits=(.1, 8, 2), features=(512, 2), growth=()),
+    gpu=dict(sampling=(4, 2_000, 3), training=(60, 3), fits=(.3, 10, 2), features=(20_000, 2), growth=()))
 
 
 def measure(
@@ -361,11 +329,15 @@ def measure(
     "All of this chapter, measured on this machine: what the record holds of it."
     gpu = torch.cuda.is_available()
     effort = EFFORT['quick' if quick else 'gpu' if gpu else 'cpu']
+    fold, config = training_fold(study), study.config
     sampled, quality = compare_sampling(study, *effort['sampling'])
     trained = compare_training(study, *effort['training'])
-    fitted = compare_fits(study, *effort['fits'])
+    fitted = [compare_fits(fold, config.classifier, config.optimiser, kind, *effort['fits'])
+              for kind in ('small', 'features')]
+    embedded = compare_embedding(fold, config.classifier, *effort['features'])
     return dict(hardware=hardware(), gpu=gpu, date=time.strftime('%Y-%m-%d'), versions=versions(),
-                threads=torch.get_num_threads(), profile=study.config.profile, races=[sampled, *trained, fitted],
+                threads=torch.get_num_threads(), profile=config.profile,
+                races=[sampled, *trained, embedded, *fitted],
                 quality=quality, usage=_training_usage(study, trained[0]['ours']),
                 study=study_costs(study).to_dict('records'), growth=growth(*effort['growth']).to_dict('records'))
 

@@ -5,6 +5,7 @@
 # %% ../nbs/cli.ipynb #bfb30c25
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 # %% auto #0
 __all__ = ['app', 'Data', 'OldData', 'Name', 'Profile', 'Group', 'Seed', 'Fields', 'StudyName', 'summary', 'main', 'report',
            'check', 'verify', 'train', 'export_review_page', 'score_reviewers', 'config', 'update_reference', 'gdxray',
-           'speed']
+           'instrument', 'speed']
 
 # %% ../nbs/cli.ipynb #bb026aa5
 import typer
@@ -378,6 +379,7 @@ def gdxray(
     folder: Annotated[str, typer.Argument(metavar='FOLDER', help='With films/, masks/ and windows.csv.')],
     profile: Profile = '',
     splits: Annotated[str, typer.Option(help='The columns to split by, one study each.')] = 'section film',
+    fields: Fields = [],  # noqa: B006  typer copies it
 ):
     "Repeat the case on real radiographs."
     from weldsynth.core.runtime import checkout, home
@@ -385,10 +387,27 @@ def gdxray(
     from weldsynth.stages.verdict import recommend
     profile = choose_profile(profile).profile
     data = str(Path(folder).resolve())
+    overrides = {'data.folds': 4} | _overrides(fields)
     for column in splits.split():
-        recommendation = recommend(open_study(f'gdxray-{column}-{profile}', data, profile, column))
+        recommendation = recommend(open_study(f'gdxray-{column}-{profile}', data, profile, column, overrides=overrides))
         print(summary(recommendation, checkout()/'nbs'/'10_gdxray.ipynb'))
-    _update_chapter('10_gdxray', home()/'studies', dict(gdxray=data, profile=profile, splits=splits))
+    parameters = dict(gdxray=data, profile=profile, splits=splits, overrides=json.dumps(overrides))
+    _update_chapter('10_gdxray', home()/'studies', parameters)
+
+# %% ../nbs/cli.ipynb #69974556
+@_command()
+def instrument(
+    data: Data = 'simulated',
+    name: Name = '',
+    profile: Profile = '',
+    group: Group = 'group',
+    seed: Seed = 0,
+    title: Annotated[str, typer.Option(help='Of the data in the table; the name of the data if not given.')] = '',
+    fields: Fields = [],  # noqa: B006  typer copies it
+):
+    "Compare settings of the classifier on real images."
+    from weldsynth.stages.instrument import record_settings
+    record_settings(_open_study(data, name, profile, group, seed, fields), title or Path(data).name)
 
 # %% ../nbs/cli.ipynb #c5a63ff3
 @_command()

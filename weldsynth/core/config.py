@@ -192,6 +192,7 @@ class AuditConfig:
     copy_neighbourhoods: int = 16       # of the training images that are searched
     probe_repeats: int = 10             # random halvings of the real welds
     probe_folds: int = 4                # of the probe's cross-validation, at most
+    probe_dimensions: int = 16          # directions of the classifier's features that the probe sees
     probe_min_welds: int = 4            # with the class, or there is no figure
     probe_min_images: int = 8           # a side, or there is no figure
     filter_quantile: float = .1         # of real defects' probability of their class: the threshold of the filter

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['escape', 'show_figure', 'markdown_table', 'show_table', 'patch_rows']
+__all__ = ['escape', 'show_figure', 'markdown_table', 'show_table', 'patch_rows', 'draw_bars']
 
 # %% ../../nbs/core/06_display.ipynb #c5403ac9
 import numpy as np
@@ -106,3 +106,17 @@ def patch_rows(
     ax.tick_params(length=0)
     sns.despine(ax=ax, left=True, bottom=True)
     return fig
+
+# %% ../../nbs/core/06_display.ipynb #3122d67e
+def draw_bars(
+    ax,                   # of matplotlib
+    bars: dict,           # what is scored -> score, as a share
+    upright: bool = False,  # does the score run along the x-axis?
+    scale: float = 100.,  # 100 for an axis in percent
+):
+    "Draws a dotted, then a dashed line at scores that need no training, named at their end."
+    for (title, score), style in zip(bars.items(), (':', '--'), strict=False):
+        (ax.axvline if upright else ax.axhline)(scale*score, color='grey', lw=1, ls=style, zorder=0)
+        if not upright:
+            ax.annotate(title, (1, scale*score), xycoords=('axes fraction', 'data'), fontsize=6, color='grey',
+                        ha='right', va='bottom')

@@ -36,7 +36,7 @@ from weldsynth.core.files import (
     staging,
     write_atomic,
 )
-from .legacy import config_of_plan, take_over
+from .legacy import config_of_plan, refuse_0_1
 from .random import digest
 from .runtime import barrier, hardware, home, log, process, versions
 
@@ -187,10 +187,11 @@ def make_artefact(
     keys = [i.key for i in inputs]
     key = artefact_key(name, version, args, config, keys)
     path = study.path/f'{name}-{key[:10]}'
-    if not path.exists(): take_over(study, name, args, config, inputs)
     if path.exists(): return _finished(path, key)
-    found = _made_before(study, name, args, keys) if study.is_closed() else None
-    if found is not None: return found
+    if study.is_closed():
+        found = _made_before(study, name, args, keys)
+        if found is not None: return found
+        refuse_0_1(study.whole)
     info = dict(stage=name, version=version, key=key, args=args, config=config, inputs=keys)
     _build(study, path, build, shared, info)
     return Artefact(path, key)

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['decide', 'clean_weight', 'macro_f1', 'choose_threshold', 'threshold_at_false_calls', 'group_counts',
-           'undefined_is_nan', 'scores', 'trivial_scores', 'brier', 'calibration', 'calibration_error', 'ranking',
-           'roc_points', 'pr_points', 'short_number', 'terciles', 'segment_table', 'at_prevalence', 'cost_measure']
+__all__ = ['POINTS', 'decide', 'clean_weight', 'macro_f1', 'choose_threshold', 'threshold_at_false_calls', 'operating_points',
+           'group_counts', 'undefined_is_nan', 'scores', 'trivial_scores', 'bars', 'brier', 'calibration',
+           'calibration_error', 'ranking', 'roc_points', 'pr_points', 'short_number', 'terciles', 'segment_table',
+           'at_prevalence', 'cost_measure']
 
 # %% ../../nbs/metrics/01_classification.ipynb #830d7b30
 import warnings
@@ -19,6 +20,9 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import torch
+
+# %% ../../nbs/metrics/01_classification.ipynb #bfcb283e
+from ..core.config import RuleConfig
 
 # %% ../../nbs/metrics/01_classification.ipynb #82c26fe1
 def decide(
@@ -91,6 +95,19 @@ def threshold_at_false_calls(
     if allowed >= len(suspicion): return 0.
     first_not_called = suspicion[allowed]
     return torch.nextafter(first_not_called, torch.full_like(first_not_called, torch.inf)).item()
+
+# %% ../../nbs/metrics/01_classification.ipynb #cfb3b6b7
+POINTS = ('false calls', 'best F1')
+
+
+def operating_points(
+    probs: torch.Tensor,  # N x K on validation, 0 to 1
+    truth: torch.Tensor,  # N class numbers
+    rule: RuleConfig,
+) -> dict[str, float]:
+    "The threshold on 1 - P(clean) at each of `POINTS`: the stated rate of false calls, and the best macro F1."
+    best = choose_threshold(probs, truth, clean_weight(truth, rule.prevalence))
+    return dict(zip(POINTS, (threshold_at_false_calls(probs, truth, rule.false_calls), best), strict=True))
 
 # %% ../../nbs/metrics/01_classification.ipynb #058328ae
 def group_counts(
@@ -177,6 +194,14 @@ def trivial_scores(
         one_group = np.zeros(len(truth), int)
         counts['everything flawed, class as predicted'] = group_counts(truth, named, one_group, classes, clean_weight)
     return {name: float(scores(c)['macro_f1'].mean()) for name, c in counts.items()}
+
+# %% ../../nbs/metrics/01_classification.ipynb #78a075e3
+def bars(
+    trivial: dict,  # from `trivial_scores`
+) -> dict[str, float]:
+    "What a picture of scores shows of them: guessing, and the best way of calling everything flawed."
+    flawed = max(f1 for rule, f1 in trivial.items() if rule != 'guessing')
+    return {'guessing': trivial['guessing'], 'everything flawed': flawed}
 
 # %% ../../nbs/metrics/01_classification.ipynb #c8aa29c4
 def brier(

@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['METRICS', 'frechet_distance', 'kid', 'ball_radii', 'prdc', 'Metric', 'compare_features', 'principal_projection',
            'thumbnails', 'whitening_matrix', 'nearest_training_image', 'copy_threshold', 'flag_copies',
-           'nearest_distance', 'copy_monitor', 'nan_to_none']
+           'nearest_distance', 'copy_monitor', 'filter_rows', 'nan_to_none']
 
 # %% ../../nbs/metrics/03_fidelity.ipynb #705c9a17
 import math
@@ -25,7 +25,7 @@ from torch.nn.functional import interpolate, normalize
 # %% ../../nbs/metrics/03_fidelity.ipynb #d2f028be
 from ..core.config import AuditConfig
 from ..core.random import numpy_stream, torch_stream
-from ..data.patches import mirror_images
+from ..data.patches import PatchSet, mirror_images
 
 # %% ../../nbs/metrics/03_fidelity.ipynb #1b4085e5
 def frechet_distance(
@@ -289,6 +289,19 @@ def copy_monitor(
         return copies, copies > share + errors*(share*(1 - share)/len(samples))**.5
 
     return monitor
+
+# %% ../../nbs/metrics/03_fidelity.ipynb #84c1bb59
+def filter_rows(
+    drawn: PatchSet,      # synthetic defects
+    probs: torch.Tensor,  # N x K, from `judge_probabilities`
+    thresholds: dict,     # from `filter_thresholds`
+    min_kept: int,        # of each class
+) -> tuple:
+    "Which patches reach the threshold of their class, and which are kept: those, and the best of a class with fewer."
+    score = pd.Series(probs.gather(1, drawn.labels[:, None])[:, 0].numpy())
+    passed = score >= drawn.table.label.map(thresholds)
+    rank = score.groupby(drawn.table.label).rank(ascending=False, method='first')
+    return passed.to_numpy(), (passed | (rank <= min_kept)).to_numpy()
 
 # %% ../../nbs/metrics/03_fidelity.ipynb #e896fdff
 def nan_to_none(

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['radial_bins', 'radial_power', 'frequency_radius', 'radial_spectrum', 'octave_power', 'spectrum_table',
-           'grid_features', 'probe_features', 'Separation', 'separate', 'probe_auc', 'mean_separation', 'probe_halves',
-           'separation_interval', 'false_call_rise']
+__all__ = ['PROBE_COLUMNS', 'radial_bins', 'radial_power', 'frequency_radius', 'radial_spectrum', 'octave_power',
+           'spectrum_table', 'grid_features', 'probe_features', 'Separation', 'separate', 'probe_auc',
+           'mean_separation', 'probe_row', 'mean_over_classes', 'probe_halves', 'separation_interval',
+           'false_call_rise']
 
 # %% ../../nbs/metrics/04_fingerprint.ipynb #b8950f02
 from collections.abc import Sequence
@@ -234,6 +235,32 @@ def mean_separation(
 
     auc = float(np.mean([p.auc for p in parts]))
     return Separation(auc, mean([p.welds for p in parts]), mean([p.generators for p in parts]))
+
+# %% ../../nbs/metrics/04_fingerprint.ipynb #95658797
+PROBE_COLUMNS = ['class', 'auc', 'low', 'high', 'floor', 'floor_low', 'floor_high', 'n', 'welds']
+
+def probe_row(
+    label: str,      # the class
+    halvings: list,  # from `probe_halves`, one for each repeat
+    welds: int,      # with the class
+    level: float,    # of the interval
+) -> tuple:
+    "`PROBE_COLUMNS` of one class; NaN where no halving gave anything."
+    defined = [h for h in halvings if h]
+    if not defined: return label, *[np.nan]*6, 0, welds
+    numbers, synthetic, floor = zip(*defined, strict=True)
+    intervals = (*separation_interval(synthetic, level), *separation_interval(floor, level))
+    return label, *intervals, round(np.mean(numbers)), welds
+
+# %% ../../nbs/metrics/04_fingerprint.ipynb #23a8cae9
+def mean_over_classes(
+    repeat: tuple,  # from `probe_halves`, one for each class
+) -> tuple | None:
+    "One repeat of every class: images added up, and the mean of the classes with a figure."
+    defined = [h for h in repeat if h]
+    if not defined: return None
+    n, synthetic, floor = zip(*defined, strict=True)
+    return sum(n), mean_separation(synthetic), mean_separation(floor)
 
 # %% ../../nbs/metrics/04_fingerprint.ipynb #79eae4db
 def probe_halves(

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['ARMS', 'POINTS', 'STRESS_COLUMNS', 'draw_study_cleans', 'Pool', 'Arm', 'study_arms', 'free_arms', 'operating_points',
-           'fit_arms', 'validation_f1', 'chosen_control', 'freeze', 'claim_test_fold', 'times_opened', 'open_test',
-           'tested_patches', 'test_predictions']
+__all__ = ['ARMS', 'STRESS_COLUMNS', 'draw_study_cleans', 'Pool', 'Arm', 'study_arms', 'free_arms', 'fit_arms', 'validation_f1',
+           'chosen_control', 'freeze', 'claim_test_fold', 'times_opened', 'open_test', 'tested_patches',
+           'test_predictions']
 
 # %% ../../nbs/07_arms.ipynb #5a3ff824
 import numpy as np
@@ -24,12 +24,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/07_arms.ipynb #8651c864
-from ..core.config import RuleConfig, StudyError
+from ..core.config import StudyError
+from ..core.legacy import finished_before
 from ..core.random import digest, numpy_stream
 from ..core.runtime import process, progress
 from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
-from ..metrics.classification import choose_threshold, clean_weight, decide, macro_f1, threshold_at_false_calls
+from ..metrics.classification import POINTS, clean_weight, decide, macro_f1, operating_points
 from ..metrics.tables import Predictions
 from ..models.autoencoder import reconstruct
 from ..models.classifier import load_classifier, probabilities
@@ -41,7 +42,7 @@ from .data import prepare, study_patches
 from .instrument import check_instrument
 from .ldm import load_autoencoder
 from .sample import draw_cleans, load_samples
-from .sweep import draw_study_samples, selected
+from .sweep import POINT_FIELDS, draw_study_samples, selected
 
 # %% ../../nbs/07_arms.ipynb #961c158f
 def draw_study_cleans(
@@ -156,23 +157,9 @@ def _fit_plan(study: Study) -> dict:
     def set_name(arm, s): return f'{arm}/{s % n if ARMS[arm].generated else 0}'
     return {(set_name(arm, s), s): arm for s in range(study.config.classifier.seeds) for arm in study_arms(study)}
 
-# %% ../../nbs/07_arms.ipynb #61e1f637
-POINTS = ('false calls', 'best F1')  # operating points; the first decides
-
-
-def operating_points(
-    probs: torch.Tensor,  # N x K on the validation fold
-    truth: torch.Tensor,  # N class numbers
-    rule: RuleConfig,
-) -> dict:
-    "The threshold on 1 - P(clean) at each of `POINTS`."
-    weight = clean_weight(truth.numpy(), rule.prevalence)
-    thresholds = threshold_at_false_calls(probs, truth, rule.false_calls), choose_threshold(probs, truth, weight)
-    return dict(zip(POINTS, thresholds, strict=True))
-
 # %% ../../nbs/07_arms.ipynb #999897b3
 @stage('eval/fits', version=2, needs=_fit_inputs, also=_fit_facts, shared=True,
-       reads=(*FIT_FIELDS, 'classifier.seeds', 'controls', 'rule.false_calls', 'rule.prevalence',
+       reads=(*FIT_FIELDS, *POINT_FIELDS, 'classifier.seeds', 'controls',
               'audit.filter_quantile', 'audit.filter_min_kept'))
 def fit_arms(study: Study, folder):
     "Every arm's classifiers (`weights/`), their probabilities on validation, thresholds and `false_calls.csv`."
@@ -333,6 +320,7 @@ def open_test(
     "The artefact with every fit's predictions on the test: the one function that shows test images to a network."
     study = study.whole
     artefact = _predict_test(study) if study.parts() == [study] else _pool_tests(study)
+    if not (artefact.path/'predicted.safetensors').exists(): raise finished_before(study)
     if process().is_main_process and not any(e['event'] == 'done' for e in study.test_log()):
         study.log_test_event('done', json.loads((artefact.path/'plan.json').read_text())['hash'])
     return artefact

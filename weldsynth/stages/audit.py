@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['JUDGE_SEED', 'FIDELITY_COLUMNS', 'PROBE_COLUMNS', 'group_halves', 'train_judges', 'load_judge',
-           'unseen_probabilities', 'unseen_defects', 'study_features', 'feature_extractors', 'fidelity', 'find_copies',
-           'usable_patches', 'fingerprint', 'autoencoder_gate', 'filter_thresholds', 'judge_probabilities',
-           'filter_rows', 'filter_samples', 'filter_table', 'judge_samples', 'training_progress', 'audit_samples']
+__all__ = ['JUDGE_SEED', 'FIDELITY_COLUMNS', 'group_halves', 'train_judges', 'load_judge', 'unseen_probabilities',
+           'unseen_defects', 'study_features', 'feature_extractors', 'fidelity', 'find_copies', 'usable_patches',
+           'fingerprint', 'autoencoder_gate', 'filter_thresholds', 'judge_probabilities', 'filter_samples',
+           'filter_table', 'judge_samples', 'training_progress', 'audit_samples']
 
 # %% ../../nbs/06_audit.ipynb #962355e7
 import numpy as np
@@ -29,11 +29,12 @@ from ..core.config import AuditConfig, StudyError
 from ..core.random import numpy_stream
 from ..core.store import Study, stage
 from ..data.patches import PatchSet
-from ..metrics.classification import choose_threshold, decide, group_counts
+from ..metrics.classification import POINTS, clean_weight, decide, group_counts, operating_points
 from weldsynth.metrics.fidelity import (
     METRICS,
     compare_features,
     copy_threshold,
+    filter_rows,
     flag_copies,
     kid,
     nan_to_none,
@@ -41,10 +42,11 @@ from weldsynth.metrics.fidelity import (
     principal_projection,
 )
 from weldsynth.metrics.fingerprint import (
-    mean_separation,
+    PROBE_COLUMNS,
+    mean_over_classes,
     probe_features,
     probe_halves,
-    separation_interval,
+    probe_row,
     spectrum_table,
 )
 from ..metrics.intervals import interval, jackknife
@@ -54,7 +56,7 @@ from ..models.classifier import is_frozen, load_classifier, penultimate, probabi
 from ..models.fits import FIT_FIELDS, fit_all
 from .data import prepare, study_patches, training_fold
 from .ldm import load_autoencoder, train_denoiser
-from .sweep import draw_study_samples, load_study_samples
+from .sweep import POINT_FIELDS, draw_study_samples, load_study_samples
 
 # %% ../../nbs/06_audit.ipynb #f2f36c00
 def group_halves(
@@ -211,41 +213,31 @@ def usable_patches(
 
 # %% ../../nbs/06_audit.ipynb #1418abd8
 def _all_samples(study: Study, label: str) -> tuple:
-    "Probe features of all generators' samples of a class, and which generator drew each; with one, a number each."
+    "All generators' samples of a class, and which generator drew each; with one generator, a number each."
     drawn = [usable_patches(study, g).of(label) for g in range(study.config.sampler.generators)]
     generator = np.repeat(np.arange(len(drawn)), [len(d) for d in drawn])
     names = np.arange(len(generator)) if len(drawn) == 1 else generator
-    return probe_features(torch.cat([d.images for d in drawn])), names
+    return torch.cat([d.images for d in drawn]), names
 
 
+def _probe_columns(study: Study, real: torch.Tensor, drawn: torch.Tensor) -> tuple:
+    "What the probe sees of both: `probe_features`, and the leading directions of the instrument's features."
+    _, extract = study_features(study)
+    project = principal_projection(extract(real), study.config.audit.probe_dimensions)
+    return tuple(np.hstack([probe_features(x), project(extract(x))]) for x in (real, drawn))
+
+# %% ../../nbs/06_audit.ipynb #95b1fe99
 def _halvings(study: Study, real: PatchSet, label: str) -> list:
     "`probe_halves` of a class for each repeat; None for all with too few welds."
     config = study.config.audit
     if real.table.group.nunique() < config.probe_min_welds: return [None]*config.probe_repeats
-    features_real, welds = probe_features(real.images), real.table.group.to_numpy()
     samples, generators = _all_samples(study, label)
+    features_real, features_drawn = _probe_columns(study, real.images, samples)
+    welds = real.table.group.to_numpy()
     streams = [numpy_stream('probe', study.seed, label, i) for i in range(config.probe_repeats)]
-    return [probe_halves(features_real, welds, samples, generators, config.probe_folds, config.probe_min_images, rng)
+    least = config.probe_min_images
+    return [probe_halves(features_real, welds, features_drawn, generators, config.probe_folds, least, rng)
             for rng in streams]
-
-# %% ../../nbs/06_audit.ipynb #936380ac
-PROBE_COLUMNS = ['class', 'auc', 'low', 'high', 'floor', 'floor_low', 'floor_high', 'n', 'welds']
-
-def _probe_row(label: str, halvings: list, welds: int, level: float) -> tuple:
-    "`PROBE_COLUMNS` of one class; NaN where no halving gave anything."
-    defined = [h for h in halvings if h]
-    if not defined: return label, *[np.nan]*6, 0, welds
-    numbers, synthetic, floor = zip(*defined, strict=True)
-    intervals = (*separation_interval(synthetic, level), *separation_interval(floor, level))
-    return label, *intervals, round(np.mean(numbers)), welds
-
-
-def _mean_over_classes(repeat: tuple) -> tuple | None:
-    "One repeat of every class: images added up, and the mean of the classes with a figure."
-    defined = [h for h in repeat if h]
-    if not defined: return None
-    n, synthetic, floor = zip(*defined, strict=True)
-    return sum(n), mean_separation(synthetic), mean_separation(floor)
 
 # %% ../../nbs/06_audit.ipynb #f06bdd3c
 def fingerprint(
@@ -254,11 +246,11 @@ def fingerprint(
     "The probe per class and its mean over classes with a figure ('all'): `PROBE_COLUMNS`; n is images a side."
     real, level = training_fold(study), study.config.rule.level
     found = {c: _halvings(study, real.of(c), c) for c in real.classes[1:]}
-    rows = [_probe_row(c, halvings, real.of(c).table.group.nunique(), level) for c, halvings in found.items()]
+    rows = [probe_row(c, halvings, real.of(c).table.group.nunique(), level) for c, halvings in found.items()]
     measured = [c for c, halvings in found.items() if any(halvings)]
     welds = real.table[real.table.label.isin(measured)].group.nunique()
-    overall = [_mean_over_classes(repeat) for repeat in zip(*found.values(), strict=True)]
-    return pd.DataFrame([*rows, _probe_row('all', overall, welds, level)], columns=PROBE_COLUMNS)
+    overall = [mean_over_classes(repeat) for repeat in zip(*found.values(), strict=True)]
+    return pd.DataFrame([*rows, probe_row('all', overall, welds, level)], columns=PROBE_COLUMNS)
 
 # %% ../../nbs/06_audit.ipynb #38bc2ff9
 def _judge_predictions(study: Study, images: dict, held_out: PatchSet) -> dict:
@@ -267,7 +259,7 @@ def _judge_predictions(study: Study, images: dict, held_out: PatchSet) -> dict:
     for k in (0, 1):
         judge = load_judge(study, k)
         probs = {title: probabilities(judge, x) for title, x in images.items()}
-        threshold = choose_threshold(probs['original'], held_out.labels)
+        threshold = operating_points(probs['original'], held_out.labels, study.config.rule)[POINTS[0]]
         for title, p in probs.items(): predictions[title].append(decide(p, threshold))
     return {title: np.stack(p) for title, p in predictions.items()}
 
@@ -280,7 +272,8 @@ def autoencoder_gate(
     held_out = study_patches(study).fold('validation')
     images = dict(original=held_out.images, autoencoded=reconstruct(load_autoencoder(study), held_out.images))
     welds = pd.factorize(held_out.table.group)[0]
-    counts = {title: group_counts(held_out.labels.numpy(), predicted, welds, len(held_out.classes))
+    weight = clean_weight(held_out.labels, rule.prevalence)
+    counts = {title: group_counts(held_out.labels.numpy(), predicted, welds, len(held_out.classes), weight)
               for title, predicted in _judge_predictions(study, images, held_out).items()}
     result = jackknife(counts, np.zeros(2, int))
     f1 = {title: np.append(r['f1'].estimate, r['macro_f1'].estimate) for title, r in result.items()}
@@ -307,19 +300,6 @@ def judge_probabilities(
     "Mean of the two judges' class probabilities, N x K."
     first, second = (probabilities(load_judge(study, k), images) for k in (0, 1))
     return (first + second)/2
-
-# %% ../../nbs/06_audit.ipynb #84c1bb59
-def filter_rows(
-    drawn: PatchSet,      # synthetic defects
-    probs: torch.Tensor,  # N x K, from `judge_probabilities`
-    thresholds: dict,     # from `filter_thresholds`
-    min_kept: int,        # of each class
-) -> tuple:
-    "Which patches reach the threshold of their class, and which are kept: those, and the best of a class with fewer."
-    score = pd.Series(probs.gather(1, drawn.labels[:, None])[:, 0].numpy())
-    passed = score >= drawn.table.label.map(thresholds)
-    rank = score.groupby(drawn.table.label).rank(ascending=False, method='first')
-    return passed.to_numpy(), (passed | (rank <= min_kept)).to_numpy()
 
 # %% ../../nbs/06_audit.ipynb #75c73272
 def _filtered(study: Study, drawn: PatchSet, probs: torch.Tensor) -> tuple:
@@ -402,7 +382,7 @@ def _audit_figures(study: Study, tables: dict, kept_ratio: tuple) -> dict:
         filter_kept=table.kept.sum()/table.drawn.sum(), label_agreement=agreement)
 
 # %% ../../nbs/06_audit.ipynb #99f9efce
-@stage('eval/audit', version=2, reads=('audit', 'rule.level', 'rule.least_welds'),
+@stage('eval/audit', version=2, reads=(*POINT_FIELDS, 'audit', 'rule.level', 'rule.least_welds'),
        needs=lambda study: [find_copies(study), train_judges(study), *_generator_samples(study)],
        also=lambda study: dict(inception=os.environ.get('WELDSYNTH_INCEPTION'), metrics=list(METRICS)))
 def audit_samples(study: Study, folder):

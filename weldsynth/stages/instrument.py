@@ -5,18 +5,24 @@
 # %% ../../nbs/14_instrument.ipynb #d69ed27b
 from __future__ import annotations
 
+import json
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['SCORE_COLUMNS', 'real_scores', 'check_instrument', 'entry_conditions']
+__all__ = ['SCORE_COLUMNS', 'SETTINGS', 'real_scores', 'check_instrument', 'trivial_f1', 'entry_conditions', 'compare_settings',
+           'record_settings']
 
 # %% ../../nbs/14_instrument.ipynb #b999cd9c
 import pandas as pd
 import torch
 
 # %% ../../nbs/14_instrument.ipynb #61b86fe7
-from ..core.config import ClassifierConfig, RuleConfig, classifier_of_kind
+from ..core.config import ClassifierConfig, RuleConfig, classifier_of_kind, with_overrides
+from ..core.files import write_atomic
+from ..core.runtime import checkout, hardware, log, versions
 from ..core.store import Study, stage
 from ..metrics.classification import choose_threshold, clean_weight, decide, macro_f1, ranking, trivial_scores
 from ..metrics.rule import Guard
@@ -75,6 +81,13 @@ def check_instrument(study: Study, folder):
     trivial['everything flawed, named by the classifier'] = scores[scores.classifier == config.kind].flawed_f1.mean()
     pd.Series(trivial, name='f1').rename_axis('rule').to_csv(folder/'trivial.csv')
 
+# %% ../../nbs/14_instrument.ipynb #10ccf9fd
+def trivial_f1(
+    study: Study,
+) -> dict:
+    "What needs no training -> its macro F1 on validation."
+    return pd.read_csv(check_instrument(study.whole).path/'trivial.csv').set_index('rule').f1.to_dict()
+
 # %% ../../nbs/14_instrument.ipynb #44dfd0e7
 def entry_conditions(
     study: Study,
@@ -83,7 +96,7 @@ def entry_conditions(
     folder, rule = check_instrument(study.whole).path, study.config.rule
     scores = pd.read_csv(folder/'scores.csv')
     f1 = scores.groupby(['classifier', 'training']).validation_f1.mean()
-    trivial = pd.read_csv(folder/'trivial.csv').set_index('rule').f1
+    trivial = pd.Series(trivial_f1(study))
     kind = study.config.classifier.kind
     own = f1[kind, 1.]
     longest = max(study.config.instrument.lengths)
@@ -121,3 +134,58 @@ def _above_rivals(own: float, rivals: pd.Series, rule: RuleConfig) -> Guard:
     limit = f1 - rule.most_under_rival
     plain = f'Macro F1 on validation is {_points(own)} %, and {_points(f1)} % with the classifier {best}.'
     return Guard(name, plain, f'{_points(own)} %', f'at least {_points(limit)} %', 'holds' if own >= limit else 'fails')
+
+# %% ../../nbs/14_instrument.ipynb #5c76fc4f
+_HIGH = 'blocks.6'  # the last of EfficientNet-Lite0's blocks
+
+SETTINGS: dict[str, dict] = {
+    'as configured': {},
+    'enlarged to 64 px': {'classifier.backbone_px': 64},
+    'enlarged to 128 px': {'classifier.backbone_px': 128},
+    'without the first layer': {'classifier.layers': ClassifierConfig().layers[1:]},
+    'without the last layer': {'classifier.layers': ClassifierConfig().layers[:-1]},
+    'with the layer above': {'classifier.layers': (*ClassifierConfig().layers, _HIGH)},
+    'with all above': {'classifier.layers': (*ClassifierConfig().layers, _HIGH, 'conv_head')},
+    'mean alone': {'classifier.pooling': ('mean',)},
+    'maximum alone': {'classifier.pooling': ('max',)},
+    'flaws in one view': {'classifier.views': 1},
+    'flaws in four views': {'classifier.views': 4},
+    '32 hidden units': {'classifier.hidden': 32},
+    '256 hidden units': {'classifier.hidden': 256},
+    'dropout 0.2': {'classifier.dropout': .2},
+    'weight decay 0.03': {'classifier.weight_decay': .03},
+    'no noise': {'classifier.feature_noise': 0.},
+    'no label smoothing': {'classifier.label_smoothing': 0.},
+    'learning rate 0.003': {'classifier.lr': 3e-3},
+    'half the training': {'classifier.steps': ClassifierConfig().steps//2},
+    'twice the training': {'classifier.steps': ClassifierConfig().steps*2},
+    'from scratch (small)': {'classifier.kind': 'small'},
+}
+
+# %% ../../nbs/14_instrument.ipynb #fc33c226
+def compare_settings(
+    study: Study,
+    settings: dict = SETTINGS,  # name -> overrides
+) -> pd.DataFrame:
+    "Scores of the classifier under each setting, by real images on validation: setting, features and `SCORE_COLUMNS`."
+    tables = []
+    for name, changes in settings.items():
+        config = with_overrides(study.config, changes).classifier
+        with tempfile.TemporaryDirectory() as folder:
+            table = real_scores(study, config, study.config.instrument.seeds, Path(folder))
+        log(f'{name}: macro F1 {table.validation_f1.mean():.3f}')
+        tables.append(table.assign(setting=name))
+    return pd.concat(tables)[['setting', *SCORE_COLUMNS]]
+
+
+def record_settings(
+    study: Study,
+    title: str,  # of the data, in the record
+):
+    "Compare the settings, and keep the table in `nbs/records/instrument.json` under `title`."
+    file = checkout()/'nbs'/'records'/'instrument.json'
+    record = json.loads(file.read_text()) if file.exists() else {}
+    rows = compare_settings(study).round(4).to_dict('records')
+    record[title] = dict(rows=rows, px=study.config.data.px, profile=study.config.profile, hardware=hardware(),
+                         versions=versions(), made=time.strftime('%Y-%m-%d'))
+    write_atomic(file, json.dumps(record, indent=1) + '\n')

@@ -169,12 +169,10 @@ def _set_inputs(study: Study) -> list: return [prepare(study), draw_study_sample
 
 def exported(study: Study) -> Artefact | None:
     "The sealed set of the study's present images, or None if none was exported."
-    inputs = _set_inputs(study)
-    old_keys = [i.info.get('key_0_1') for i in inputs]
+    inputs = [i.key for i in _set_inputs(study)]
     for file in sorted(study.path.glob('review/set-*/artefact.json')):
         info = json.loads(file.read_text())
-        if info['inputs'] == [i.key for i in inputs]: return Artefact(file.parent, info['key'])
-        if info['inputs'] == old_keys: return new_set(study)  # takes the folder of version 0.1 over
+        if info['inputs'] == inputs: return Artefact(file.parent, info['key'])
     return None
 
 # %% ../../nbs/08_review.ipynb #111dcf3c

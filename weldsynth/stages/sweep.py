@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['CURVE_CONTROLS', 'score_sets', 'sweep_guidance', 'smallest_within_one_se', 'real_defects', 'selected_guidance',
-           'draw_study_samples', 'load_study_samples', 'sweep_share', 'selected', 'fraction_sets', 'fit_learning_curve',
-           'learning_curve', 'real_equivalents', 'curve_gains']
+__all__ = ['POINT_FIELDS', 'CURVE_CONTROLS', 'score_sets', 'sweep_guidance', 'smallest_within_one_se', 'real_defects',
+           'selected_guidance', 'draw_study_samples', 'load_study_samples', 'sweep_share', 'selected', 'fraction_sets',
+           'fit_learning_curve', 'learning_curve', 'real_equivalents', 'curve_gains']
 
 # %% ../../nbs/05_sweep.ipynb #5ff3a6db
 import numpy as np
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 # %% ../../nbs/05_sweep.ipynb #0c4bad19
 from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
-from ..metrics.classification import choose_threshold, decide, group_counts, macro_f1
+from ..metrics.classification import POINTS, clean_weight, decide, group_counts, macro_f1, operating_points
 from ..metrics.intervals import interval, jackknife
 from ..models.controls import augmented, best_control, repeated
 from ..models.fits import FIT_FIELDS, fit_all
@@ -36,16 +36,21 @@ def score_sets(
     resume: Path,  # where fits are saved
     predictions: dict | None = None,  # gets the predicted classes of the validation patches: 'set/seed' -> N
 ) -> pd.DataFrame:
-    "Macro F1 on the validation fold of each set and sweep seed: columns set, seed, f1."
+    "Macro F1 on validation of each set and sweep seed, at the operating point that decides: columns set, seed, f1."
     config = study.config
     validation = study_patches(study).fold('validation')
+    truth = validation.labels
+    weight = clean_weight(truth, config.rule.prevalence)
     jobs = [(name, s) for s in range(config.sweep.seeds) for name in sets]
     rows = []
     for name, s, _, probs in fit_all(sets, jobs, config.classifier, config.optimiser, validation, label, resume):
-        predicted = decide(probs, choose_threshold(probs, validation.labels))
-        rows.append((name, s, macro_f1(validation.labels, predicted, len(validation.classes))))
+        predicted = decide(probs, operating_points(probs, truth, config.rule)[POINTS[0]])
+        rows.append((name, s, macro_f1(truth, predicted, len(validation.classes), weight)))
         if predictions is not None: predictions[f'{name}/{s}'] = predicted
     return pd.DataFrame(rows, columns=['set', 'seed', 'f1']).sort_values(['set', 'seed'], ignore_index=True)
+
+# %% ../../nbs/05_sweep.ipynb #b835bb74
+POINT_FIELDS = ('rule.false_calls', 'rule.prevalence')  # what the operating point and its score read
 
 # %% ../../nbs/05_sweep.ipynb #ede0268e
 def _swept_samples(study: Study, fraction: float) -> dict:
@@ -55,7 +60,7 @@ def _swept_samples(study: Study, fraction: float) -> dict:
     return {g: draw_defects(study, g, sweep.samples, fraction=fraction) for g in guidances}
 
 # %% ../../nbs/05_sweep.ipynb #003b23e0
-@stage('eval/guidance', version=1, reads=(*FIT_FIELDS, 'sweep.seeds'), shared=True,
+@stage('eval/guidance', version=2, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds'), shared=True,
        needs=lambda study, fraction: list(_swept_samples(study, fraction).values()))
 def sweep_guidance(
     study: Study,
@@ -122,7 +127,7 @@ def load_study_samples(
     return load_samples(draw_study_samples(study, generator), study_patches(study).classes)
 
 # %% ../../nbs/05_sweep.ipynb #ca479901
-@stage('eval/share', version=1, reads=(*FIT_FIELDS, 'sweep.seeds', 'sweep.shares'), shared=True,
+@stage('eval/share', version=2, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.shares'), shared=True,
        needs=lambda study: [draw_study_samples(study)])
 def sweep_share(study: Study, folder):
     "`scores.csv`: real + synthetic for each share of the configuration; share 0 is real alone."
@@ -171,8 +176,8 @@ def _defects_per_class(study: Study, fraction: float) -> float:
     return (fold.table.label != 'clean').sum()/(len(fold.classes) - 1)
 
 # %% ../../nbs/05_sweep.ipynb #26bb46c1
-@stage('eval/learning', version=1, shared=True,
-       reads=(*FIT_FIELDS, 'controls', 'sampler.synthetics', 'sweep.seeds', 'sweep.curve_fractions'),
+@stage('eval/learning', version=2, shared=True,
+       reads=(*FIT_FIELDS, *POINT_FIELDS, 'controls', 'sampler.synthetics', 'sweep.seeds', 'sweep.curve_fractions'),
        needs=lambda study: [prepare(study), *_fraction_samples(study).values()])
 def fit_learning_curve(study: Study, folder):
     "`curve.csv`, macro F1 on validation for parts of the real defects, and `predictions.safetensors` of each fit."
@@ -219,10 +224,11 @@ def _curve_f1(study: Study, fraction: float) -> dict:
     validation = study_patches(study).fold('validation')
     saved = load_file(fit_learning_curve(study).path/'predictions.safetensors')
     welds = pd.factorize(validation.table.group)[0]
+    weight = clean_weight(validation.labels, study.config.rule.prevalence)
     seeds = range(study.config.sweep.seeds)
     def counts(arm):
         predicted = np.stack([saved[f'{json.dumps((fraction, arm))}/{s}'].numpy() for s in seeds])
-        return group_counts(validation.labels.numpy(), predicted, welds, len(validation.classes))
+        return group_counts(validation.labels.numpy(), predicted, welds, len(validation.classes), weight)
     by_arm = {arm: counts(arm) for arm in ('real+synthetic', *CURVE_CONTROLS)}
     return {arm: scores['macro_f1'] for arm, scores in jackknife(by_arm, np.zeros(len(seeds), int)).items()}
 

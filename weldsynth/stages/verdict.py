@@ -24,6 +24,7 @@ from ..core.store import Study, stage
 from ..data.patches import PatchSet
 from ..data.sources import GUESSED_GROUP_PREFIX
 from ..metrics.actions import integration_path, risk_register
+from ..metrics.classification import POINTS, bars, clean_weight, trivial_scores
 from ..metrics.fidelity import nan_to_none
 from ..metrics.fingerprint import false_call_rise
 from weldsynth.metrics.intervals import (
@@ -39,7 +40,7 @@ from weldsynth.metrics.intervals import (
 from ..metrics.rule import GUARDS, Evidence, assess_guards, decide_shipping, sample_size_note, unassessed
 from ..metrics.studies import operating_characteristic, weld_sizes
 from ..metrics.tables import brier_sums, calibrations, curves, detection, effects, fold_counts, segments, tidy
-from .arms import POINTS, fit_arms, open_test, test_predictions, tested_patches
+from .arms import fit_arms, open_test, test_predictions, tested_patches
 from .audit import audit_samples
 from .data import study_patches, study_source
 from .instrument import check_instrument, entry_conditions
@@ -182,13 +183,21 @@ def _results(study: Study, fold: PatchSet) -> dict:
     return {point: at(point) for point in POINTS}
 
 
+def _trivial(fold: PatchSet, probs: np.ndarray, rule: RuleConfig) -> pd.DataFrame:
+    "Macro F1 without training, with everything flawed and named as by the real-only classifier: rule, f1."
+    truth, named = fold.labels.numpy(), probs[..., 1:].argmax(-1) + 1
+    shown = bars(trivial_scores(truth, len(fold.classes), clean_weight(truth, rule.prevalence), named))
+    return pd.Series(shown, name='f1').rename_axis('rule').reset_index()
+
+
 def _tables(study: Study, fold: PatchSet, results: dict) -> dict:
-    "name -> table: `tidy`, `effects`, `pod`, `calibration`, `curves`, `segments` and `operating`."
+    "name -> table: `tidy`, `effects`, `trivial`, `pod`, `calibration`, `curves`, `segments` and `operating`."
     rule, predictions = study.config.rule, test_predictions(study)
     of_points = [effects(r, fold.classes[1:], rule).assign(point=point) for point, r in results.items()]
     chances = operating_characteristic(weld_sizes(fold.table), study.config.classifier.seeds, rule,
                                        config=study.config.simulation)
     return dict(tidy=tidy(fold, predictions, rule.prevalence), effects=pd.concat(of_points),
+                trivial=_trivial(fold, predictions['real'].probs, rule),
                 pod=detection(fold, predictions), calibration=calibrations(fold, predictions),
                 curves=curves(fold, predictions, rule.prevalence), segments=segments(fold, predictions),
                 operating=chances)
