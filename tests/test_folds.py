@@ -17,6 +17,7 @@ from weldsynth.data.split import split
 from weldsynth.metrics.studies import expected_power
 from weldsynth.models.classifier import load_classifier, probabilities
 from weldsynth.report.cards import finish
+from weldsynth.report.pages import execute
 from weldsynth.report.verification import verify
 from weldsynth.stages import arms
 from weldsynth.stages.arms import fit_arms, open_test, test_predictions as predictions_of, times_opened
@@ -210,6 +211,12 @@ def test_verify_looks_into_the_folds(copy):
     [issue] = verify(copy.path)[0].itertuples()
     assert issue.file == str(weights.relative_to(copy.path))
     assert issue.what == 'was changed'
+
+
+def test_chapters_that_join_the_folds_run(copy):
+    execute(copy, chapters=('04_eval', '07_arms', '09_verdict'))
+    page = (copy.path/'notebooks'/'04_eval.ipynb').read_text()
+    assert f'{len(study_patches(copy)):,} test' in page
 
 
 # --- data that cannot be spread ---
