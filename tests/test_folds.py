@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from weldsynth.cli import _value_text, main
-from weldsynth.core.config import DataConfig, StudyError, choose_profile
+from weldsynth.core.config import DataConfig, StudyError
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study, artefact_folders, open_study
 from weldsynth.data.check import set_issues
 from weldsynth.data.patches import PatchSet

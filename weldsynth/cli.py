@@ -27,7 +27,9 @@ import typer
 import weldsynth
 
 # %% ../nbs/cli.ipynb #6f37159d
-from .core.config import PROFILES, RuleConfig, StudyError, choose_profile, config_table
+from .core.profiles import PROFILES, choose_profile
+
+from .core.config import RuleConfig, StudyError, config_table
 
 if TYPE_CHECKING:
     from weldsynth.core.store import Study

@@ -23,7 +23,9 @@ __all__ = ['STAGES', 'DATA_NAMES', 'Artefact', 'Study', 'artefact_key', 'make_ar
            'stage', 'open_study', 'find_study']
 
 # %% ../../nbs/core/05_store.ipynb #4a5caa14
-from .config import StudyConfig, StudyError, choose_profile, config_table
+from .profiles import choose_profile
+
+from .config import StudyConfig, StudyError, config_table
 from .display import escape
 from weldsynth.core.files import (
     explain_disk_full,
