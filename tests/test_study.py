@@ -62,7 +62,7 @@ def test_the_command_ends_with_the_recommendation(finished, study):
     _, out, err = finished
     assert out.strip().startswith(DECISIONS)
     assert 'simulated radiographs, which say nothing about real welds' in out
-    assert 'macro F1, real+synthetic' in out
+    assert 'macro F1 at 2 % false calls, real+synthetic' in out
     assert out.strip().endswith(str(study/'report'/'index.html'))
     for label in ('training autoencoder', 'training denoiser', 'sampling', 'fitting classifiers', 'notebooks'):
         assert label in err, f'no progress bar for {label}'

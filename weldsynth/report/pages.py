@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 _all_ = ['page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #1d8500f1
-CHAPTERS = ('04_eval', '01_data', '02_ldm', '03_sample', '05_sweep', '06_audit', '07_arms', '08_review', '09_verdict',
-            '10_gdxray', '11_speed', '12_reliability', '13_lab_notes')
+CHAPTERS = ('04_eval', '01_data', '02_ldm', '03_sample', '05_sweep', '06_audit', '14_instrument', '07_arms',
+            '08_review', '09_verdict', '10_gdxray', '11_speed', '12_reliability', '13_lab_notes')
 CASES = {'10_gdxray'}
 _ASSETS = checkout()/'weldsynth'/'assets'
 

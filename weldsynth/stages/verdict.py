@@ -235,11 +235,12 @@ def _figures(study: Study, verdict: dict, table: pd.DataFrame) -> list:
     "Pairs of label and text that the command prints."
     arms = ('real', 'real+synthetic', 'synthetic', verdict['best_control'])
     columns = ['mean', 'low', 'high']
-    rows = [(f'macro F1, {a}', '{:.3f} ({:.3f} to {:.3f})'.format(*table.loc[a, columns])) for a in arms]
+    point = f'at {100*study.config.rule.false_calls:g} % false calls'
+    rows = [(f'macro F1 {point}, {a}', '{:.3f} ({:.3f} to {:.3f})'.format(*table.loc[a, columns])) for a in arms]
     rows += [(f'gain over {arm}', f'{format_points(*gain)} points') for arm, gain in verdict['gains'].items()]
     outcomes = [g['outcome'] for g in verdict['guards']]
     counted = ', '.join(f'{outcomes.count(o)} {o}' for o in ('holds', 'in doubt', 'fails', 'not assessed'))
-    tested = (f'{verdict["test_images"]:,} images of {verdict["test_groups"]} groups, {verdict["seeds"]} classifier '
+    tested = (f'{verdict["test_images"]:,} images of {verdict["test_groups"]} welds, {verdict["seeds"]} classifier '
               f'seeds, {verdict["generators"]} generator(s)')
     profile = f'{study.config.profile}: {study.config.data.px} px'
     return rows + [('safeguards', counted), ('tested on', tested), ('profile', profile)]
