@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
            'SnapshotConfig', 'SamplerConfig', 'ClassifierConfig', 'classifier_of_kind', 'InstrumentConfig',
            'ControlsConfig', 'SweepConfig', 'AuditConfig', 'StressConfig', 'ReviewConfig', 'RuleConfig',
-           'SimulationConfig', 'StudyConfig', 'with_overrides', 'config_table', 'config_from_dict']
+           'SimulationConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -342,6 +342,13 @@ def config_table(
     "The fields of `config` with their values, a pandas Series under their dotted names."
     import pandas as pd
     return pd.Series(_field_values(config), dtype=object)
+
+# %% ../../nbs/core/01_config.ipynb #3487fa0e
+def value_text(
+    value,  # of a field
+) -> str:
+    "The value of a field as `--set` takes it."
+    return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 # %% ../../nbs/core/01_config.ipynb #379b326f
 def config_from_dict(
