@@ -183,7 +183,6 @@ def report(
     "Answer the question and write the report."
     from weldsynth.report.kernels import forked_kernels
     from weldsynth.report.pages import page_issues
-    from weldsynth.report.run import make_report
     plant = _plant_options(prevalence, missed_cost, false_cost)
     study = _open_study(old_data or data, name, profile, group, seed, fields)
     with forked_kernels(here=True) as kernel:
