@@ -200,7 +200,7 @@ class AuditConfig:
 @dataclass(frozen=True)
 class StressConfig:
     "Three strengths of each disturbance of the test images."
-    images: int = 200                   # of the test, at most
+    images: int = 100                   # of the test, at most
     noise: tuple = (20., 40., 80.)      # standard deviation, grey levels of 255
     blur: tuple = (.6, 1., 1.6)         # standard deviation, pixels
     contrast: tuple = (.7, .5, .3)      # factor
