@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from weldsynth.core.config import StudyError, choose_profile
+from weldsynth.core.config import StudyError
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study, open_study
 from weldsynth.data.simulate import simulate
 from weldsynth.stages.arms import (

@@ -10,7 +10,8 @@ from faults import record
 from PIL import Image
 
 from weldsynth.cli import main
-from weldsynth.core.config import PROFILES, StudyError, with_overrides
+from weldsynth.core.config import StudyError, with_overrides
+from weldsynth.core.profiles import PROFILES
 from weldsynth.core.random import digest
 from weldsynth.core.store import open_study
 from weldsynth.data.check import check_data, count_text

@@ -9,7 +9,8 @@ import typer
 
 from weldsynth import cli
 from weldsynth.cli import main
-from weldsynth.core.config import PROFILES, StudyError, choose_profile, config_table
+from weldsynth.core.config import StudyError, config_table
+from weldsynth.core.profiles import PROFILES, choose_profile
 from weldsynth.core.store import open_study
 
 ANSWER = dict(decision='SHIP', sentence='Ship it.', figures=[['recall', '0.9'], ['false calls', '12.5']])

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from weldsynth.core.config import PROFILES, DataConfig, StudyError
+from weldsynth.core.config import DataConfig, StudyError
+from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import open_study
 from weldsynth.data.images import DataError, read_grey, to_patch
 from weldsynth.data.patches import PatchSet

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weldsynth.core.config import DataConfig, choose_profile
+from weldsynth.core.config import DataConfig
+from weldsynth.core.profiles import choose_profile
 from weldsynth.data.check import check_data
 from weldsynth.data.sources import Folder, open_source
 

@@ -11,7 +11,7 @@ import pytest
 from faults import child, record, state
 from nbformat import v4
 
-from weldsynth.core.config import choose_profile
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study
 from weldsynth.report.pages import execute, render
 from weldsynth.stages.arms import fit_arms, open_test

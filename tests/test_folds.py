@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from weldsynth.cli import _value_text, main
-from weldsynth.core.config import DataConfig, StudyError, choose_profile
+from weldsynth.cli import main
+from weldsynth.core.config import DataConfig, StudyError, value_text
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study, artefact_folders, open_study
 from weldsynth.data.check import set_issues
 from weldsynth.data.patches import PatchSet
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow
 TWO_FOLDS = {
     'data.folds': 2, 'classifier.seeds': 1, 'classifier.steps': 10, 'instrument.seeds': 1, 'sampler.synthetics': 30,
     'sweep.guidances': (2.,), 'sweep.shares': (.2,), 'audit.fidelity_resamples': 4, 'audit.probe_repeats': 2}
-FIELDS = [text for name, value in TWO_FOLDS.items() for text in ('--set', f'{name}={_value_text(value)}')]
+FIELDS = [text for name, value in TWO_FOLDS.items() for text in ('--set', f'{name}={value_text(value)}')]
 
 
 def open_folds(name='folds'): return open_study(name, profile='fixture', overrides=TWO_FOLDS)

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from weldsynth.core.config import OptimiserConfig, RuleConfig, choose_profile
+from weldsynth.core.config import OptimiserConfig, RuleConfig
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study, open_study
 from weldsynth.metrics.classification import choose_threshold, clean_weight, decide, macro_f1, trivial_scores
 from weldsynth.metrics.rule import Guard, decide_shipping

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from weldsynth.core.config import choose_profile
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study, open_study
 from weldsynth.models.denoiser import condition_ids_for, draw
 from weldsynth.stages.data import study_patches, training_fold

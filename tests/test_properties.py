@@ -14,7 +14,8 @@ from faults import record
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from PIL import Image
 
-from weldsynth.core.config import PROFILES, DataConfig, StudyError
+from weldsynth.core.config import DataConfig, StudyError
+from weldsynth.core.profiles import PROFILES
 from weldsynth.data.check import check_data
 from weldsynth.data.images import DataError, ImageError, decode_image, printable
 from weldsynth.data.loading import resolve_inside

@@ -11,8 +11,9 @@ import yaml
 from PIL import Image
 
 from weldsynth.cli import main
-from weldsynth.core.config import StudyError, choose_profile
+from weldsynth.core.config import StudyError
 from weldsynth.core.files import file_hash, file_hashes, write_atomic
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.random import digest
 from weldsynth.core.store import STAGES, artefact_key, open_study
 from weldsynth.data.check import check_data

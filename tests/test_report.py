@@ -10,7 +10,8 @@ import yaml
 from bs4 import BeautifulSoup
 from nbformat import v4
 
-from weldsynth.core.config import StudyError, choose_profile
+from weldsynth.core.config import StudyError
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.runtime import checkout
 from weldsynth.core.store import Study
 from weldsynth.report import pages as report

@@ -179,7 +179,7 @@ import nbformat
 from nbformat import v4
 
 from weldsynth import cli
-from weldsynth.core.config import choose_profile
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study
 from weldsynth.report.pages import execute
 
@@ -213,7 +213,7 @@ def test_a_signal_ends_the_chapters_too(tmp_path):
 OWNER = '''
 import sys, time
 from pathlib import Path
-from weldsynth.core.config import choose_profile
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study
 with Study('fixture', Path(sys.argv[1]), choose_profile('fixture')).exclusive():
     print('owned', flush=True)
@@ -454,7 +454,7 @@ def test_a_process_that_hangs_is_named(tmp_path):
 SHARED = '''
 import sys
 from pathlib import Path
-from weldsynth.core.config import choose_profile
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study
 from weldsynth.stages.sweep import sweep_guidance
 sweep_guidance(Study('fixture', Path(sys.argv[1]), choose_profile('fixture')))

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from weldsynth.core.config import PROFILES, DataConfig, StudyError, with_overrides
+from weldsynth.core.config import DataConfig, StudyError, with_overrides
+from weldsynth.core.profiles import PROFILES
 from weldsynth.core.random import numpy_stream
 from weldsynth.core.store import STAGES, Study, open_study, outdated, stage
 from weldsynth.data.check import check_data

@@ -20,8 +20,9 @@ from nbformat import v4
 from PIL import Image
 
 import weldsynth
-from weldsynth.core.config import StudyError, choose_profile
+from weldsynth.core.config import StudyError
 from weldsynth.core.display import escape, markdown_table
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study, open_study
 from weldsynth.data.images import read_grey
 from weldsynth.data.patches import load_patches
@@ -190,7 +191,7 @@ HOSTILE = '''
 import json, matplotlib.pyplot as plt, pandas as pd, torch
 from pathlib import Path
 from IPython.display import HTML, Markdown, display
-from weldsynth.core.config import choose_profile
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.display import patch_rows, show_figure, show_table
 from weldsynth.core.store import Study
 display(Markdown('<div class="verdict"><p>none</p></div>'))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from weldsynth.core.config import PROFILES, classifier_of_kind
+from weldsynth.core.config import classifier_of_kind
+from weldsynth.core.profiles import PROFILES
 from weldsynth.data.flaws import CLASSES
 from weldsynth.data.images import window
 from weldsynth.data.simulate import simulate

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 from weldsynth import bench, cli
-from weldsynth.core.config import PROFILES
+from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
 from weldsynth.metrics import timing
 from weldsynth.models import stock

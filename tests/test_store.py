@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from weldsynth.core import store
-from weldsynth.core.config import DataConfig, StudyError, choose_profile
+from weldsynth.core.config import DataConfig, StudyError
 from weldsynth.core.files import file_hash
+from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import STAGES, Study, artefact_key, find_study, open_study, outdated, stage
 from weldsynth.data.patches import PatchSet, save_patches
 from weldsynth.data.sources import open_source

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 
 # %% ../nbs/11_speed.ipynb #6ade0d11
-from .core.config import PROFILES, AuditConfig, DenoiserConfig, SamplerConfig, StudyConfig, with_overrides
+from .core.config import AuditConfig, DenoiserConfig, SamplerConfig, StudyConfig, with_overrides
 from .core.files import write_atomic
+from .core.profiles import PROFILES
 from .core.runtime import checkout, cores, device, hardware, progress, versions
 from .core.store import Artefact, Study, artefact_folders
 from .data.patches import PatchSet, class_plan, mirror_images

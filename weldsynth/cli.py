@@ -27,7 +27,8 @@ import typer
 import weldsynth
 
 # %% ../nbs/cli.ipynb #6f37159d
-from .core.config import PROFILES, RuleConfig, StudyError, choose_profile, config_table
+from .core.config import RuleConfig, StudyError, config_table
+from .core.profiles import PROFILES, choose_profile
 
 if TYPE_CHECKING:
     from weldsynth.core.store import Study
@@ -161,41 +162,6 @@ def _plant_options(prevalence: float | None, missed_cost: float | None, false_co
     if 0 < given.get('prevalence', .5) < 1 and min(given.values(), default=0) >= 0: return given
     raise StudyError('prevalence lies between 0 and 1 and costs are not negative: correct these options')
 
-
-def _announce(study: Study):
-    "Say how the configuration differs from its preset, and which stages will be made anew."
-    from weldsynth.core.runtime import log
-    from weldsynth.core.store import outdated
-    from weldsynth.report.pages import config_changes
-    for field, (value, preset) in config_changes(study.config).items():
-        log(f'{field} = {_value_text(value)} ({study.config.profile}: {_value_text(preset)})')
-    if study.is_closed(): return
-    for stage, (there, now) in outdated(study).items():
-        log(f'{stage} will be made anew: version {there} is there, the code has version {now}')
-
-
-def _value_text(value) -> str:
-    "The value of a field as `--set` takes it."
-    return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-# %% ../nbs/cli.ipynb #fa360a11
-def _make_report(study: Study, kernel: type, **costs) -> tuple:
-    "Make what is missing: (recommendation, index.html)."
-    from weldsynth.report.cards import finish
-    from weldsynth.report.pages import execute, render
-    from weldsynth.stages.data import prepare_or_count
-    from weldsynth.stages.sweep import learning_curve
-    from weldsynth.stages.verdict import recommend
-    with study.exclusive():
-        _announce(study)
-        prepare_or_count(study)
-        recommendation = recommend(study)
-        learning_curve(study.first)
-        execute(study, kernel=kernel, **costs)
-        index = render(study)
-        finish(study)
-    return recommendation, index
-
 # %% ../nbs/cli.ipynb #b6ab2011
 @_command()
 def report(
@@ -219,7 +185,9 @@ def report(
     from weldsynth.report.pages import page_issues
     plant = _plant_options(prevalence, missed_cost, false_cost)
     study = _open_study(old_data or data, name, profile, group, seed, fields)
-    with forked_kernels(here=True) as kernel: recommendation, index = _make_report(study, kernel, **plant)
+    with forked_kernels(here=True) as kernel:
+        from weldsynth.report.run import make_report  # heavy: after the kernels have started
+        recommendation, index = make_report(study, kernel, **plant)
     issues = page_issues(index.parent)
     if issues: raise StudyError(f'the report has {len(issues)} broken places, the first: {issues[0]}')
     print(summary(recommendation, index))
@@ -257,30 +225,6 @@ def verify(
     from weldsynth.report.verification import verify_named
     print(verify_named(study))
 
-# %% ../nbs/cli.ipynb #219e87ca
-def _train(study: Study) -> tuple:
-    "Train the networks of a study with one outer fold, or of one fold of several: (generators, classifiers)."
-    from weldsynth.stages.arms import fit_arms
-    from weldsynth.stages.sample import study_generator
-    from weldsynth.stages.sweep import learning_curve
-    with study.exclusive():
-        train = study_generator(study).train
-        generators = [train(study, seed, 1.) for seed in range(study.config.sampler.generators)]
-        fits = fit_arms(study)
-        if study.outer < 1: learning_curve(study)  # the report shows that of the first fold
-    return generators, fits
-
-# %% ../nbs/cli.ipynb #8790b941
-def _chosen_folds(
-    study: Study,
-    fold: int,  # from 1; 0 for all
-) -> list:
-    "The outer folds of a study that a command is to work on. `StudyError` for one that it does not have."
-    parts = study.parts()
-    if not 0 <= fold <= len(parts):
-        raise StudyError(f'fold {fold} does not exist: the study has {len(parts)} (--set data.folds=4 makes four)')
-    return parts if fold == 0 else [parts[fold - 1]]
-
 # %% ../nbs/cli.ipynb #365966f0
 @_command()
 def train(
@@ -295,9 +239,10 @@ def train(
 ):
     "Train the networks and draw the samples."
     from weldsynth.core.runtime import process
+    from weldsynth.report.run import chosen_folds, train_networks
     study = _open_study(old_data or data, name, profile, group, seed, fields)
-    for part in _chosen_folds(study, fold):
-        generators, fits = _train(part)
+    for part in chosen_folds(study, fold):
+        generators, fits = train_networks(part)
         if not process().is_main_process: continue
         for g in generators: print(f"Generator: {g.path/'pipeline'}, trained in {g.info['processes']} process(es).")
         print(f"Classifiers: {fits.path/'weights'}, fitted in {fits.info['processes']} process(es).")
@@ -343,8 +288,9 @@ def config(
     fields: Fields = [],  # noqa: B006  typer copies it
 ):
     "List the fields of the configuration with their values."
+    from weldsynth.core.config import value_text
     for field, value in config_table(choose_profile(profile, _overrides(fields))).items():
-        print(f'{field} = {_value_text(value)}')
+        print(f'{field} = {value_text(value)}')
 
 # %% ../nbs/cli.ipynb #d9219a1c
 @_command(name='adopt', hidden=True)

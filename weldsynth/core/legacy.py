@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 __all__ = ['FIELDS_0_1', 'config_of_plan', 'finished_before', 'refuse_0_1']
 
 # %% ../../nbs/core/07_legacy.ipynb #fe617cc1
-from .config import PROFILES, StudyConfig, StudyError, config_from_dict, with_overrides
+from .config import StudyConfig, StudyError, config_from_dict, with_overrides
+from .profiles import PROFILES
 
 if TYPE_CHECKING:
     from weldsynth.core.store import Study

@@ -23,7 +23,7 @@ __all__ = ['STAGES', 'DATA_NAMES', 'Artefact', 'Study', 'artefact_key', 'make_ar
            'stage', 'open_study', 'find_study']
 
 # %% ../../nbs/core/05_store.ipynb #4a5caa14
-from .config import StudyConfig, StudyError, choose_profile, config_table
+from .config import StudyConfig, StudyError, config_table
 from .display import escape
 from weldsynth.core.files import (
     explain_disk_full,
@@ -37,6 +37,7 @@ from weldsynth.core.files import (
     write_atomic,
 )
 from .legacy import config_of_plan, refuse_0_1
+from .profiles import choose_profile
 from .random import digest
 from .runtime import barrier, hardware, home, log, process, versions
 

@@ -25,7 +25,7 @@ from ..core.config import ClassifierConfig, OptimiserConfig, StudyError
 from ..core.random import torch_stream
 from ..core.runtime import process
 from ..data.patches import PatchSet, balanced_rows, mirror_images, random_mirror, to_unit
-from .backbone import Backbone, embed, frozen_backbone
+from .backbone import Backbone, compute_features, embed, frozen_backbone
 from .training import seeded_weights, train
 
 # %% ../../nbs/models/05_classifier.ipynb #d092b4b7
@@ -204,9 +204,11 @@ def logits(
     net: nn.Module,        # a classifier
     values: torch.Tensor,  # images, uint8, N x 1 x H x W; for a frozen one features will do, N x D
     batch: int = 512,      # at a time
+    keep: bool = True,     # the features of images, for the next who asks
 ) -> torch.Tensor:
     "Logits, N x K, on the CPU. A frozen classifier takes the features of images from where they are kept."
-    if isinstance(net, FrozenClassifier) and values.ndim > 2: values = embed(values, net.config)
+    if isinstance(net, FrozenClassifier) and values.ndim > 2:
+        values = embed(values, net.config) if keep else compute_features(frozen_backbone(net.config), values)
     device = next(net.parameters()).device
     chunks = [x.to(device) for x in values.split(batch)]
     return torch.cat([net(x.float() if x.ndim == 2 else to_unit(x)).float().cpu() for x in chunks])
@@ -215,9 +217,10 @@ def logits(
 def probabilities(
     net: nn.Module,        # a classifier
     values: torch.Tensor,  # as for `logits`
+    keep: bool = True,     # likewise
 ) -> torch.Tensor:
     "Class probabilities, N x K, on the CPU."
-    return logits(net, values).softmax(1)
+    return logits(net, values, keep=keep).softmax(1)
 
 # %% ../../nbs/models/05_classifier.ipynb #826b25cf
 @torch.inference_mode()

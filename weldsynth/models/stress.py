@@ -159,7 +159,7 @@ def stress(
     for s, levels in enumerate(config.adversary, 1):
         versions['adversary', s] = fgsm(net, test.images, test.labels, levels)
     for (kind, s), images in versions.items():
-        predicted = decide(probabilities(net, images), threshold)
+        predicted = decide(probabilities(net, images, keep=kind != 'adversary'), threshold)
         called = (predicted > 0).float()
         f1 = macro_f1(test.labels, predicted, len(test.classes))
         yield kind, s, f1, called[flawed].mean().item(), called[~flawed].mean().item()

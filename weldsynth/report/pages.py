@@ -23,8 +23,9 @@ __all__ = ['CHAPTERS', 'CASES', 'execute_one', 'config_changes', 'study_paramete
            'prepare_page', 'render', 'page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #d2dce056
-from ..core.config import PROFILES, StudyConfig, StudyError, config_table
+from ..core.config import StudyConfig, StudyError, config_table
 from ..core.files import explain_disk_full, staging_dir, write_atomic
+from ..core.profiles import PROFILES
 from ..core.runtime import checkout, cores, progress
 from ..core.store import Study
 from .kernels import forked_kernels, ordinary_kernel, terminate_kernels
