@@ -30,12 +30,12 @@ def steps(tmp_path, monkeypatch):
             return result(*args) if callable(result) else result
         monkeypatch.setattr(f'weldsynth.{name}', step)
     monkeypatch.setattr('weldsynth.report.kernels.forked_kernels', one_kernel)
-    replace('stages.data.prepare_or_count', None)
-    replace('stages.verdict.recommend', ANSWER)
-    replace('stages.sweep.learning_curve', None)
-    replace('report.pages.execute', None)
-    replace('report.pages.render', lambda study: study.path/'report'/'index.html')
-    replace('report.cards.finish', None)
+    replace('report.run.prepare_or_count', None)
+    replace('report.run.recommend', ANSWER)
+    replace('report.run.learning_curve', None)
+    replace('report.run.execute', None)
+    replace('report.run.render', lambda study: study.path/'report'/'index.html')
+    replace('report.run.finish', None)
     monkeypatch.setattr('weldsynth.report.pages.page_issues', lambda folder: [])
     monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
     return done
@@ -78,14 +78,14 @@ def test_fields_are_changed_and_said_before_anything_is_made(steps, capsys):
 
 
 def test_outdated_stages_are_said_before_anything_is_made(steps, monkeypatch, capsys):
-    monkeypatch.setattr('weldsynth.core.store.outdated', lambda study: {'ldm/denoiser': (1, 2)})
+    monkeypatch.setattr('weldsynth.report.run.outdated', lambda study: {'ldm/denoiser': (1, 2)})
     assert main(['report', '--profile', 'fixture']) == 0
     said = 'weldsynth: ldm/denoiser will be made anew: version 1 is there, the code has version 2\n'
     assert said in capsys.readouterr().err
 
 
 def test_a_finished_study_is_not_made_anew(steps, monkeypatch, capsys):
-    monkeypatch.setattr('weldsynth.core.store.outdated', lambda study: {'ldm/denoiser': (1, 2)})
+    monkeypatch.setattr('weldsynth.report.run.outdated', lambda study: {'ldm/denoiser': (1, 2)})
     monkeypatch.setattr('weldsynth.core.store.Study.is_closed', lambda study: True)
     assert main(['report', '--profile', 'fixture']) == 0
     assert 'made anew' not in capsys.readouterr().err
@@ -119,14 +119,14 @@ def test_broken_pages_are_an_error(steps, capsys, monkeypatch):
 
 def test_ctrl_c_says_that_nothing_is_lost(steps, capsys, monkeypatch):
     def interrupt(study): raise KeyboardInterrupt
-    monkeypatch.setattr('weldsynth.stages.verdict.recommend', interrupt)
+    monkeypatch.setattr('weldsynth.report.run.recommend', interrupt)
     assert main(['report', '--profile', 'fixture']) == 130
     assert 'Finished steps are kept' in capsys.readouterr().err
 
 
 def test_a_bug_is_not_dressed_up_as_bad_input(steps, monkeypatch):
     def broken(study): raise ValueError('a bug')
-    monkeypatch.setattr('weldsynth.stages.verdict.recommend', broken)
+    monkeypatch.setattr('weldsynth.report.run.recommend', broken)
     with pytest.raises(ValueError, match='a bug'): main(['report', '--profile', 'fixture'])
     assert issubclass(StudyError, ValueError)
 

