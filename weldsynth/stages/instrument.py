@@ -166,7 +166,7 @@ def compare_settings(
     study: Study,
     settings: dict = SETTINGS,  # name -> overrides
 ) -> pd.DataFrame:
-    "Scores of the classifier under each setting, by real images on validation: setting, features and `SCORE_COLUMNS`."
+    "Scores of the classifier under each setting, by real images on validation: setting and `SCORE_COLUMNS`."
     tables = []
     for name, changes in settings.items():
         config = with_overrides(study.config, changes).classifier
