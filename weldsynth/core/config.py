@@ -104,7 +104,7 @@ class SamplerConfig:
 class ClassifierConfig:
     "The one classifier that all arms are judged by."
     kind: str = 'features'              # a name in `CLASSIFIERS`; naming another takes its `CLASSIFIER_DEFAULTS`
-    steps: int = 600
+    steps: int = 1_200
     batch: int = 128
     lr: float = 1e-3                    # peak learning rate
     weight_decay: float = .3
@@ -116,7 +116,7 @@ class ClassifierConfig:
     input_gain: float = 2.              # factor of grey values from -1 to 1
     layers: tuple = ('blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5')  # whose feature maps are used
     pooling: tuple = ('mean', 'max')    # of each map
-    views: int = 2                      # of each training flaw: itself and mirror images
+    views: int = 4                      # of each training flaw: itself and mirror images
     hidden: int = 128                   # units of the head
     dropout: float = .5
     feature_noise: float = .1           # standard deviation, of standardised features
