@@ -36,8 +36,8 @@ FIXTURE = _preset(
 SMOKE = _preset(
     'smoke', data=dict(px=32, defects=400, cleans=800, plates=16), autoencoder=dict(steps=200),
     denoiser=dict(heads=2, layers=4, steps=300), sampler=dict(synthetics=200, synthetic_cleans=60),
-    classifier=dict(steps=300, views=2, backbone_px=64), instrument=dict(seeds=2, lengths=(1., 2.)), stress=dict(images=40),
-    sweep=dict(samples=100, shares=(.4, .8)), rule=dict(resamples=2_000))
+    classifier=dict(steps=300, views=2, backbone_px=64), instrument=dict(seeds=2, lengths=(1., 2.)),
+    stress=dict(images=40), sweep=dict(samples=100, shares=(.4, .8)), rule=dict(resamples=2_000))
 
 # %% ../../nbs/core/08_profiles.ipynb #5dc8437e
 LONG = _preset('long', denoiser=dict(steps=4_500), classifier=dict(seeds=5), sweep=dict(seeds=2))
