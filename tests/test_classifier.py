@@ -116,6 +116,17 @@ def test_training_a_head_leaves_the_backbone_as_it_is(patches):
     assert all(name.startswith('head.') for name in net.state_dict())
 
 
+def test_dropout_and_noise_follow_the_seed_and_nothing_else(patches):
+    values, members = training_table(dict(real=patches), FROZEN)
+    def weights(seed): return fit(values, *members['real'], 2, FROZEN, OptimiserConfig(), seed).head[3].weight
+    before = torch.random.get_rng_state()
+    first = weights(0)
+    assert torch.equal(torch.random.get_rng_state(), before), "the caller's own random numbers go on as they were"
+    torch.rand(5)
+    assert torch.equal(weights(0), first)
+    assert not torch.equal(weights(1), first)
+
+
 def test_flaws_count_with_their_mirror_images_and_cleans_once(patches):
     views = mirrored_flaws(patches, 4)
     assert views.labels.bincount().tolist() == [6, 24]
@@ -129,11 +140,12 @@ def test_an_image_in_many_sets_stands_once_in_the_table(patches):
     for name, s in sets.items(): assert torch.equal(images[rows[name]], s.images)
 
 
-def test_fits_are_the_same_on_one_core_and_on_two(patches, tmp_path, monkeypatch):
+@pytest.mark.parametrize('config', [QUICK, FROZEN], ids=['small', 'features'])
+def test_fits_are_the_same_on_one_core_and_on_two(patches, tmp_path, monkeypatch, config):
     monkeypatch.setattr(fits, 'cores', lambda: 1)
-    one = fits_of(patches, tmp_path/'one')
+    one = fits_of(patches, tmp_path/'one', config)
     monkeypatch.setattr(fits, 'cores', lambda: 2)
-    two = fits_of(patches, tmp_path/'two')
+    two = fits_of(patches, tmp_path/'two', config)
     assert [seed for _, seed, *_ in two] == [0, 1], 'in the order of the jobs'
     for (*_, probs), (*_, others) in zip(one, two, strict=True): assert torch.equal(probs, others)
 

@@ -179,12 +179,12 @@ def _write_through(file: Path, data: bytes):
 
 # %% ../../nbs/core/04_files.ipynb #6d2e9dd1
 def write_atomic(
-    file: Path,  # where the text is to be
-    text: str,
+    file: Path,           # where the content is to be
+    content: str | bytes,
 ):
-    "Write `text` to `file` so that a reader, or a crash, sees the old file or the new one and nothing between."
+    "Write `content` to `file` so that a reader, or a crash, sees the old file or the new one and nothing between."
     with explain_disk_full(file), staging_dir(file.parent) as folder:
-        _write_through(folder/file.name, text.encode())
+        _write_through(folder/file.name, content.encode() if isinstance(content, str) else content)
         (folder/file.name).replace(file)
 
 # %% ../../nbs/core/04_files.ipynb #e770e2c0

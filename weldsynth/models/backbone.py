@@ -6,27 +6,26 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['PACKAGED', 'PACKAGED_SHA256', 'POOLING', 'BODY_FIELDS', 'BATCH', 'packaged_weights', 'write_tensors', 'Backbone',
-           'frozen_backbone', 'compute_features', 'FeatureTable', 'pixel_hashes', 'embed', 'Inception']
+__all__ = ['PACKAGED', 'PACKAGED_SHA256', 'POOLING', 'BODY_FIELDS', 'BATCH', 'packaged_weights', 'Backbone', 'frozen_backbone',
+           'compute_features', 'FeatureTable', 'pixel_hashes', 'embed', 'Inception']
 
 # %% ../../nbs/models/09_backbone.ipynb #037ae193
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn.functional import interpolate
 
 # %% ../../nbs/models/09_backbone.ipynb #dfc55793
 from ..core.config import ClassifierConfig, StudyError
-from ..core.files import file_hash
+from ..core.files import file_hash, write_atomic
 from ..core.random import digest
 from ..core.runtime import device, home, log, progress
 from ..data.patches import to_unit
@@ -55,19 +54,9 @@ def _packaged_state(names: list) -> dict:
     kept = home()/'features'/f'{PACKAGED}-{PACKAGED_SHA256[:10]}.safetensors'
     with suppress(FileNotFoundError, SafetensorError): return load_file(kept)
     tensors = torch.load(packaged_weights(), weights_only=True).values()
-    write_tensors(kept, dict(zip(names, (t.contiguous() for t in tensors), strict=True)))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(kept, save(dict(zip(names, (t.contiguous() for t in tensors), strict=True))))
     return load_file(kept)
-
-
-def write_tensors(
-    file: Path,     # a safetensors file; its folder is made if need be
-    tensors: dict,  # name -> tensor
-):
-    "Write a file that is there whole or not at all."
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f'.{file.name}-{os.getpid()}')
-    save_file(tensors, part)
-    part.replace(file)
 
 # %% ../../nbs/models/09_backbone.ipynb #ca138810
 def _load_state(net: nn.Module, config: ClassifierConfig):
@@ -160,7 +149,8 @@ def _body_values(config: ClassifierConfig) -> tuple:
 @lru_cache(maxsize=4)
 def _frozen(place: torch.device, *values) -> Backbone:
     config = ClassifierConfig(**dict(zip(BODY_FIELDS, values, strict=False)))  # a hash may follow
-    return Backbone(config).eval().requires_grad_(False).to(place)
+    with torch.random.fork_rng():  # a head made after it has the weights of one made without it
+        return Backbone(config).eval().requires_grad_(False).to(place)
 
 
 def frozen_backbone(
@@ -209,7 +199,8 @@ class FeatureTable:
         "Keep rows, N x D, under their hashes."
         codes = torch.from_numpy(np.stack([np.frombuffer(h, np.uint8) for h in hashes]))
         file = self.folder/f'{digest([h.hex() for h in hashes])[:16]}.safetensors'
-        write_tensors(file, dict(hashes=codes, values=values))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, save(dict(hashes=codes, values=values)))
         self.known.discard(file)  # a damaged file of this name has been replaced
 
     def get(self, hashes: list) -> torch.Tensor:

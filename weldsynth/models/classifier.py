@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 # %% ../../nbs/models/05_classifier.ipynb #45027a2b
 from ..core.config import ClassifierConfig, OptimiserConfig, StudyError
-from ..core.random import torch_stream
+from ..core.random import stream_seed, torch_stream
 from ..core.runtime import process
 from ..data.patches import PatchSet, balanced_rows, mirror_images, random_mirror, to_unit
 from .backbone import Backbone, compute_features, embed, frozen_backbone
@@ -189,14 +189,15 @@ def fit(
     config: ClassifierConfig,
     optimiser: OptimiserConfig,
     seed: int,             # of initial weights and batches: the same for all arms, so that arms are paired
-    **watch,               # `on_snapshot` and `snapshot_steps` of `train`
 ) -> nn.Module:
     "Train one classifier: AdamW, cosine schedule, cross-entropy with smoothed labels (Szegedy et al. 2016)."
     def loss(net, x, y): return cross_entropy(net(x), y, label_smoothing=config.label_smoothing)
     net = seeded_weights(seed, 'classifier weights', lambda: make_classifier(classes, config))
     batch = classifier_batch(values, rows, labels, config, seed)
     optimiser = replace(optimiser, weight_decay=config.weight_decay)
-    return train(net.train(), loss, batch, config.steps, config.lr, optimiser, distributed=False, **watch)[0]
+    with torch.random.fork_rng():  # dropout and noise draw from PyTorch's global generator
+        torch.manual_seed(stream_seed('classifier training', seed))
+        return train(net.train(), loss, batch, config.steps, config.lr, optimiser, distributed=False)[0]
 
 # %% ../../nbs/models/05_classifier.ipynb #3d43b48f
 @torch.inference_mode()

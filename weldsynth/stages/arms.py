@@ -35,7 +35,7 @@ from ..metrics.tables import Predictions
 from ..models.autoencoder import reconstruct
 from ..models.classifier import load_classifier, probabilities
 from ..models.controls import augmented, best_control, cut_paste, repeated
-from ..models.fits import FIT_FIELDS, fit_all
+from ..models.fits import FIT_FIELDS, fit_all, values_of
 from ..models.stress import all_corruptions, ood_auroc, stress
 from .audit import filter_samples, train_judges, usable_patches
 from .data import prepare, study_patches
@@ -158,7 +158,7 @@ def _fit_plan(study: Study) -> dict:
     return {(set_name(arm, s), s): arm for s in range(study.config.classifier.seeds) for arm in study_arms(study)}
 
 # %% ../../nbs/07_arms.ipynb #999897b3
-@stage('eval/fits', version=2, needs=_fit_inputs, also=_fit_facts, shared=True,
+@stage('eval/fits', version=3, needs=_fit_inputs, also=_fit_facts, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'classifier.seeds', 'controls',
               'audit.filter_quantile', 'audit.filter_min_kept'))
 def fit_arms(study: Study, folder):
@@ -190,16 +190,17 @@ def _fits(study: Study, folder: Path, thresholds: dict):
         yield arm, int(s), load_classifier(study.config.classifier, classes, weights), points
 
 # %% ../../nbs/07_arms.ipynb #02bd92ac
-def _false_call_rate(net, images: torch.Tensor, threshold: float) -> float:
-    "The share of clean images that a classifier calls flawed."
-    return (decide(probabilities(net, images), threshold) > 0).float().mean().item()
+def _false_call_rate(net, values: torch.Tensor, threshold: float) -> float:
+    "The share of clean patches, as `values_of` gives them, that a classifier calls flawed."
+    return (decide(probabilities(net, values), threshold) > 0).float().mean().item()
 
 
 def _false_calls(study: Study, folder: Path, thresholds: dict) -> pd.DataFrame:
     "False-call rates on validation cleans, as they are and after the autoencoder: arm, seed, original, autoencoded."
     clean = study_patches(study).fold('validation').of('clean').images
-    after = reconstruct(load_autoencoder(study), clean)
-    rows = [(arm, s, _false_call_rate(net, clean, t[POINTS[0]]), _false_call_rate(net, after, t[POINTS[0]]))
+    original, after = (values_of(images, study.config.classifier)
+                       for images in (clean, reconstruct(load_autoencoder(study), clean)))
+    rows = [(arm, s, _false_call_rate(net, original, t[POINTS[0]]), _false_call_rate(net, after, t[POINTS[0]]))
             for arm, s, net, t in _fits(study, folder, thresholds)]
     table = pd.DataFrame(rows, columns=['arm', 'seed', 'original', 'autoencoded'])
     return table.sort_values(['arm', 'seed'], ignore_index=True)
@@ -281,17 +282,18 @@ def _predict_test(study: Study, folder):
     plan = freeze(study)
     claim_test_fold(study, plan['hash'])
     patches, fits = study_patches(study), fit_arms(study).path
-    folds = {f: patches.fold(f) for f in ('test', 'film') if (patches.table.fold == f).any()}
-    thresholds = json.loads((fits/'thresholds.json').read_text())
+    folds = [f for f in ('test', 'film') if (patches.table.fold == f).any()]
+    shown = {f: values_of(patches.fold(f).images, study.config.classifier) for f in folds}
+    loaded = list(_fits(study, fits, json.loads((fits/'thresholds.json').read_text())))
     probs, predicted = {}, {}  # type: ignore[var-annotated]
-    for arm, s, net, points in progress(list(_fits(study, fits, thresholds)), 'predicting the test fold'):
-        for fold, shown in folds.items():
-            probs[f'{fold}/{arm}/{s}'] = p = probabilities(net, shown.images)
+    for arm, s, net, points in progress(loaded, 'predicting the test fold'):
+        for fold, values in shown.items():
+            probs[f'{fold}/{arm}/{s}'] = p = probabilities(net, values)
             predicted |= {f'{point}/{fold}/{arm}/{s}': decide(p, t) for point, t in points.items()}
     save_file(probs, folder/'probabilities.safetensors')
     save_file(predicted, folder/'predicted.safetensors')
-    first = [fit for fit in _fits(study, fits, thresholds) if fit[1] == 0]
-    for name, table in zip(('stress', 'ood'), _stressed(study, folds['test'], first), strict=True):
+    first = [fit for fit in loaded if fit[1] == 0]
+    for name, table in zip(('stress', 'ood'), _stressed(study, patches.fold('test'), first), strict=True):
         table.to_csv(folder/f'{name}.csv', index=False)
     (folder/'plan.json').write_text(json.dumps(plan, indent=1))
 
