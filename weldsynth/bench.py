@@ -320,7 +320,8 @@ EFFORT: dict[str, dict[str, tuple]] = dict(
     quick=dict(sampling=(2, 20, 1, (2,)), training=(4, 1), fits=(.02, 2, 1), features=(64, 1),
                growth=(1_600, 16, 800, (16, 32), (2, 1), 1)),
     cpu=dict(sampling=(4, 256, 8), training=(6, 2), fits=(.1, 8, 2), features=(512, 2), growth=()),
-    gpu=dict(sampling=(4, 2_000, 3), training=(60, 3), fits=(.3, 10, 2), features=(20_000, 2), growth=()))
+    gpu=dict(sampling=(4, 2_000, 3), training=(60, 3), fits=(.3, 10, 2), features=(20_000, 2),
+             growth=(20_000, 32, 2_000, (32, 64, 96, 128), (4, 2, 1), 1)))
 
 
 def measure(

@@ -98,11 +98,13 @@ def log(
     if process().is_main_process: tqdm.write(f'weldsynth: {line}', file=sys.stderr)
 
 # %% ../../nbs/core/03_runtime.ipynb #0e5cd91f
-def cores() -> int:
-    "How many processes may run side by side: 1 beside a GPU and in a launch of several processes."
+def cores(
+    on_cpu: bool = False,  # is the work done on the CPU even where there is a GPU?
+) -> int:
+    "How many processes may run side by side: 1 for work on a GPU and in a launch of several processes."
     import joblib
     import torch
-    if torch.cuda.is_available() or process().num_processes > 1: return 1
+    if process().num_processes > 1 or torch.cuda.is_available() and not on_cpu: return 1
     return int(os.environ.get('WELDSYNTH_CORES', 0)) or joblib.cpu_count()
 
 # %% ../../nbs/core/03_runtime.ipynb #c918207f

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from unittest.mock import patch
 
 # %% auto #0
 __all__ = ['FIT_FIELDS', 'distinct_images', 'values_of', 'training_table', 'fit_job', 'fit_parallel', 'fit_all']
@@ -115,13 +116,15 @@ def _kill_longest(
 def fit_parallel(
     f: Callable,  # (name, seed) -> anything that can be pickled; a closure will do
     jobs: list,   # pairs (name, seed)
+    on_cpu: bool = False,  # in processes that see no GPU, where several may run side by side
 ) -> Iterator[tuple]:
     "Yields (name, seed, f(name, seed)) as jobs end. `StudyError` names a job that hangs or whose process dies."
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
-    workers = min(cores(), len(jobs)) or 1
+    workers = min(cores(on_cpu), len(jobs)) or 1
+    no_gpu = dict(CUDA_VISIBLE_DEVICES='') if on_cpu and workers > 1 else {}
     run = Parallel(workers, return_as='generator_unordered', timeout=TIMEOUT_S if workers > 1 else None)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, no_gpu):
         notes = Path(folder)
         try: return (yield from run(delayed(_run_with_note)(notes, f, *job) for job in jobs))
         except multiprocessing.TimeoutError:
@@ -162,7 +165,8 @@ def _fit_missing(
     eval_values = values_of(eval_set.images, config)
     arrays = {name: tuple(t.numpy() for t in (values, *m, eval_values)) for name, m in members.items()}
     def job(name, seed): return _fit_in_worker(make, arrays[name], classes, config, optimiser, seed)
-    for name, seed, (weights, probs) in progress(fit_parallel(job, todo), label, len(todo)):
+    fits = fit_parallel(job, todo, on_cpu=is_frozen(config))
+    for name, seed, (weights, probs) in progress(fits, label, len(todo)):
         save_state(resume, _fit_file(name, seed), dict(weights, probabilities=probs))
 
 # %% ../../nbs/models/10_fits.ipynb #92027ce9
