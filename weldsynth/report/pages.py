@@ -146,7 +146,8 @@ def _run_all(run, chapters):
     first, *others = chapters
     for _ in _in_threads(run, [first], 1): pass
     with patch.dict(os.environ, OMP_NUM_THREADS='1'):
-        for _ in progress(_in_threads(run, others, max(cores(), min(4, cores(on_cpu=True)))), 'notebooks', len(others)): pass
+        at_once = max(cores(), min(4, cores(on_cpu=True)))
+        for _ in progress(_in_threads(run, others, at_once), 'notebooks', len(others)): pass
 
 # %% ../../nbs/report/01_pages.ipynb #5dae6105
 def update_reference(
