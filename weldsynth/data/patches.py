@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['PatchSet', 'save_patches', 'load_patches', 'balanced_rows', 'subsample_defects', 'class_plan', 'head_per_class',
+__all__ = ['PatchSet', 'save_patches', 'load_patches', 'BalancedRows', 'subsample_defects', 'class_plan', 'head_per_class',
            'to_unit', 'to_uint8', 'n_grey_levels', 'quantise_like', 'mirror_images', 'random_mirror',
            'geometric_transform', 'apply_transform', 'augment_geometric', 'perceptual_hash', 'hash_pairs']
 
@@ -104,19 +104,19 @@ def _patch_facts(metadata: dict) -> dict:
     return dict(classes=json.loads(metadata['classes']), size_unit=metadata['size_unit'])
 
 # %% ../../nbs/data/02_patches.ipynb #394a8aa5
-def balanced_rows(
-    labels: torch.Tensor,        # int64, N class numbers
-    n: int,                      # rows to draw
-    generator: torch.Generator,
-) -> torch.Tensor:
-    "`n` row numbers, with replacement: the classes present take turns, and within a class each row is equally likely."
-    order = labels.argsort(stable=True)
-    counts = labels.bincount()
-    present = counts.nonzero()[:, 0]
-    turn = present[torch.arange(n) % len(present)]
-    start = counts.cumsum(0) - counts
-    place = (torch.rand(n, generator=generator)*counts[turn]).long()
-    return order[start[turn] + place]
+class BalancedRows:
+    "Draws rows with replacement: the classes present take turns, and within a class each row is equally likely."
+    def __init__(self, labels: torch.Tensor):  # int64, N class numbers
+        self.order = labels.argsort(stable=True)
+        self.counts = labels.bincount()
+        self.start = self.counts.cumsum(0) - self.counts
+        self.present = self.counts.nonzero()[:, 0]
+
+    def draw(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        "`n` row numbers."
+        turn = self.present[torch.arange(n) % len(self.present)]
+        place = (torch.rand(n, generator=generator)*self.counts[turn]).long()
+        return self.order[self.start[turn] + place]
 
 # %% ../../nbs/data/02_patches.ipynb #f18c6936
 def subsample_defects(

@@ -24,7 +24,7 @@ from torch.nn.functional import max_pool2d, pixel_shuffle, pixel_unshuffle
 # %% ../../nbs/models/02_autoencoder.ipynb #0052fdbb
 from ..core.config import StudyError
 from ..core.random import torch_stream
-from ..data.patches import PatchSet, balanced_rows, random_mirror, to_uint8, to_unit
+from ..data.patches import BalancedRows, PatchSet, random_mirror, to_uint8, to_unit
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
@@ -131,9 +131,10 @@ def autoencoder_batch(
 ) -> Callable:
     "The function `step -> (x, weight)`: class-balanced, mirrored at random."
     masks = torch.zeros_like(patches.images) if patches.masks is None else patches.masks
+    balanced = BalancedRows(patches.labels)
     def draw_batch(step):
         rng = torch_stream('autoencoder batch', seed, step)
-        rows = balanced_rows(patches.labels, batch, rng)
+        rows = balanced.draw(batch, rng)
         image, mask = random_mirror(torch.cat([patches.images[rows], masks[rows]], 1), rng).split(1, 1)
         near_flaw = max_pool2d(mask.float()/255, 5, 1, 2)
         return to_unit(image), 1 + flaw_weight*near_flaw

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from ..core.config import ClassifierConfig, OptimiserConfig, StudyError
 from ..core.random import stream_seed, torch_stream
 from ..core.runtime import process
-from ..data.patches import PatchSet, balanced_rows, mirror_images, random_mirror, to_unit
+from ..data.patches import BalancedRows, PatchSet, mirror_images, random_mirror, to_unit
 from .backbone import Backbone, compute_features, embed, frozen_backbone
 from .training import seeded_weights, train
 
@@ -173,9 +173,10 @@ def classifier_batch(
     seed: int,
 ) -> Callable:
     "The function `step -> (x, labels)`: class-balanced; images mildly augmented, features as they are."
+    balanced = BalancedRows(labels)
     def draw_batch(step: int) -> tuple:
         rng = torch_stream('classifier batch', seed, step)
-        drawn = balanced_rows(labels, config.batch, rng)
+        drawn = balanced.draw(config.batch, rng)
         x = values[rows[drawn]]
         return (x.float() if x.ndim == 2 else augment_mildly(x, config, rng)), labels[drawn]
     return draw_batch

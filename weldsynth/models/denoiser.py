@@ -26,7 +26,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 from ..core.config import DenoiserConfig, SamplerConfig, StudyError
 from ..core.random import torch_stream
 from ..core.runtime import cores, log, process
-from ..data.patches import PatchSet, balanced_rows, to_uint8
+from ..data.patches import BalancedRows, PatchSet, to_uint8
 from .autoencoder import MAX_BATCH_PIXELS
 from .film_noise import FilmNoise, add_film_noise
 
@@ -123,9 +123,10 @@ def denoiser_batch(
 ) -> Callable:
     "The function `step -> (latents, noise, time, conditions, weight)`: class-balanced, mirrored, times logit-normal."
     n, drop = config.batch, config.condition_dropout
+    balanced = BalancedRows(labels)
     def draw_batch(step):
         rng = torch_stream('denoiser batch', seed, step)
-        rows = balanced_rows(labels, n, rng)
+        rows = balanced.draw(n, rng)
         mirror = torch.randint(4, (n,), generator=rng)
         u = torch.rand(n, generator=rng)
         time = (1000*torch.randn(n, generator=rng).mul(config.time_spread).sigmoid()).long().clamp(max=999)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from ..core.random import stream_seed, torch_stream
 from ..core.runtime import device, process, progress
 from ..core.store import Study, stage
-from ..data.patches import PatchSet, augment_geometric, balanced_rows, mirror_images
+from ..data.patches import BalancedRows, PatchSet, augment_geometric, mirror_images
 from ..metrics.fidelity import copy_monitor
 from weldsynth.models.autoencoder import (
     BlockAutoencoder,
@@ -63,7 +63,8 @@ def train_autoencoder(
     "`autoencoder.safetensors`, the film noise of real patches (`film_noise.safetensors`) and the loss curve."
     config = study.config.autoencoder
     fold = training_fold(study, fraction)
-    rows = balanced_rows(fold.labels, min(config.measured_images, len(fold)), torch_stream('latent spread', study.seed))
+    n = min(config.measured_images, len(fold))
+    rows = BalancedRows(fold.labels).draw(n, torch_stream('latent spread', study.seed))
     measured = fold.images[rows]
     net, curve = train(
         make_autoencoder(measured, config.latents), autoencoder_loss,
