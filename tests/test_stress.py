@@ -65,7 +65,8 @@ def test_each_kind_has_three_strengths(images):
 
 
 def test_the_adversary_moves_each_pixel_by_its_step_at_most(images):
-    moved = fgsm(Threshold(), images, torch.ones(6, dtype=torch.int64), 4)
+    less, moved = fgsm(Threshold(), images, torch.ones(6, dtype=torch.int64), (1, 4))
+    assert (less.int() - images.int()).abs().max() == 1
     assert (moved.int() - images.int()).abs().max() == 4
     assert (moved <= images).all(), 'class 1 is bright'
 

@@ -97,17 +97,18 @@ def fgsm(
     net: nn.Module,
     images: torch.Tensor,  # uint8, N x 1 x H x W
     labels: torch.Tensor,  # int64, N class numbers
-    levels: float,         # the step, grey levels of 255
+    steps: tuple,          # their sizes, grey levels of 255
     batch: int = 512,      # images at a time
-) -> torch.Tensor:
-    "Images moved by one signed gradient step of the cross-entropy (Goodfellow et al. 2015), uint8."
+) -> list:
+    "For each step the images, moved by it along the sign of the gradient of the cross-entropy, uint8 (a list)."
     device = next(net.parameters()).device
-    moved = []
+    moved: list = [[] for _ in steps]
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
         x = to_unit(x.to(device)).requires_grad_(True)
         gradient, = torch.autograd.grad(cross_entropy(net(x), y.to(device)), x)
-        moved.append(to_uint8(x.detach() + levels/127.5*gradient.sign()).cpu())
-    return torch.cat(moved)
+        for chunks, step in zip(moved, steps, strict=True):
+            chunks.append(to_uint8(x.detach() + step/127.5*gradient.sign()).cpu())
+    return [torch.cat(chunks) for chunks in moved]
 
 # %% ../../nbs/models/07_stress.ipynb #c0a83ae7
 def ood_images(
@@ -156,8 +157,8 @@ def stress(
     are ('none', 0), under each disturbance, and under the adversary."""
     flawed = test.labels > 0
     versions = {('none', 0): test.images, **disturbed}
-    for s, levels in enumerate(config.adversary, 1):
-        versions['adversary', s] = fgsm(net, test.images, test.labels, levels)
+    moved = fgsm(net, test.images, test.labels, config.adversary)
+    versions |= {('adversary', s): images for s, images in enumerate(moved, 1)}
     for (kind, s), images in versions.items():
         predicted = decide(probabilities(net, images, keep=kind != 'adversary'), threshold)
         called = (predicted > 0).float()
