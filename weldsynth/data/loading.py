@@ -40,8 +40,9 @@ from weldsynth.data.images import (
 
 # %% ../../nbs/data/07_loading.ipynb #6a04f66c
 from ..core.runtime import progress
+from .clean import is_clean, standard_label
 from .patches import PatchSet
-from .tables import is_clean, label_issues, normalise_name, spelling_issues, standard_label
+from .tables import label_issues, normalise_name, spelling_issues
 
 # %% ../../nbs/data/07_loading.ipynb #3cc433bc
 LEFT_OUT = {
@@ -211,6 +212,11 @@ def _uniformity_issues(patches: list, labels: pd.Series) -> Iterator[Issue]:
     if len(pitch) and pitch.max() > 1.05*pitch.min():
         what = f'have pixels from {pitch.min():.3g} to {pitch.max():.3g} mm'
         yield Issue('images', what, 'bring all to one scale', False)
+    wide = [p.size for p in patches if max(p.size) > 3*min(p.size)]
+    if 2*len(wide) > len(patches):
+        what = f"look like whole films ({len(wide):,} of {len(patches):,}, such as {wide[0][0]} x {wide[0][1]} pixels)"
+        fix = 'put them into a folder films, and name square windows of them in windows.csv (film,x,y,size,label,group)'
+        yield Issue('images', what, fix, False)
     for fact, values in (('size', sizes), ('format', pd.Series([p.format for p in patches]))):
         by_label = values.groupby(labels.to_numpy()).nunique()
         if len(by_label) > 1 and values.nunique() > 1 and by_label.eq(1).all():

@@ -61,7 +61,8 @@ def prepare_or_count(study: Study) -> Artefact:
     try: return prepare(study)
     except DataError as e:
         found = check_data(study.data, study.config, study.group, study.seed)
-        command = f"weldsynth check '{study.data}' --group '{study.group}' --profile {study.config.profile}"
+        clean = study.config.data.clean and f" --clean '{study.config.data.clean}'"
+        command = f"weldsynth check '{study.data}' --group '{study.group}'{clean} --profile {study.config.profile}"
         raise StudyError(f'{e} (one of {count_text(found)}, which `{command}` lists)') from None
 
 # %% ../../nbs/01_data.ipynb #71590020
