@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['LABEL_SIGNS', 'COLUMNS', 'normalise_name', 'spelling_issues', 'label_issues', 'line_of', 'read_table',
+__all__ = ['LABEL_SIGNS', 'COLUMNS', 'normalise_name', 'spelling_issues', 'label_issues', 'line_of', 'read_table', 'our_columns',
            'read_image_table', 'size_issues', 'table_issues', 'size_column', 'overlap_issues']
 
 # %% ../../nbs/data/06_tables.ipynb #a6b37ce5
@@ -139,16 +139,23 @@ _OTHER_COLUMNS = {
     'mask': ('mask_path', 'mask_file', 'mask_name', 'mask_file_name')}
 
 
-def read_image_table(
-    path: Path,  # a CSV
+def our_columns(
+    rows: pd.DataFrame,  # from `read_table`
 ) -> pd.DataFrame:
-    "`read_table` of a table of images, the columns of other tools under our names. Raises `DataError`."
-    rows = read_table(path)
+    "`rows` with the columns of other tools under our names."
     plain = {re.sub(r'[\s-]+', '_', column.casefold()): column for column in reversed(rows.columns)}
     new = {plain[other]: ours for ours, others in _OTHER_COLUMNS.items() if ours not in rows
            for other in reversed(others) if other in plain}
     first = {ours: column for column, ours in new.items()}  # the likeliest of several
     return rows.rename(columns={column: ours for ours, column in first.items()})
+
+
+def read_image_table(
+    path: Path,  # a CSV
+) -> pd.DataFrame:
+    "`read_table`, the columns of other tools under our names. Raises `DataError`."
+    rows = read_table(path)
+    return rows if {'film', 'x'} <= set(rows) else our_columns(rows)
 
 # %% ../../nbs/data/06_tables.ipynb #2fc3bf13
 def _column(rows: pd.DataFrame, column: str) -> pd.Series:
