@@ -235,13 +235,14 @@ def check(
 def import_folder(
     source: Annotated[str, typer.Argument(metavar='SRC', help='A folder of images, or a CSV.')],
     dest: Annotated[str, typer.Argument(metavar='DEST', help='The folder that gets the table; SRC if not given.')] = '',
+    profile: Profile = '',
     clean: Clean = '',
     fields: Fields = [],  # noqa: B006  typer copies it
 ):
     "Write a folder's manifest.csv or windows.csv, so that it can be corrected."
     from weldsynth.data.importing import import_data
     from weldsynth.data.sources import open_source, tell_understood
-    config = choose_profile('', _overrides(_data_fields(fields, clean))).data
+    config = choose_profile(profile, _overrides(_data_fields(fields, clean))).data
     found = open_source(source, config)
     tell_understood(source, config)
     print(import_data(found, Path(dest or found.root or '.')))

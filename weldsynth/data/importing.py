@@ -36,10 +36,8 @@ def _link(file: Path, to: Path):
 
 def _needed_files(rows: pd.DataFrame) -> dict:
     "Path in the folder of the data -> path beside the table, for all files that the lines of a table name."
-    columns = [column for column in ('image', 'mask', 'film') if column in rows]
-    names = {name: column for column in columns for name in rows[column] if name}
-    return {name: f'films/{name.removeprefix("films/")}' if column == 'film' and 'image' not in rows else name
-            for name, column in names.items()}
+    if 'image' not in rows: return {name: f'films/{name.removeprefix("films/")}' for name in rows.film}
+    return {name: name for column in ('image', 'mask') if column in rows for name in rows[column] if name}
 
 
 def _write_masks(masks: Iterable, folder: Path):
