@@ -298,7 +298,8 @@ SURE = """good Good GOOD ok Ok OK okay normal Normal clean CLEAN no_defect no-de
     合格 正常 良品 无缺陷 無缺陷 没有缺陷 欠陥なし 異常なし 정상 no_recordable_indications"""
 UNSURE = 'ND nd N.D. negative Neg free MT_Free accept Accepted background Background BG pass'
 FLAWS = """crack NG ng nok KO not_ok n.i.O. bad defect defective abnormal anomaly difetto Difetto1 défaut defecto Fehler
-    不合格 缺陷 裂纹 gas_free cleaning normalised a_crack un_défaut no_good not_normal reject positive
+    不合格 缺陷 裂纹 gas_free cleaning normalised a_crack un_défaut
+    no_good not_normal reject positive
     none unknown 0 nonconforming"""
 
 
