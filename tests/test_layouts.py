@@ -290,12 +290,14 @@ def test_a_split_beside_class_folders_is_refused_in_one_line(tmp_path):
 
 # --- clean ---
 
-SURE = """good Good GOOD ok Ok OK okay normal Normal clean CLEAN no_defect no-defect NoDefect nodefect no_defects No_Defects
-    non-defective nondefective non_defect nondefect defect-free defectfree flawless no_flaw without_defects zero_defects
-    free_of_defects no_crack non-cracked uncracked crack_free undamaged healthy intact 0_good 1-ok weld_ok good_weld
-    OK_images NoDifetto nodifetti senza_difetti buono conforme fehlerfrei ohne_Fehler kein_Fehler keine_Fehler rissfrei
-    i.O. gut sans_défaut sans-defauts aucun_défaut bon sain sin_defecto sin-defectos ningún_defecto bueno sem_defeito
-    合格 正常 良品 无缺陷 無缺陷 没有缺陷 欠陥なし 異常なし 정상 no_recordable_indications"""
+SURE = """good Good GOOD ok Ok OK okay normal Normal clean CLEAN no_defect no-defect NoDefect nodefect no_defects
+    No_Defects non-defective nondefective non_defect nondefect defect-free defectfree flawless no_flaw without_defects
+    zero_defects free_of_defects no_crack non-cracked uncracked crack_free undamaged healthy intact 0_good 1-ok weld_ok
+    good_weld OK_images NoDifetto nodifetti senza_difetti buono conforme fehlerfrei ohne_Fehler kein_Fehler keine_Fehler
+    rissfrei i.O. gut
+    sans_défaut sans-defauts aucun_défaut bon sain sin_defecto sin-defectos ningún_defecto bueno sem_defeito
+    合格 正常 良品 无缺陷 無缺陷 没有缺陷
+    欠陥なし 異常なし 정상 no_recordable_indications"""
 UNSURE = 'ND nd N.D. negative Neg free MT_Free accept Accepted background Background BG pass'
 FLAWS = """crack NG ng nok KO not_ok n.i.O. bad defect defective abnormal anomaly difetto Difetto1 défaut defecto Fehler
     不合格 缺陷 裂纹 gas_free cleaning normalised a_crack un_défaut
