@@ -3,24 +3,27 @@ PYTHON  ?= python3.11
 BIN     := .venv/bin
 READY   := .venv/.ready
 given    = $(foreach o,$1,$(if $($(lastword $(subst :, ,$o))),--$(firstword $(subst :, ,$o)) '$($(lastword $(subst :, ,$o)))'))
-STUDY    = $(if $(DATA),'$(DATA)') $(call given,name:NAME profile:PROFILE group:GROUP seed:SEED)
+STUDY    = $(if $(DATA),'$(DATA)') $(call given,name:NAME profile:PROFILE group:GROUP seed:SEED clean:CLEAN split:SPLIT)
 OPTIONS  = $(STUDY) $(call given,prevalence:PREVALENCE missed-cost:MISSED_COST false-cost:FALSE_COST) $(foreach s,$(SET),--set '$s')
 
 # one process per test worker; the smallest profile
 TESTING  = OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=2 WELDSYNTH_CORES=1 WELDSYNTH_PROFILE=fixture
 
-.PHONY: report check verify test lint quick notebooks confirm soak review lab case speed reference readme docs clean
+.PHONY: report check import verify test lint quick notebooks confirm soak review lab case speed reference readme docs clean
 
 $(READY): setup.py settings.ini pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo GROUP=film SEED=0 PREVALENCE=0.02 MISSED_COST=100 FALSE_COST=1 SET='denoiser.steps=9000 data.px=96'
+report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo GROUP=film SEED=0 CLEAN=name SPLIT=given PREVALENCE=0.02 MISSED_COST=100 FALSE_COST=1 SET='denoiser.steps=9000 data.px=96'
 	@$(BIN)/weldsynth report $(OPTIONS)
 
-check: $(READY)  ## all that is wrong with a data set: DATA=folder PROFILE=demo GROUP=film SEED=0
-	@$(BIN)/weldsynth check $(if $(DATA),'$(DATA)') $(call given,profile:PROFILE group:GROUP seed:SEED)
+check: $(READY)  ## all that is wrong with a data set: DATA=folder PROFILE=demo GROUP=film SEED=0 CLEAN=name SPLIT=given
+	@$(BIN)/weldsynth check $(if $(DATA),'$(DATA)') $(call given,profile:PROFILE group:GROUP seed:SEED clean:CLEAN split:SPLIT)
+
+import: $(READY)  ## a folder's manifest.csv or windows.csv, written down: DATA=folder TO=folder CLEAN=name
+	@$(BIN)/weldsynth import '$(DATA)' $(if $(TO),'$(TO)') $(call given,profile:PROFILE clean:CLEAN)
 
 verify: $(READY)  ## are all hashes of a finished study right? NAME=x
 	@$(BIN)/weldsynth verify '$(NAME)'
@@ -61,7 +64,7 @@ case: $(READY)  ## the case on real radiographs: GDXRAY=folder PROFILE=demo
 	$(BIN)/nbdev_clean
 
 speed: $(READY)  ## the speed of this machine against the standard implementation, into nbs/11_speed.ipynb: NAME=x PROFILE=demo
-	@$(BIN)/weldsynth speed $(STUDY)
+	@$(BIN)/weldsynth speed $(if $(DATA),'$(DATA)') $(call given,name:NAME profile:PROFILE group:GROUP seed:SEED)
 	$(BIN)/nbdev_clean
 
 reference: PROFILE = thorough

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 # %% auto #0
-__all__ = ['app', 'Data', 'OldData', 'Name', 'Profile', 'Group', 'Seed', 'Fields', 'StudyName', 'summary', 'main', 'report',
-           'check', 'verify', 'train', 'export_review_page', 'score_reviewers', 'config', 'update_reference', 'gdxray',
-           'instrument', 'speed']
+__all__ = ['app', 'Data', 'OldData', 'Name', 'Profile', 'Group', 'Seed', 'Clean', 'Split', 'Fields', 'StudyName', 'summary',
+           'main', 'report', 'check', 'import_folder', 'verify', 'train', 'export_review_page', 'score_reviewers',
+           'config', 'update_reference', 'gdxray', 'instrument', 'speed']
 
 # %% ../nbs/cli.ipynb #bb026aa5
 import typer
@@ -73,6 +73,8 @@ Name = Annotated[str, typer.Option(help="The study's folder under studies/; made
 Profile = Annotated[str, typer.Option(help=_PROFILE_HELP)]
 Group = Annotated[str, typer.Option(help="The column that names a patch's weld, film, plate or section.")]
 Seed = Annotated[int, typer.Option(help='Everything random follows from it.')]
+Clean = Annotated[str, typer.Option(help='Further labels that mean clean, separated by commas.')]
+Split = Annotated[str, typer.Option(help="'given' keeps the split that the data came with, where welds allow.")]
 Fields = Annotated[list[str], typer.Option(
     '--set', metavar='FIELD=VALUE', help='Change a field of the configuration, such as denoiser.steps=9000; '
     'may be repeated. `weldsynth config` lists the fields.')]
@@ -83,6 +85,12 @@ def _overrides(items: list) -> dict:
     for item in items:
         if '=' not in item: raise StudyError(f"--set '{item}' has no value: write it like denoiser.steps=9000")
     return dict(item.split('=', 1) for item in items)
+
+
+def _data_fields(fields: list, clean: str, split: str = '') -> list:
+    "`--set` with what `--clean` and `--split` stand for. Raises `StudyError` for another split."
+    if split not in ('', 'given'): raise StudyError(f"--split '{split}' is not known: 'given' is, or leave it out")
+    return [*([f'data.clean={clean}'] if clean else []), *(['data.given_split=true'] if split else []), *fields]
 
 
 def _open_study(data: str, name: str, profile: str, group: str, seed: int, fields: list) -> Study:
@@ -177,6 +185,8 @@ def report(
         help='Of a flaw that passes, in any unit.', show_default=str(RuleConfig.missed_cost))] = None,
     false_cost: Annotated[float | None, typer.Option(
         help='Of a false call, in the same unit.', show_default=str(RuleConfig.false_cost))] = None,
+    clean: Clean = '',
+    split: Split = '',
     fields: Fields = [],  # noqa: B006  typer copies it
     old_data: OldData = '',
 ):
@@ -184,7 +194,7 @@ def report(
     from weldsynth.report.kernels import forked_kernels
     from weldsynth.report.pages import page_issues
     plant = _plant_options(prevalence, missed_cost, false_cost)
-    study = _open_study(old_data or data, name, profile, group, seed, fields)
+    study = _open_study(old_data or data, name, profile, group, seed, _data_fields(fields, clean, split))
     with forked_kernels(here=True) as kernel:
         from weldsynth.report.run import make_report  # heavy: after the kernels have started
         recommendation, index = make_report(study, kernel, **plant)
@@ -199,15 +209,19 @@ def check(
     profile: Profile = '',
     group: Group = 'group',
     seed: Annotated[int, typer.Option(help='Of the split.')] = 0,
+    clean: Clean = '',
+    split: Split = '',
     fields: Fields = [],  # noqa: B006  typer copies it
     old_data: OldData = '',
 ):
     "List all that is wrong with a data set."
     from weldsynth.data.check import check_and_read, count_text, issues_text
+    from weldsynth.data.sources import tell_understood
     from weldsynth.metrics.studies import expected_power, power_text
     data = old_data or data
     if not data: raise _UsageError('No data set is given: name a folder of images, or a CSV.')
-    config = choose_profile(profile, _overrides(fields))
+    config = choose_profile(profile, _overrides(_data_fields(fields, clean, split)))
+    tell_understood(data, config.data, seed)
     issues, patches = check_and_read(data, config, group, seed)
     if len(issues): print(issues_text(issues))
     count = count_text(issues)
@@ -215,6 +229,23 @@ def check(
         raise StudyError(f'{count}: correct the errors, a study stops at the first of them')
     print(f'{count}: a study can start.'.capitalize())
     if patches is not None: print(power_text(expected_power(patches.table, config), config))
+
+# %% ../nbs/cli.ipynb #656e9f49
+@_command(name='import')
+def import_folder(
+    source: Annotated[str, typer.Argument(metavar='SRC', help='A folder of images, or a CSV.')],
+    dest: Annotated[str, typer.Argument(metavar='DEST', help='The folder that gets the table; SRC if not given.')] = '',
+    profile: Profile = '',
+    clean: Clean = '',
+    fields: Fields = [],  # noqa: B006  typer copies it
+):
+    "Write a folder's manifest.csv or windows.csv, so that it can be corrected."
+    from weldsynth.data.importing import import_data
+    from weldsynth.data.sources import open_source, tell_understood
+    config = choose_profile(profile, _overrides(_data_fields(fields, clean))).data
+    found = open_source(source, config)
+    tell_understood(source, config)
+    print(import_data(found, Path(dest or found.root or '.')))
 
 # %% ../nbs/cli.ipynb #afa9ea4f
 @_command()
@@ -234,13 +265,15 @@ def train(
     group: Group = 'group',
     seed: Seed = 0,
     fold: Annotated[int, typer.Option(help='One outer fold, from 1; all of them if not given.')] = 0,
+    clean: Clean = '',
+    split: Split = '',
     fields: Fields = [],  # noqa: B006  typer copies it
     old_data: OldData = '',
 ):
     "Train the networks and draw the samples."
     from weldsynth.core.runtime import process
     from weldsynth.report.run import chosen_folds, train_networks
-    study = _open_study(old_data or data, name, profile, group, seed, fields)
+    study = _open_study(old_data or data, name, profile, group, seed, _data_fields(fields, clean, split))
     for part in chosen_folds(study, fold):
         generators, fits = train_networks(part)
         if not process().is_main_process: continue
@@ -349,11 +382,14 @@ def instrument(
     group: Group = 'group',
     seed: Seed = 0,
     title: Annotated[str, typer.Option(help='Of the data in the table; the name of the data if not given.')] = '',
+    clean: Clean = '',
+    split: Split = '',
     fields: Fields = [],  # noqa: B006  typer copies it
 ):
     "Compare settings of the classifier on real images."
     from weldsynth.stages.instrument import record_settings
-    record_settings(_open_study(data, name, profile, group, seed, fields), title or Path(data).name)
+    study = _open_study(data, name, profile, group, seed, _data_fields(fields, clean, split))
+    record_settings(study, title or Path(data).name)
 
 # %% ../nbs/cli.ipynb #c5a63ff3
 @_command()

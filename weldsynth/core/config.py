@@ -32,6 +32,8 @@ class DataConfig:
     folds: int = 1                      # outer folds: with more than one every weld is tested once
     shuffles: int = 8                   # of the groups, from which the evenest split is taken
     min_images_per_class: int = 10
+    clean: str = ''                     # further labels that mean clean, separated by commas
+    given_split: bool = False           # keep the split that the data came with, where welds allow
     duplicate_bits: int = 4             # near-duplicates: greatest difference of 64-bit perceptual hashes
     duplicate_correlation: float = .5   # near-duplicates: least correlation of fine structure
     lookalike_bits: int = 4             # guessed welds: greatest difference of hashes that links two images
@@ -285,6 +287,9 @@ class StudyConfig:
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
 # %% ../../nbs/core/01_config.ipynb #3ae850d4
+_TRUTH = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
+
+
 def _converted(
     name: str,  # dotted, for the message
     value,      # text or JSON
@@ -296,9 +301,10 @@ def _converted(
             items = value.split(',') if isinstance(value, str) else value
             kind = type(like[0]) if like else float
             return tuple(kind(item) for item in items if str(item).strip())
+        if isinstance(like, bool): return _TRUTH[str(value).casefold()]
         if isinstance(like, int): return int(str(value).replace('_', ''))
         return type(like)(value)
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise StudyError(f"{name}='{value}' cannot be read: write it like {_as_text(like)}") from None
 
 # %% ../../nbs/core/01_config.ipynb #dd01ff17

@@ -20,11 +20,12 @@ import pandas as pd
 # %% ../../nbs/data/11_check.ipynb #0723f2a5
 from ..core.config import StudyConfig
 from .images import IMAGE_SUFFIXES, DataError, Issue, Report, plural, printable
+from .pairing import places
 from .patches import PatchSet
 from .readers import GUESSED_GROUP_PREFIX
 from .sources import TableSource, open_source
-from .split import FOLDS, exact_duplicates, report_duplicates, split, spread_issues
-from .tables import normalise_name, read_table
+from .split import FOLDS, exact_duplicates, given_split_issues, report_duplicates, split, spread_issues
+from .tables import normalise_name, read_image_table
 
 # %% ../../nbs/data/11_check.ipynb #f07efbbb
 def count_issues(
@@ -125,11 +126,13 @@ def unread_files(
     if table.name == 'manifest.csv' and (root/'windows.csv').exists():
         what = 'lies beside manifest.csv, which is read instead'
         yield Issue('windows.csv', what, 'remove one, or name the file to be read', False)
-    rows = read_table(table)
+    rows = read_image_table(table)
     images = 'image' in rows
     named = {*rows.image, *rows.get('mask', [])} if images else set(rows.get('film', []))
     below = (root if images else root/'films').rglob('*')
     files = sorted(p for p in below if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+    masks = {p.path for p in places(f.relative_to(root).as_posix() for f in files) if p.sure} if images else set()
+    files = [f for f in files if f.relative_to(root).as_posix() not in masks]  # clean images need none
     unread = [p for p in files if (p.relative_to(root).as_posix() if images else p.stem) not in named]
     if unread:
         what = f'is not named by {table.name} ({plural(len(unread), "such image")})'
@@ -162,6 +165,7 @@ def set_issues(
     "What is wrong with a set of patches as a whole: labels, counts, spread over welds, copies."
     patches = replace(patches, table=patches.table.assign(label=_usual_spelling(patches.table.label)))
     found = [*doubtful_labels(patches.table.label), *count_issues(patches, config)]
+    if config.data.given_split: found += given_split_issues(patches.table)
     parts = _split_if_possible(patches, config, seed, found.append)
     for part in parts: report_duplicates(part, config.data, found.append)
     t = parts[0].table

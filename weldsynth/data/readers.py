@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 # %% auto #0
-__all__ = ['SPLIT_NAMES', 'GUESSED_GROUP_PREFIX', 'folder_issues', 'group_lookalikes', 'read_folder', 'read_manifest',
+__all__ = ['GUESSED_GROUP_PREFIX', 'folder_issues', 'group_lookalikes', 'understand_files', 'read_folder', 'read_manifest',
            'read_windows']
 
 # %% ../../nbs/data/08_readers.ipynb #4a492258
@@ -39,6 +39,8 @@ from weldsynth.data.loading import (
     Patch,
     assemble,
     file_patch,
+    files_below,
+    is_left_out,
     mask_issues,
     mask_patch,
     read_patches,
@@ -48,32 +50,27 @@ from weldsynth.data.loading import (
 
 # %% ../../nbs/data/08_readers.ipynb #2b578f65
 from ..core.config import DataConfig
+from .clean import standard_labels
+from .layouts import Reading, layout_issues, source_name, split_beside_classes, understand
+from .pairing import split_of
 from .patches import PatchSet, hash_pairs, perceptual_hash
-from .tables import line_of, overlap_issues, read_table, size_column, table_issues
+from .tables import line_of, overlap_issues, read_image_table, read_table, size_column, table_issues
 
 # %% ../../nbs/data/08_readers.ipynb #ae9f90c3
-SPLIT_NAMES = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
-
-
 def folder_issues(
     root: Path,
-    files: list,  # below `root`, as paths in it
+    files: list,       # below `root`, as paths in it
+    reading: Reading,  # of the images among them
 ) -> Iterator[Issue]:
     "Yields what is wrong with how files lie in a folder of class folders."
-    linked = [d for d in root.rglob('*') if d.is_symlink() and d.is_dir()]
-    if linked:
-        what = 'is a linked folder, which is not followed'
-        yield Issue(str(linked[0].relative_to(root)), what, 'put the folder itself there')
     images = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
-    for f in images:
-        if len(f.parts) == 1:
-            yield Issue(str(f), 'lies outside the class folders', 'move it into the folder of its class')
-    if not any(len(f.parts) > 1 for f in images):
+    yield from layout_issues(reading)
+    yield from _other_file_issues(sorted(set(files) - set(images)))
+    if reading.rows.empty:
         fix = 'put PNG, TIFF, JPEG or DICOM files into one sub-folder per class'
         yield Issue(root.name, 'has no images in class folders', fix)
         return
-    yield from _other_file_issues(sorted(set(files) - set(images)))
-    yield from _class_folder_issues(root, {f.parts[0] for f in images})
+    yield from _empty_folders(root, {f.parts[0] for f in files})
     yield from _name_clashes([str(f) for f in images])
 
 # %% ../../nbs/data/08_readers.ipynb #a127cb64
@@ -85,13 +82,11 @@ def _other_file_issues(files: list) -> Iterator[Issue]:
         yield Issue(same.iloc[0], f"is not read ({plural(len(same), 'file')} with {suffix})", fix, False)
 
 # %% ../../nbs/data/08_readers.ipynb #9e08310f
-def _class_folder_issues(root: Path, filled: set) -> Iterator[Issue]:
-    "Yields class folders that are not `filled`, and ones that are a split."
-    for d in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.')):
-        if d.name not in filled: yield Issue(d.name, 'is a class folder without images', 'fill or remove it')
-        if d.name.lower() in SPLIT_NAMES:
-            fix = 'put the class folders at the top: weldsynth splits by weld'
-            yield Issue(d.name, 'is a split, not a class', fix)
+def _empty_folders(root: Path, filled: set) -> Iterator[Issue]:
+    "Yields class folders that hold no file."
+    for d in sorted(p for p in root.iterdir() if p.is_dir() and not is_left_out(p.name)):
+        if d.name in filled or split_of(d.name): continue
+        yield Issue(d.name, 'is a class folder without images', 'fill or remove it')
 
 # %% ../../nbs/data/08_readers.ipynb #f926f146
 def _name_clashes(names: list) -> Iterator[Issue]:
@@ -124,12 +119,26 @@ def group_lookalikes(
 # %% ../../nbs/data/08_readers.ipynb #28cef046
 def _folder_files(root: Path, report: Report) -> list:
     "The files below `root`, hidden ones left out, as sorted paths in it; ones with an unprintable name are reported."
-    below = [p for p in root.rglob('*') if not p.name.startswith('.')]
-    files = sorted(p.relative_to(root) for p in below if p.is_file() or p.is_symlink() and not p.is_dir())
+    below, left_out = files_below(root)
+    if left_out: report(left_out)
+    files = [p.relative_to(root) for p in below]
     report_all(report, [Issue(str(f), *UNPRINTABLE) for f in files if not str(f).isprintable()])
     return [f for f in files if str(f).isprintable()]
 
 # %% ../../nbs/data/08_readers.ipynb #debaa894
+def _joined_groups(names: list, sources: list) -> list:
+    "Group names of which those are one that share a source ('' for none): the first name of each stands for all."
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    firsts: list[dict] = [{}, {}]
+    links = [(seen.setdefault(key, i), i) for keys, seen in zip((names, sources), firsts, strict=True)
+             for i, key in enumerate(keys) if key]
+    a, b = np.array(links).T
+    _, member = connected_components(coo_array((np.ones(len(a), bool), (a, b)), shape=(len(names),)*2), directed=False)
+    first: dict = {}
+    return [first.setdefault(m, name) for m, name in zip(member, names, strict=True)]
+
+
 def _guess_groups(rows: pd.DataFrame, images: torch.Tensor, config: DataConfig, report: Report) -> pd.DataFrame:
     "`rows` with a group for each image that has none; reported as a warning."
     bare = (rows.group == '').to_numpy()
@@ -138,34 +147,65 @@ def _guess_groups(rows: pd.DataFrame, images: torch.Tensor, config: DataConfig, 
     fix = 'put one between class and image, or give a manifest: with guessed welds the verdict is inconclusive at best'
     report(Issue(rows.image[bare.argmax()], what, fix, False))
     guessed = rows.group.to_numpy().copy()
-    guessed[bare] = group_lookalikes(images[np.flatnonzero(bare)], config.lookalike_bits, config.lookalike_share)
+    alike = group_lookalikes(images[np.flatnonzero(bare)], config.lookalike_bits, config.lookalike_share)
+    names = rows.image[bare].map(source_name)
+    sources = [name and f'{label}/{name}' for label, name in zip(rows.label[bare], names, strict=True)]
+    guessed[bare] = _joined_groups(alike, sources)
     return rows.assign(group=guessed)
+
+# %% ../../nbs/data/08_readers.ipynb #b3fb2b6f
+def understand_files(
+    files: list,          # below a folder, as paths in it
+    config: DataConfig,   # further names for clean; is the split of the folders kept?
+) -> Reading:
+    "How the images among the files of a folder are understood."
+    images = [f.as_posix() for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
+    return understand(images, config.clean, config.given_split)
+
+
+def _labelled_by_masks(root: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    "`rows`, those without a label labelled 'flaw' or 'clean' by what their mask shows."
+    bare = rows.label == ''
+    if not bare.any(): return rows
+    return rows.assign(label=rows.label.where(~bare, [_label_by_mask(root, m) if m else '' for m in rows['mask']]))
+
+
+def _label_by_mask(root: Path, mask: str) -> str:
+    "'flaw' if a mask shows one or cannot be read, which is reported where the mask is used; 'clean'."
+    try: return 'flaw' if read_picture(resolve_inside(root, mask)).grey.any() else 'clean'
+    except ImageError: return 'flaw'
 
 # %% ../../nbs/data/08_readers.ipynb #24629463
 def read_folder(
-    root: Path,                           # one sub-folder per class; deeper folders name the weld
+    root: Path,                           # class folders, or another of `LAYOUTS`
     px: int,                              # side of the patches
-    config: DataConfig = DataConfig(),    # when to take images for look-alikes
+    config: DataConfig = DataConfig(),    # when to take images for look-alikes; further names for clean
     report: Report = raise_if_error,      # called with each issue
 ) -> PatchSet | None:
-    "A `PatchSet` from a folder of class folders; look-alikes are grouped where no folder names the weld."
+    "A `PatchSet` from a folder of images; look-alikes are grouped where no folder names the weld."
     files = _folder_files(root, report)
-    report_all(report, folder_issues(root, files))
-    parts = [f.parts for f in files if f.suffix.lower() in IMAGE_SUFFIXES and len(f.parts) > 1]
-    rows = pd.DataFrame([('/'.join(p), p[0], '/'.join(p[1:-1])) for p in parts], columns=['image', 'label', 'group'])
+    reading = understand_files(files, config)
+    split_error = split_beside_classes(reading)
+    report_all(report, [split_error] if split_error else folder_issues(root, files, reading))
+    if split_error or reading.rows.empty: return None
+    rows = _labelled_by_masks(root, reading.rows)
+    if not reading.pairing.masks: rows = rows.drop(columns='mask')
     patches, rows = read_patches(lambda row: file_patch(root, row, px, report), rows, report, 'reading images')
     if not patches: return None
     images = [p.image for p in patches]
     rows = _guess_groups(rows, torch.stack(images), config, report)
-    return assemble(images, rows.rename(columns=dict(image='id')).assign(size=np.nan), report=report)
+    table = rows[['image', 'label', 'group']].rename(columns=dict(image='id')).assign(size=np.nan)
+    if (rows.split != '').any(): table = table.assign(given=rows.split)
+    return assemble(images, table, [p.mask for p in patches] if 'mask' in rows else None, report=report)
 
 # %% ../../nbs/data/08_readers.ipynb #b1370062
-def _read_checked_table(path: Path, needed: tuple, group: str, report: Report) -> pd.DataFrame | None:
+def _read_checked_table(path: Path, needed: tuple, group: str, report: Report, clean: str = '') -> pd.DataFrame | None:
     "The lines of a CSV that have all that is needed; None if columns are missing. What is wrong is reported."
-    try: rows = read_table(path)
+    try: rows = read_image_table(path) if 'image' in needed else read_table(path)
     except DataError as e:
         report(e.issue)
         return None
+    if 'label' in rows: rows['label'] = standard_labels(rows.label, clean)
     report_all(report, table_issues(rows, path.name, needed, group))
     columns = [*needed, group]
     if not set(columns) <= set(rows): return None
@@ -177,9 +217,10 @@ def read_manifest(
     px: int,                           # side of the patches
     group: str,                        # the column that names the weld
     report: Report = raise_if_error,   # called with each issue
+    clean: str = '',                   # further names for clean, separated by commas
 ) -> PatchSet | None:
     "A `PatchSet` from a table of images; None if nothing usable is left."
-    rows = _read_checked_table(path, ('image', 'label'), group, report)
+    rows = _read_checked_table(path, ('image', 'label'), group, report, clean)
     if rows is None: return None
     patches, rows = read_patches(lambda row: file_patch(path.parent, row, px, report),
                                   rows.drop_duplicates('image'), report, 'reading images')
@@ -187,6 +228,7 @@ def read_manifest(
     size, unit = size_column(rows)
     film = rows.get('film', rows[group])
     table = pd.DataFrame(dict(id=rows.image, label=rows.label, group=rows[group], film=film, size=size))
+    if 'split' in rows and group != 'split': table = table.assign(given=rows.split.map(split_of))
     masks = [p.mask for p in patches] if 'mask' in rows else None
     return assemble([p.image for p in patches], table, masks, unit, report)
 
@@ -271,9 +313,10 @@ def read_windows(
     px: int,                           # side of the patches
     group: str,                        # the column that names the weld
     report: Report = raise_if_error,   # called with each issue
+    clean: str = '',                   # further names for clean, separated by commas
 ) -> PatchSet | None:
     "A `PatchSet` cut from whole films; a film without a mask has an empty one. None if nothing usable is left."
-    rows = _read_checked_table(path, ('film', 'x', 'y', 'size', 'label'), group, report)
+    rows = _read_checked_table(path, ('film', 'x', 'y', 'size', 'label'), group, report, clean)
     if rows is None: return None
     rows = _window_rows(rows, path, group, report)
     films, masks = (_index_films(path.parent, folder, report) for folder in ('films', 'masks'))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 # %% auto #0
-__all__ = ['SOURCES', 'Source', 'files_fingerprint', 'Simulated', 'source_table', 'Folder', 'TableSource', 'Manifest', 'Windows',
-           'open_source']
+__all__ = ['SOURCES', 'Source', 'Undescribed', 'files_fingerprint', 'Simulated', 'source_table', 'manifest_rows', 'Folder',
+           'TableSource', 'Manifest', 'Windows', 'open_source', 'tell_understood']
 
 # %% ../../nbs/data/09_sources.ipynb #58af14ad
 import pandas as pd
@@ -22,12 +22,13 @@ import torch
 from ..core.config import DataConfig
 from ..core.files import file_hash
 from ..core.random import digest
+from ..core.runtime import log
 from .images import DataError, ImageError, Issue, Report, raise_if_error, window
-from .loading import assemble, resolve_inside
+from .loading import assemble, files_below, resolve_inside
 from .patches import PatchSet
-from .readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows  # noqa: F401
+from .readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows, understand_files  # noqa: F401
 from .simulate import simulate
-from .tables import CLEAN_NAMES, read_table  # noqa: F401
+from .tables import read_image_table
 
 # %% ../../nbs/data/09_sources.ipynb #271c8a1c
 class Source(Protocol):
@@ -66,6 +67,26 @@ class Source(Protocol):
         "What a change of the data changes, and nothing else does."
         ...
 
+    @property
+    def understood(self) -> str:
+        "One line that says how the data were understood; '' where there is nothing to say."
+        ...
+
+    def rows(self) -> tuple[str, pd.DataFrame]:
+        "'manifest.csv' or 'windows.csv', and what would stand in it. Raises `DataError` if the data have no such form."
+        ...
+
+
+class Undescribed:
+    "What a source says of itself that has no more to say."
+    data: str
+
+    @property
+    def understood(self) -> str: return ''
+
+    def rows(self) -> tuple[str, pd.DataFrame]:
+        raise DataError(Issue(self.data, 'cannot be imported', 'give a folder of images'))
+
 # %% ../../nbs/data/09_sources.ipynb #8acac3a1
 @lru_cache(maxsize=None)
 def _hash_once(file: Path, size: int, changed: int) -> str:
@@ -86,7 +107,7 @@ def files_fingerprint(
 
 # %% ../../nbs/data/09_sources.ipynb #f5cf6bb1
 @dataclass(frozen=True)
-class Simulated:
+class Simulated(Undescribed):
     "The embedded simulator, at the size that the configuration asks for."
     data: str
     config: DataConfig
@@ -115,25 +136,48 @@ class Simulated:
 def source_table(
     data: str,
 ) -> Path | None:
-    "The CSV that `data` stands for: itself, or the `manifest.csv` or `windows.csv` in it; None if there is none."
+    "The CSV that `data` stands for: itself, or the manifest.csv, windows.csv or metadata.csv in it; None without one."
     path = Path(data)
     if path.is_file(): return path if path.suffix.lower() == '.csv' else None
-    return next((path/name for name in ('manifest.csv', 'windows.csv') if (path/name).is_file()), None)
+    own = next((path/name for name in ('manifest.csv', 'windows.csv') if (path/name).is_file()), None)
+    return path/'metadata.csv' if own is None and _lists_images(path/'metadata.csv') else own
+
+
+def _lists_images(path: Path) -> bool:
+    "Does a file, which may not exist, name images and their labels, as the metadata of Hugging Face do?"
+    try: return path.is_file() and {'image', 'label'} <= set(read_image_table(path))
+    except DataError: return False
 
 
 def _is_windows_table(path: Path) -> bool:
     "Does a CSV name windows of films, not images?"
-    try: columns = read_table(path).columns
+    try: columns = read_image_table(path).columns
     except DataError: return False
     return 'image' not in columns and 'x' in columns
 
 
-def _files_below(folder: Path) -> list[Path]: return sorted(p for p in folder.rglob('*') if p.is_file())
+def _files_below(folder: Path) -> list[Path]: return [p for p in files_below(folder)[0] if p.is_file()]
+
+# %% ../../nbs/data/09_sources.ipynb #d51ef568
+def manifest_rows(
+    rows: pd.DataFrame,  # image, label, group, mask, split from a layout
+    source: Folder,      # of these images, read where no folder names the weld
+) -> pd.DataFrame:
+    "The lines of a manifest. Welds that no folder names are guessed; a split that cuts through a weld is left out."
+    if rows.empty or (rows[['label', 'group']] == '').any(axis=None):
+        patches = source.read(source.config.px, 'group')
+        if patches is None: raise DataError(Issue(source.data, 'has no usable image', 'weldsynth check says why'))
+        known = patches.table.set_index('id')
+        rows = rows[rows.image.isin(known.index)]
+        rows = rows.assign(label=known.label[rows.image].to_numpy(), group=known.group[rows.image].to_numpy())
+    splits = rows.groupby('group').split.transform('nunique')
+    rows = rows.assign(split=rows.split.where(splits == 1, ''))
+    return rows.drop(columns=[column for column in ('mask', 'split') if (rows[column] == '').all()])
 
 # %% ../../nbs/data/09_sources.ipynb #6d88a0d0
 @dataclass(frozen=True)
-class Folder:
-    "A folder with one sub-folder per class."
+class Folder(Undescribed):
+    "A folder of images in class folders, or in another of `LAYOUTS`."
     data: str
     config: DataConfig
     seed: int = 0
@@ -153,9 +197,20 @@ class Folder:
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
         return read_folder(self.root, px, self.config, report)
 
+    @property
+    def understood(self) -> str:
+        reading = self._reading()
+        return f'read as {reading.note}' if len(reading.rows) else ''
+
+    def rows(self) -> tuple[str, pd.DataFrame]:
+        return 'manifest.csv', manifest_rows(self._reading().rows, self)
+
+    def _reading(self):
+        return understand_files([file.relative_to(self.root) for file in files_below(self.root)[0]], self.config)
+
 # %% ../../nbs/data/09_sources.ipynb #ba2c27bc
 @dataclass(frozen=True)
-class TableSource:
+class TableSource(Undescribed):
     "What the two sources that are described by a CSV have in common."
     data: str
     config: DataConfig
@@ -186,8 +241,13 @@ class Manifest(TableSource):
         table = source_table(data)
         return table is not None and not _is_windows_table(table)
 
+    @property
+    def understood(self) -> str: return f'read as a table of images, {self.table.name}'
+
+    def rows(self) -> tuple[str, pd.DataFrame]: return 'manifest.csv', read_image_table(self.table)
+
     def files(self) -> list[Path]:
-        rows = read_table(self.table)
+        rows = read_image_table(self.table)
         names = dict.fromkeys(name for c in ('image', 'mask') if c in rows for name in rows[c] if name)
         return [self.table, *filter(None, (self._file(name) for name in names))]
 
@@ -198,7 +258,7 @@ class Manifest(TableSource):
         return file if file.is_file() else None
 
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
-        return read_manifest(self.table, px, group, report)
+        return read_manifest(self.table, px, group, report, self.config.clean)
 
 # %% ../../nbs/data/09_sources.ipynb #2e8ec98e
 class Windows(TableSource):
@@ -210,11 +270,14 @@ class Windows(TableSource):
         table = source_table(data)
         return table is not None and _is_windows_table(table)
 
+    @property
+    def understood(self) -> str: return f'read as windows of whole films, {self.table.name}'
+
     def files(self) -> list[Path]:
         return [self.table, *_files_below(self.root/'films'), *_files_below(self.root/'masks')]
 
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
-        return read_windows(self.table, px, group, report)
+        return read_windows(self.table, px, group, report, self.config.clean)
 
 # %% ../../nbs/data/09_sources.ipynb #9d990915
 SOURCES: dict[str, type[Source]] = {
@@ -240,3 +303,12 @@ def open_source(
     for source in reversed(SOURCES.values()):
         if source.accepts(data): return source(data, config, seed)
     raise DataError(_unknown_source(data))
+
+# %% ../../nbs/data/09_sources.ipynb #856941cb
+def tell_understood(
+    data: str, config: DataConfig, seed: int = 0,  # as for `open_source`
+):
+    "Say in one line how the data were understood; nothing for data that cannot be read, which is reported elsewhere."
+    try: line = getattr(open_source(data, config, seed), 'understood', '')
+    except DataError: return
+    if line: log(f'{Path(data).name or data} is {line}')

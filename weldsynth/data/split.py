@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 # %% auto #0
-__all__ = ['FOLDS', 'fold_shares', 'held_out_films', 'spread_issues', 'split', 'exact_duplicates', 'duplicates_across_folds',
-           'fine_structure', 'near_duplicates_across_folds', 'report_duplicates']
+__all__ = ['FOLDS', 'fold_shares', 'held_out_films', 'spread_issues', 'given_split_issues', 'split', 'exact_duplicates',
+           'duplicates_across_folds', 'fine_structure', 'near_duplicates_across_folds', 'report_duplicates']
 
 # %% ../../nbs/data/10_split.ipynb #b637e8be
 import numpy as np
@@ -149,6 +149,40 @@ def spread_issues(
             what = f'comes from {plural(n, "group")}, and three folds need three'
             yield Issue(f"class '{label}'", what, 'name groups more finely, or add welds with it')
 
+# %% ../../nbs/data/10_split.ipynb #85434e0f
+def _main_part(table: pd.DataFrame) -> pd.Series:
+    "For each row, the part of the given split with most images of its group; 'train' where none is given."
+    counts = pd.crosstab(table.group, table.given.where(table.given != '', 'train'))
+    return table.group.map(counts.reindex(columns=list(FOLDS), fill_value=0).idxmax(axis=1))
+
+
+def given_split_issues(
+    table: pd.DataFrame,  # group and, if the data came with a split, given
+) -> Iterator[Issue]:
+    "Yields a warning about groups that lie in several parts of the split that the data came with."
+    if 'given' not in table: return
+    parts = table[table.given != ''].groupby('group').given.nunique()
+    if (parts > 1).any():
+        what = f"lies in several parts of the given split, as do {plural((parts > 1).sum(), 'group')} of {len(parts):,}"
+        fix = 'nothing to do: each goes whole to the part with most of its images'
+        yield Issue(f"group '{parts.idxmax()}'", what, fix, False)
+
+# %% ../../nbs/data/10_split.ipynb #7f55994a
+def _given_split(table: pd.DataFrame, config: DataConfig, seed: int) -> np.ndarray:
+    "The fold of each row by the split that the data came with. Raises `DataError` if it cannot be kept."
+    fix = 'leave out data.given_split (SPLIT=given)'
+    if 'given' not in table: raise DataError(Issue('the given split', 'is to be kept, and the data have none', fix))
+    names = _main_part(table).to_numpy(dtype=object)
+    if 'test' not in names: names[names == 'validation'] = 'test'
+    if 'validation' not in names and 'train' in names:
+        test = np.flatnonzero(names == 'test')
+        classes, wanted = pd.factorize(table.label)[0], np.array([config.train_share, config.validation_share])
+        inner = list(_inner_splits(table, test, config, seed))
+        if inner: names = min(inner, key=lambda n: _unevenness(n, classes, wanted/wanted.sum(), FOLDS[:2]))
+    error = _missing(table, names, FOLDS)
+    if error: raise DataError(error.issue._replace(fix=fix))
+    return names
+
 # %% ../../nbs/data/10_split.ipynb #a9722e2f
 def split(
     patches: PatchSet,
@@ -159,13 +193,16 @@ def split(
 
     Films are held out only where there is one outer fold. Raises `DataError`.
     """
-    films = held_out_films(patches.table, seed) if config.folds == 1 else set()
+    films = held_out_films(patches.table, seed) if config.folds == 1 and not config.given_split else set()
     held_out = patches.table.film.isin(films).to_numpy()
     table = patches.table[~held_out].reset_index(drop=True)
+    if config.given_split and config.folds > 1:
+        raise DataError(Issue('the given split', 'cannot be kept in several outer folds', 'leave out data.given_split'))
     report_all(raise_if_error, spread_issues(table))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # a class with fewer groups than folds: checked
-        splits = [_most_even_split(table, config, seed)] if config.folds == 1 else _outer_splits(table, config, seed)
+        one = _given_split if config.given_split else _most_even_split
+        splits = _outer_splits(table, config, seed) if config.folds > 1 else [one(table, config, seed)]
     def folds(names):
         folds = np.full(len(held_out), 'film', dtype=object)
         folds[~held_out] = names

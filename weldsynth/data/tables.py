@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['CLEAN_NAMES', 'COLUMNS', 'normalise_name', 'spelling_issues', 'is_clean', 'standard_label', 'label_issues', 'line_of',
-           'read_table', 'size_issues', 'table_issues', 'size_column', 'overlap_issues']
+__all__ = ['LABEL_SIGNS', 'COLUMNS', 'normalise_name', 'spelling_issues', 'label_issues', 'line_of', 'read_table', 'our_columns',
+           'read_image_table', 'size_issues', 'table_issues', 'size_column', 'overlap_issues']
 
 # %% ../../nbs/data/06_tables.ipynb #a6b37ce5
 import numpy as np
 import pandas as pd
 
 # %% ../../nbs/data/06_tables.ipynb #78326b45
+from .clean import LOOKED_FOR, is_clean, is_unsure
 from .images import DataError, Issue, plural
 
 # %% ../../nbs/data/06_tables.ipynb #73c27193
@@ -43,22 +44,14 @@ def spelling_issues(
             what = f"is '{usual}' in another spelling ({plural(same[name], 'image')})"
             yield Issue(f"{kind} '{name}'", what, 'spell both alike')
 
-# %% ../../nbs/data/06_tables.ipynb #04bee1bf
-CLEAN_NAMES = {'clean', 'good', 'ok', 'no_defect', 'no_flaw', 'normal'}
+# %% ../../nbs/data/06_tables.ipynb #f6650f80
+LABEL_SIGNS = ". _ - + ( ) & ' ’ , ; = # @ ! ~ % · • – — （ ） 、 ・"
 
 
-def is_clean(
-    label: str,
-) -> bool:
-    "Does `label` say that an image has no flaw?"
-    return label.strip().lower() in CLEAN_NAMES
-
-
-def standard_label(
-    label: str,
-) -> str:
-    "A label as the study uses it: 'clean' under any of its names, other labels in Unicode's composed form."
-    return 'clean' if is_clean(label) else unicodedata.normalize('NFC', label.strip())
+def _names_a_class(label: str) -> bool:
+    "Are there at most 60 letters, marks, digits, blanks and usual signs, the first a letter or digit?"
+    def is_usual(c): return c in LABEL_SIGNS or unicodedata.category(c)[0] in 'LMN'
+    return 0 < len(label) <= 60 and (label[0].isalnum() or label[0] == '_') and all(map(is_usual, label))
 
 # %% ../../nbs/data/06_tables.ipynb #111cc464
 def label_issues(
@@ -67,12 +60,16 @@ def label_issues(
     "Yields what is wrong with the labels as a whole."
     names = sorted(set(labels))
     for label in names:
-        if label in ('all', 'macro') or not re.fullmatch(r'\w[\w .()+-]{0,59}', label):
-            fix = "use letters, digits, spaces and . _ - + ( ), at most 60, and not 'all' or 'macro'"
+        if label in ('all', 'macro') or not _names_a_class(label):
+            fix = f"use letters, digits, spaces and {LABEL_SIGNS}, at most 60, and not 'all' or 'macro'"
             yield Issue(f"label '{label}'", 'cannot name a class and its folder', fix)
+        if 'clean' in names and is_unsure(label):
+            what = 'is read as a kind of flaw, as another label means clean'
+            yield Issue(f"label '{label}'", what, f"--clean '{label}' if its images have no flaw", False)
     if 'clean' not in names:
         what = f"no image is labelled 'clean' (labels: {', '.join(names)})"
-        yield Issue('labels', what, 'the study needs images without flaw under that name')
+        fix = f"name the label of images without flaw by --clean NAME (make: CLEAN=NAME); looked for were {LOOKED_FOR}"
+        yield Issue('labels', what, fix)
     if names == ['clean']:
         fix = 'the study needs at least one class of defects beside it'
         yield Issue('labels', "all images are labelled 'clean'", fix)
@@ -134,6 +131,31 @@ def read_table(
             raise _table_error(path, what, 'correct the line', line)
     if not rows: raise _table_error(path, 'has a header and no lines', 'add a line per image')
     return pd.DataFrame([fields for _, fields in rows], columns=header, index=[line for line, _ in rows], dtype=str)
+
+# %% ../../nbs/data/06_tables.ipynb #c1a18322
+_OTHER_COLUMNS = {
+    'image': ('file_name', 'filename', 'image_path', 'image_file', 'image_name', 'filepath', 'file_path', 'file'),
+    'label': ('class', 'class_name', 'category', 'label_name', 'defect', 'target'),
+    'mask': ('mask_path', 'mask_file', 'mask_name', 'mask_file_name')}
+
+
+def our_columns(
+    rows: pd.DataFrame,  # from `read_table`
+) -> pd.DataFrame:
+    "`rows` with the columns of other tools under our names."
+    plain = {re.sub(r'[\s-]+', '_', column.casefold()): column for column in reversed(rows.columns)}
+    new = {plain[other]: ours for ours, others in _OTHER_COLUMNS.items() if ours not in rows
+           for other in reversed(others) if other in plain}
+    first = {ours: column for column, ours in new.items()}  # the likeliest of several
+    return rows.rename(columns={column: ours for ours, column in first.items()})
+
+
+def read_image_table(
+    path: Path,  # a CSV
+) -> pd.DataFrame:
+    "`read_table`, the columns of other tools under our names. Raises `DataError`."
+    rows = read_table(path)
+    return rows if {'film', 'x'} <= set(rows) else our_columns(rows)
 
 # %% ../../nbs/data/06_tables.ipynb #2fc3bf13
 def _column(rows: pd.DataFrame, column: str) -> pd.Series:

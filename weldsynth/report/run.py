@@ -12,6 +12,7 @@ __all__ = ['announce', 'make_report', 'chosen_folds', 'train_networks']
 from ..core.config import StudyError, value_text
 from ..core.runtime import log
 from ..core.store import Study, outdated
+from ..data.sources import tell_understood
 from .cards import finish
 from .pages import config_changes, execute, render
 from ..stages.arms import fit_arms
@@ -24,7 +25,8 @@ from ..stages.verdict import recommend
 def announce(
     study: Study,
 ):
-    "Say how the configuration differs from its preset, and which stages will be made anew."
+    "Say how the data were understood, how the configuration differs from its preset, and what will be made anew."
+    tell_understood(study.data, study.config.data, study.seed)
     for field, (value, preset) in config_changes(study.config).items():
         log(f'{field} = {value_text(value)} ({study.config.profile}: {value_text(preset)})')
     if study.is_closed(): return

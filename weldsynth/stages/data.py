@@ -36,7 +36,7 @@ def _source_facts(study: Study) -> dict:
     return dict(fingerprint=study_source(study).fingerprint(), group=study.group, seed=study.seed)
 
 # %% ../../nbs/01_data.ipynb #8921648a
-@stage('data/patches', version=1, reads=('data',), also=_source_facts)
+@stage('data/patches', version=2, reads=('data',), also=_source_facts)
 def _prepare(study: Study, folder):
     "The study's patches, read, split and checked, and `source.csv` with the SHA-256 hash of each file they came from."
     source = study_source(study)
@@ -61,7 +61,8 @@ def prepare_or_count(study: Study) -> Artefact:
     try: return prepare(study)
     except DataError as e:
         found = check_data(study.data, study.config, study.group, study.seed)
-        command = f"weldsynth check '{study.data}' --group '{study.group}' --profile {study.config.profile}"
+        clean = study.config.data.clean and f" --clean '{study.config.data.clean}'"
+        command = f"weldsynth check '{study.data}' --group '{study.group}'{clean} --profile {study.config.profile}"
         raise StudyError(f'{e} (one of {count_text(found)}, which `{command}` lists)') from None
 
 # %% ../../nbs/01_data.ipynb #71590020
