@@ -17,13 +17,15 @@ __all__ = ['IMAGE_COLUMNS', 'LABEL_COLUMNS', 'RUN_COLUMNS', 'GDXRAY_NAME', 'ANNO
 # %% ../../nbs/data/14_annotation_formats.ipynb #e7a0977c
 import numpy as np
 
-# %% ../../nbs/data/14_annotation_formats.ipynb #5c23a0ea
+# %% ../../nbs/data/14_annotation_formats.ipynb #ca235e25
 from weldsynth.data.annotations import (
     WRONG,
     Annotation,
     Tree,
     film_of,
+    holding,
     json_files,
+    one_per_image,
     outline,
     read_coco,
     read_labelme,
@@ -34,17 +36,20 @@ from weldsynth.data.annotations import (
 )
 from .images import DataError, ImageError, Issue, Report, plural, read_picture
 from .loading import files_below
-from .tables import box_columns, is_clean, line_of, lists_windows, named_column, read_table
+from weldsynth.data.tables import (
+    box_columns,
+    is_clean,
+    line_of,
+    lists_windows,
+    named_column,
+    normalise_name,
+    read_table,
+)
 
-# %% ../../nbs/data/14_annotation_formats.ipynb #4c7d0b80
-def _xml_files(tree: Tree, head: bytes) -> list:
-    "The XML files whose first element is called `head`."
-    found = []
-    for name in tree.ending('.xml'):
-        try: text = (tree.root/name).read_bytes()
-        except OSError: continue
-        if re.search(rb'<' + head + rb'[\s>/]', text): found.append(name)
-    return found
+# %% ../../nbs/data/14_annotation_formats.ipynb #ae0ee401
+def _xml_files(tree: Tree, head: str) -> list:
+    "The XML files that have an element called `head`."
+    return holding(tree, '.xml', rf'<{head}[\s>/]'.encode())
 
 
 def _load_xml(tree: Tree, file: str, report: Report):
@@ -287,7 +292,7 @@ def _gdxray_masks(tree: Tree, film: str, file: str, report: Report) -> Iterator[
         shape = (place[0].start, place[1].start), flaw[place] & (parts[place] == i)
         yield Annotation(film, 'flaw', file, 'mask', shape, size=flaw.shape[::-1])
 
-# %% ../../nbs/data/14_annotation_formats.ipynb #9e60a7bd
+# %% ../../nbs/data/14_annotation_formats.ipynb #ace71f06
 class Format(NamedTuple):
     "A way to write down marks on films."
     title: str
@@ -299,14 +304,14 @@ class Format(NamedTuple):
 ANNOTATIONS: dict[str, Format] = {
     'coco': Format('COCO', lambda tree: json_files(tree, 'images', 'annotations', 'categories'), read_coco, True),
     'yolo': Format('YOLO', yolo_files, read_yolo),
-    'voc': Format('Pascal VOC', lambda tree: _xml_files(tree, b'annotation'), read_voc),
-    'labelme': Format('labelme', lambda tree: json_files(tree, 'shapes'), read_labelme),
-    'cvat': Format('CVAT', lambda tree: _xml_files(tree, b'annotations'), read_cvat, True),
+    'voc': Format('Pascal VOC', lambda tree: one_per_image(tree, _xml_files(tree, 'annotation')), read_voc),
+    'labelme': Format('labelme', lambda tree: one_per_image(tree, json_files(tree, 'shapes')), read_labelme),
+    'cvat': Format('CVAT', lambda tree: _xml_files(tree, 'annotations'), read_cvat, True),
     'runs': Format('run lengths', _run_files, read_runs),
     'boxes': Format('a table of boxes', _box_files, read_boxes),
     'gdxray': Format('GDXray', _gdxray_files, read_gdxray, True)}
 
-# %% ../../nbs/data/14_annotation_formats.ipynb #d37cde63
+# %% ../../nbs/data/14_annotation_formats.ipynb #b1424379
 class Marked(NamedTuple):
     "A folder whose films are annotated."
     tree: Tree
@@ -319,6 +324,7 @@ def find_annotations(
 ) -> Marked | None:
     "The annotated films in a folder; None if there are none."
     path = Path(data)
+    if path.is_file() and path.suffix.lower() in ('.yaml', '.yml'): path = path.parent  # it names classes only
     if not path.exists() or path.is_file() and path.suffix.lower() not in ('.csv', '.json', '.xml'): return None
     root = path if path.is_dir() else path.parent
     try: names = tuple(f.relative_to(root).as_posix() for f in files_below(root)[0])
@@ -339,5 +345,11 @@ def read_annotations(
     if marked.format.complete: return marks
     films = {m.film for m in marks}
     folders = {str(PurePosixPath(film).parent) for film in films}
-    unnamed = [i for i in marked.tree.images if i not in films and str(PurePosixPath(i).parent) in folders]
-    return [*marks, *(Annotation(film, 'clean', film) for film in unnamed)]
+    flaws = {normalise_name(m.label) for m in marks if m.kind and m.label}
+    unnamed = [i for i in marked.tree.images if i not in films | marked.tree.doubtful
+               and str(PurePosixPath(i).parent) in folders]
+    in_class = [i for i in unnamed if normalise_name(PurePosixPath(i).parent.name) in flaws]
+    if in_class:
+        what = f'has no annotation in a folder called like a flaw, so it is left out ({plural(len(in_class), "image")})'
+        report(Issue(in_class[0], what, 'annotate it, or move it if it has no flaw', False))
+    return [*marks, *(Annotation(film, 'clean', film) for film in unnamed if film not in in_class)]

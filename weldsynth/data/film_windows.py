@@ -309,7 +309,7 @@ def _blank_issues(rows: pd.DataFrame, pairs: list) -> Iterator[Issue]:
         what = f'has windows of a single grey value, which are left out ({plural(len(blank), "such window")})'
         yield Issue(rows.film.iloc[blank[0]], what, 'cut the rim of the film away, if there is one', False)
 
-# %% ../../nbs/data/16_film_windows.ipynb #b68ecc38
+# %% ../../nbs/data/16_film_windows.ipynb #0eb54f89
 def describe_windows(
     title: str,              # of the format
     films: list,             # from `read_films`
@@ -322,7 +322,9 @@ def describe_windows(
     flawed = windows.label != 'clean'
     mixed = (windows.labels > 1).sum()
     sides = ' and '.join(str(s) for s in windows['size'].value_counts().index[:2])
+    bare = sum(not any(film.places) for film in films)
+    without = f' ({bare:,} without flaw)' if bare else ''
     largest = f'; {mixed:,} with several kinds are named after the largest' if mixed else ''
     return (f'read as {title}: {plural(len(flaws), "flaw")} of {plural(len({m.label for m in flaws}), "kind")} on '
-            f'{plural(len(films), "film")}, {"weak masks from boxes" if weak == len(flaws) else masks}; '
+            f'{plural(len(films), "film")}{without}, {"weak masks from boxes" if weak == len(flaws) else masks}; '
             f'{plural(flawed.sum(), "flawed window")} and {(~flawed).sum():,} clean, of {sides} px{largest}')

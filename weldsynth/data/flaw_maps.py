@@ -41,11 +41,11 @@ def _within(corner: tuple, pixels: np.ndarray, shape: tuple) -> tuple:
     if min(*corner, *shape) < 0 or not part.any(): raise ImageError(*OUTSIDE)
     return top, left, part
 
-# %% ../../nbs/data/15_flaw_maps.ipynb #095fd238
+# %% ../../nbs/data/15_flaw_maps.ipynb #2a94f75f
 def _draw_rings(kind: str, rings: list, shape: tuple) -> tuple:
     "Top, left and pixels of a box, a line (3 pixels wide) or a polygon."
-    points = np.concatenate(rings)
-    edge = 1 if kind == 'line' else 0
+    points = np.round(np.concatenate(rings), 3)  # shares are written with few digits
+    edge = 2 if kind == 'line' else 0
     low, high = points.min(0) - edge, points.max(0) + edge
     left, top = (np.round(low) if kind == 'box' else np.floor(low)).clip(0, shape[::-1]).astype(int)
     right, bottom = (np.round(high) if kind == 'box' else np.ceil(high)).clip(0, shape[::-1]).astype(int)
@@ -53,16 +53,26 @@ def _draw_rings(kind: str, rings: list, shape: tuple) -> tuple:
     width, height = min(right, shape[1]) - left, min(bottom, shape[0]) - top
     if width < 1 or height < 1: raise ImageError(*OUTSIDE)
     if kind == 'box': return top, left, np.ones((height, width), bool)
-    image = Image.new('L', (width, height))
-    for ring in rings:
-        inside = np.clip(ring - [left, top] - .5, -2*max(shape), 2*max(shape))
-        corners = [tuple(p) for p in inside]
-        if kind == 'polygon': ImageDraw.Draw(image).polygon(corners, fill=1, outline=1)
-        elif len(corners) > 1: ImageDraw.Draw(image).line(corners, fill=1, width=3)
-        for x, y in corners if kind == 'line' else (): ImageDraw.Draw(image).rectangle((x - 1, y - 1, x + 1, y + 1), 1)
-    pixels = np.asarray(image) > 0
+    inside = [np.clip(ring - [left, top], -2*max(shape), 2*max(shape)) for ring in rings]
+    pixels = _fill(kind, inside, width, height)
     if not pixels.any(): raise ImageError(*OUTSIDE)
     return top, left, pixels
+
+# %% ../../nbs/data/15_flaw_maps.ipynb #9bca71f8
+def _fill(kind: str, rings: list, width: int, height: int) -> np.ndarray:
+    "The pixels that polygons, or lines 3 pixels wide, cover by half; those they touch if they are thinner than that."
+    fine = 4 if width*height < 2_000_000 else 1  # Pillow draws whole pixels, and an edge is one
+    image = Image.new('L', (width*fine, height*fine))
+    draw_on = ImageDraw.Draw(image)
+    for ring in rings:
+        corners = [tuple(p) for p in ring*fine - .5]
+        if kind == 'polygon': draw_on.polygon(corners, fill=1)
+        elif len(corners) > 1: draw_on.line(corners, fill=1, width=3*fine)
+        reach = 1.5*fine
+        for x, y in corners if kind == 'line' else ():
+            draw_on.rectangle((x - reach, y - reach, x + reach - 1, y + reach - 1), fill=1)
+    covered = np.asarray(image).reshape(height, fine, width, fine).mean((1, 3))
+    return covered >= .5 if (covered >= .5).any() else covered > 0
 
 # %% ../../nbs/data/15_flaw_maps.ipynb #761e2c12
 def _draw_runs(mark: Annotation, shape: tuple) -> np.ndarray:

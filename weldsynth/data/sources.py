@@ -261,7 +261,11 @@ class AnnotatedFilms:
 
     def windows(self, px: int) -> pd.DataFrame:
         "The windows of the films, for patches of `px` pixels a side."
-        return place_windows(self.films[0], px, self.config)
+        if px not in self._placed: self._placed[px] = place_windows(self.films[0], px, self.config)
+        return self._placed[px]
+
+    @cached_property
+    def _placed(self) -> dict: return {}
 
     @property
     def understood(self) -> str:
