@@ -353,6 +353,13 @@ def test_a_class_called_good_marks_no_flaw(tmp_path):
     assert {m.label for f in source_of(tmp_path).films[0] for m in f.marks if m.kind} == {'crack'}
 
 
+def test_the_split_of_the_folders_is_told_and_kept_as_a_column(tmp_path):
+    yolo_splits(tmp_path)
+    source = source_of(tmp_path)
+    assert source.understood.endswith('split of its own not used (train 2, validation 2, test 2)')
+    assert set(source.read(PX, 'group').table.given) == {'train', 'validation', 'test'}
+
+
 # --- not an annotated set ---
 
 @pytest.mark.parametrize('files', [
@@ -816,7 +823,8 @@ def test_windows_must_be_square(tmp_path):
     rows = [dict(film='f1', xmin=x, ymin=0, xmax=x + 48, ymax=40, label=label, group='a')
             for x, label in ((0, 'clean'), (48, 'crack'))]
     films_and(tmp_path, rows)
-    with pytest.raises(DataError, match=r'line 2: has a window of 48 x 40 pixels \(2 such lines\): give square windows'):
+    message = r'line 2: has a window of 48 x 40 pixels \(2 such lines\): give square windows'
+    with pytest.raises(DataError, match=message):
         open_source(str(tmp_path), CONFIG).read(PX, 'group')
 
 
@@ -831,3 +839,18 @@ def test_films_without_any_flaw_are_still_cut(tmp_path):
     marked = find_annotations(str(tmp_path))
     films = read_films(tmp_path, read_annotations(marked, print), print)
     assert place_windows(films, PX, CONFIG).label.eq('clean').all()
+
+
+@pytest.mark.parametrize('name', ['f1', 'f1.png', 'films/f1.png'])
+def test_a_film_that_is_named_counts_as_read(tmp_path, name):
+    films_and(tmp_path, [window(name), window(name, 48)])
+    issues, _ = check_and_read(str(tmp_path), PROFILES['fixture'])
+    assert not issues.what.str.contains('is not named by').any()
+
+
+def test_one_film_by_two_names_is_one_film(tmp_path):
+    films_and(tmp_path, [window('plate/f1'), window('f1', 24, group='b')], ('plate/f1',))
+    found = []
+    open_source(str(tmp_path), CONFIG).read(PX, 'group', found.append)
+    assert [i.what for i in found if i.error] == \
+        ["overlaps line 2, which is of another group (1 such windows of film 'plate/f1')"]

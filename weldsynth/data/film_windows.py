@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['Film', 'film_names', 'film_shape', 'read_films', 'is_whole', 'window_side', 'around', 'apart', 'label_of',
-           'place_windows', 'cut_windows', 'describe_windows']
+__all__ = ['SPLITS', 'Film', 'film_names', 'given_split', 'film_shape', 'read_films', 'is_whole', 'window_side', 'around',
+           'apart', 'label_of', 'place_windows', 'cut_windows', 'describe_windows']
 
 # %% ../../nbs/data/16_film_windows.ipynb #e6f99541
 import numpy as np
@@ -54,6 +54,18 @@ def _roboflow_name(stem: str) -> str:
     "The name of the image that Roboflow copied; '' for another."
     copy = re.fullmatch(r'(.+?)(_(jpe?g|png|bmp|tiff?|webp))?\.rf\.\w+', stem, re.I)
     return copy[1] if copy else ''
+
+# %% ../../nbs/data/16_film_windows.ipynb #a7874168
+SPLITS = {'train': 'train', 'training': 'train', 'val': 'validation', 'valid': 'validation',
+          'validation': 'validation', 'test': 'test', 'testing': 'test'}
+
+
+def given_split(
+    path: str,  # of a film
+) -> str:
+    "The part of the split that the data came with, 'train', 'validation' or 'test', from the film's folders; or ''."
+    folders = PurePosixPath(path.casefold()).parts[:-1]
+    return next((SPLITS[folder] for folder in folders if folder in SPLITS), '')
 
 # %% ../../nbs/data/16_film_windows.ipynb #13bb9526
 def film_shape(
@@ -273,7 +285,7 @@ def _film_patches(root: Path, film: Film, rows: pd.DataFrame, px: int, report: R
         patches.append((patch, int(flaws[place].sum())) if np.ptp(grey) else None)
     return patches
 
-# %% ../../nbs/data/16_film_windows.ipynb #f580c82b
+# %% ../../nbs/data/16_film_windows.ipynb #3ef7c76d
 def cut_windows(
     root: Path,           # the folder of the data
     films: list,          # from `read_films`
@@ -298,6 +310,8 @@ def cut_windows(
     ids = [f'{film}_{x:05d}_{y:05d}' for film, x, y in zip(rows.film, rows.x, rows.y, strict=True)]
     table = pd.DataFrame(dict(id=ids, label=rows.label, group=rows.group, film=rows.name, size=size,
                               weak_mask=rows.weak_mask.astype(bool)))
+    given = rows.film.map(given_split)
+    if (given != '').any(): table['given'] = given
     unit = 'px' if np.isfinite(size).any() else ''
     return assemble([p.image for p in patches], table, [p.mask for p in patches], unit, report)
 
@@ -309,11 +323,12 @@ def _blank_issues(rows: pd.DataFrame, pairs: list) -> Iterator[Issue]:
         what = f'has windows of a single grey value, which are left out ({plural(len(blank), "such window")})'
         yield Issue(rows.film.iloc[blank[0]], what, 'cut the rim of the film away, if there is one', False)
 
-# %% ../../nbs/data/16_film_windows.ipynb #0eb54f89
+# %% ../../nbs/data/16_film_windows.ipynb #84032c3c
 def describe_windows(
     title: str,              # of the format
     films: list,             # from `read_films`
     windows: pd.DataFrame,   # from `place_windows`
+    keep_split: bool = False,  # is the split that the data came with to be kept?
 ) -> str:
     "How annotated films were read, in one line."
     flaws = [mark for film in films for mark in film.marks if mark.kind]
@@ -324,7 +339,10 @@ def describe_windows(
     sides = ' and '.join(str(s) for s in windows['size'].value_counts().index[:2])
     bare = sum(not any(film.places) for film in films)
     without = f' ({bare:,} without flaw)' if bare else ''
+    parts = pd.Series([given_split(film.path) for film in films], dtype=str).value_counts().drop('', errors='ignore')
+    counts = ', '.join(f'{part} {n:,}' for part, n in parts.items())
+    given = f"; split of its own {'kept where welds allow' if keep_split else 'not used'} ({counts})" if counts else ''
     largest = f'; {mixed:,} with several kinds are named after the largest' if mixed else ''
     return (f'read as {title}: {plural(len(flaws), "flaw")} of {plural(len({m.label for m in flaws}), "kind")} on '
             f'{plural(len(films), "film")}{without}, {"weak masks from boxes" if weak == len(flaws) else masks}; '
-            f'{plural(flawed.sum(), "flawed window")} and {(~flawed).sum():,} clean, of {sides} px{largest}')
+            f'{plural(flawed.sum(), "flawed window")} and {(~flawed).sum():,} clean, of {sides} px{largest}{given}')

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 # %% auto #0
-__all__ = ['SPLIT_NAMES', 'GUESSED_GROUP_PREFIX', 'folder_issues', 'group_lookalikes', 'read_folder', 'read_manifest',
+__all__ = ['SPLIT_NAMES', 'GUESSED_GROUP_PREFIX', 'folder_issues', 'group_lookalikes', 'read_folder', 'read_manifest', 'film_key',
            'read_windows']
 
 # %% ../../nbs/data/08_readers.ipynb #4a492258
@@ -206,7 +206,7 @@ def _index_films(root: Path, folder: str, report: Report) -> dict:
     index: dict = {}
     stems: dict = {}
     for name in images:
-        key = _film_key(name, folder)
+        key = film_key(name, folder)
         if key in index:
             report(Issue(name, f'has the same name as {PurePosixPath(index[key]).name}', 'remove or rename one'))
             continue
@@ -215,7 +215,10 @@ def _index_films(root: Path, folder: str, report: Report) -> dict:
     return {stem: names[0] for stem, names in stems.items() if len(names) == 1} | index
 
 
-def _film_key(name: str, folder: str) -> str:
+def film_key(
+    name: str,               # of a film, in a table or in the folder of the data
+    folder: str = 'films',
+) -> str:
     "A film as a table may name it, as `_index_films` does: in `folder`, with /, without the ending of an image."
     path = PurePosixPath(name.replace('\\', '/'))
     if path.parts[:1] == (folder,): path = path.relative_to(folder)
@@ -289,13 +292,14 @@ def _windows_of_boxes(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.rename(columns=names).drop(columns=[right, bottom]).assign(size=text)
 
 # %% ../../nbs/data/08_readers.ipynb #49b07756
-def _window_rows(rows: pd.DataFrame, path: Path, group: str, report: Report) -> pd.DataFrame:
+def _window_rows(rows: pd.DataFrame, films: dict, path: Path, group: str, report: Report) -> pd.DataFrame:
     "The lines whose place and size are whole numbers, as integers, ordered by film; what is wrong is reported."
     whole = rows[['x', 'y', 'size']].apply(lambda c: c.str.fullmatch(r'\d{1,9}([.,]0*)?'))
     report_all(report, _place_issues(rows, whole, path.name))
     rows = rows[whole.all(axis=1)]
     numbers = rows[['x', 'y', 'size']].apply(lambda c: c.str.extract(r'(\d+)', expand=False).astype(int))
-    film = rows.film.map(lambda name: _film_key(name, 'films'))
+    keys = rows.film.map(film_key)
+    film = keys.map(lambda key: film_key(films.get(key, key)))  # one name for each film
     rows = rows.assign(**numbers, film=film, line=rows.index).sort_values('film', kind='stable')
     report_all(report, overlap_issues(rows, group, path.name))
     return rows.drop_duplicates(['film', 'x', 'y', 'size'])
@@ -322,8 +326,8 @@ def read_windows(
     "A `PatchSet` cut from whole films; a film without a mask has an empty one. None if nothing usable is left."
     rows = _read_checked_table(path, ('film', 'x', 'y', 'size', 'label'), group, report, _windows_of_boxes)
     if rows is None: return None
-    rows = _window_rows(rows, path, group, report)
     films, masks = (_index_films(path.parent, folder, report) for folder in ('films', 'masks'))
+    rows = _window_rows(rows, films, path, group, report)
     patches, rows = read_patches(lambda row: _window_patch(path, row, films, masks, px, report),
                                   rows, report, 'cutting films')
     if not patches: return None
