@@ -323,7 +323,7 @@ def _blank_issues(rows: pd.DataFrame, pairs: list) -> Iterator[Issue]:
         what = f'has windows of a single grey value, which are left out ({plural(len(blank), "such window")})'
         yield Issue(rows.film.iloc[blank[0]], what, 'cut the rim of the film away, if there is one', False)
 
-# %% ../../nbs/data/16_film_windows.ipynb #84032c3c
+# %% ../../nbs/data/16_film_windows.ipynb #52f19890
 def describe_windows(
     title: str,              # of the format
     films: list,             # from `read_films`
@@ -339,8 +339,8 @@ def describe_windows(
     sides = ' and '.join(str(s) for s in windows['size'].value_counts().index[:2])
     bare = sum(not any(film.places) for film in films)
     without = f' ({bare:,} without flaw)' if bare else ''
-    parts = pd.Series([given_split(film.path) for film in films], dtype=str).value_counts().drop('', errors='ignore')
-    counts = ', '.join(f'{part} {n:,}' for part, n in parts.items())
+    parts = [given_split(film.path) for film in films]
+    counts = ', '.join(f'{part} {parts.count(part):,}' for part in dict.fromkeys(SPLITS.values()) if part in parts)
     given = f"; split of its own {'kept where welds allow' if keep_split else 'not used'} ({counts})" if counts else ''
     largest = f'; {mixed:,} with several kinds are named after the largest' if mixed else ''
     return (f'read as {title}: {plural(len(flaws), "flaw")} of {plural(len({m.label for m in flaws}), "kind")} on '

@@ -298,8 +298,8 @@ def _window_rows(rows: pd.DataFrame, films: dict, path: Path, group: str, report
     report_all(report, _place_issues(rows, whole, path.name))
     rows = rows[whole.all(axis=1)]
     numbers = rows[['x', 'y', 'size']].apply(lambda c: c.str.extract(r'(\d+)', expand=False).astype(int))
-    keys = rows.film.map(film_key)
-    film = keys.map(lambda key: film_key(films.get(key, key)))  # one name for each film
+    keys = [film_key(name) for name in rows.film]
+    film = [film_key(films.get(key, key)) for key in keys]  # one name for each film
     rows = rows.assign(**numbers, film=film, line=rows.index).sort_values('film', kind='stable')
     report_all(report, overlap_issues(rows, group, path.name))
     return rows.drop_duplicates(['film', 'x', 'y', 'size'])
