@@ -38,6 +38,14 @@ class DataConfig:
     duplicate_correlation: float = .5   # near-duplicates: least correlation of fine structure
     lookalike_bits: int = 4             # guessed welds: greatest difference of hashes that links two images
     lookalike_share: float = .1         # guessed welds: largest believable group, as a share of all images
+    window: int = 0                     # annotated films: side of their windows, pixels; 0: chosen from the flaws
+    window_share: float = .9            # annotated films: share of the flaws that a chosen window holds whole
+    largest_window: float = 4.          # annotated films: side of a chosen window at most, in sides of a patch
+    whole_image: float = 2.             # annotated films: side of an image that is not cut at most, likewise
+    flaw_windows: int = 4               # annotated films: windows around each flaw at most
+    clean_windows: float = 3.           # annotated films: clean windows for each flawed one
+    clean_distance: float = .25         # annotated films: of a clean window to a flaw at least, in its sides
+    max_windows: int = 20_000           # annotated films: windows in all, unless there are more flaws
 
 # %% ../../nbs/core/01_config.ipynb #c4ac9a30
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..core.config import StudyConfig
 from .images import IMAGE_SUFFIXES, DataError, Issue, Report, plural, printable
 from .pairing import places
 from .patches import PatchSet
-from .readers import GUESSED_GROUP_PREFIX
+from .readers import GUESSED_GROUP_PREFIX, film_key
 from .sources import TableSource, open_source
 from .split import FOLDS, exact_duplicates, given_split_issues, report_duplicates, split, spread_issues
 from .tables import normalise_name, read_image_table
@@ -128,12 +128,14 @@ def unread_files(
         yield Issue('windows.csv', what, 'remove one, or name the file to be read', False)
     rows = read_image_table(table)
     images = 'image' in rows
-    named = {*rows.image, *rows.get('mask', [])} if images else set(rows.get('film', []))
+    named = {*rows.image, *rows.get('mask', [])} if images else {film_key(film) for film in rows.get('film', [])}
     below = (root if images else root/'films').rglob('*')
     files = sorted(p for p in below if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
     masks = {p.path for p in places(f.relative_to(root).as_posix() for f in files) if p.sure} if images else set()
     files = [f for f in files if f.relative_to(root).as_posix() not in masks]  # clean images need none
-    unread = [p for p in files if (p.relative_to(root).as_posix() if images else p.stem) not in named]
+    names = {p: [p.relative_to(root).as_posix()] if images else [p.stem, film_key(p.relative_to(root).as_posix())]
+             for p in files}
+    unread = [p for p in files if not named.intersection(names[p])]
     if unread:
         what = f'is not named by {table.name} ({plural(len(unread), "such image")})'
         yield Issue(unread[0].relative_to(root).as_posix(), what, 'add a line, if it should count', False)

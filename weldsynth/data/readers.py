@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 # %% auto #0
 __all__ = ['GUESSED_GROUP_PREFIX', 'folder_issues', 'group_lookalikes', 'understand_files', 'read_folder', 'read_manifest',
-           'read_windows']
+           'film_key', 'read_windows']
 
 # %% ../../nbs/data/08_readers.ipynb #4a492258
 import numpy as np
@@ -54,7 +54,16 @@ from .clean import standard_labels
 from .layouts import Reading, layout_issues, source_name, split_beside_classes, understand
 from .pairing import split_of
 from .patches import PatchSet, hash_pairs, perceptual_hash
-from .tables import line_of, overlap_issues, read_image_table, read_table, size_column, table_issues
+from weldsynth.data.tables import (
+    box_columns,
+    line_of,
+    named_column,
+    overlap_issues,
+    read_image_table,
+    read_table,
+    size_column,
+    table_issues,
+)
 
 # %% ../../nbs/data/08_readers.ipynb #ae9f90c3
 def folder_issues(
@@ -199,12 +208,15 @@ def read_folder(
     return assemble(images, table, [p.mask for p in patches] if 'mask' in rows else None, report=report)
 
 # %% ../../nbs/data/08_readers.ipynb #b1370062
-def _read_checked_table(path: Path, needed: tuple, group: str, report: Report, clean: str = '') -> pd.DataFrame | None:
-    "The lines of a CSV that have all that is needed; None if columns are missing. What is wrong is reported."
+def _read_checked_table(
+    path: Path, needed: tuple, group: str, report: Report, clean: str, prepare=lambda rows: rows,
+) -> pd.DataFrame | None:
+    "The lines of a CSV, as `prepare` changes them, that have all that is needed; None if columns are missing."
     try: rows = read_image_table(path) if 'image' in needed else read_table(path)
     except DataError as e:
         report(e.issue)
         return None
+    rows = prepare(rows)
     if 'label' in rows: rows['label'] = standard_labels(rows.label, clean)
     report_all(report, table_issues(rows, path.name, needed, group))
     columns = [*needed, group]
@@ -234,15 +246,29 @@ def read_manifest(
 
 # %% ../../nbs/data/08_readers.ipynb #ff737cd4
 def _index_films(root: Path, folder: str, report: Report) -> dict:
-    "stem -> name of each image in a folder of films or masks."
-    images = [p for p in (root/folder).glob('*') if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.')]
+    "Path below a folder of films or masks without the ending -> path in `root`; also stems that only one image has."
+    files, _ = files_below(root/folder)
+    images = [f.relative_to(root).as_posix() for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
     index: dict = {}
-    for file in sorted(images):
-        if file.stem in index:
-            other = PurePosixPath(index[file.stem]).name
-            report(Issue(f'{folder}/{file.name}', f'has the same name as {other}', 'remove or rename one'))
-        else: index[file.stem] = f'{folder}/{file.name}'
-    return index
+    stems: dict = {}
+    for name in images:
+        key = film_key(name, folder)
+        if key in index:
+            report(Issue(name, f'has the same name as {PurePosixPath(index[key]).name}', 'remove or rename one'))
+            continue
+        index[key] = name
+        stems.setdefault(PurePosixPath(key).name, []).append(name)
+    return {stem: names[0] for stem, names in stems.items() if len(names) == 1} | index
+
+
+def film_key(
+    name: str,               # of a film, in a table or in the folder of the data
+    folder: str = 'films',
+) -> str:
+    "A film as a table may name it, as `_index_films` does: in `folder`, with /, without the ending of an image."
+    path = PurePosixPath(name.replace('\\', '/'))
+    if path.parts[:1] == (folder,): path = path.relative_to(folder)
+    return str(path.with_suffix('') if path.suffix.lower() in IMAGE_SUFFIXES else path)
 
 # %% ../../nbs/data/08_readers.ipynb #3fcf544c
 @lru_cache(maxsize=8)
@@ -283,7 +309,8 @@ def _window_patch(path: Path, row, films: dict, masks: dict, px: int, report: Re
     if row.film not in films:
         report(Issue(where, f"film '{row.film}' is not in the folder films", 'add the image, or remove its lines'))
         return None
-    names = [index[row.film] for index in (films, masks) if row.film in index]
+    mask_name = masks.get(row.film) or masks.get(PurePosixPath(row.film).name)
+    names = [films[row.film], *([mask_name] if mask_name else [])]
     pictures = _film_and_mask(path.parent, names, report)
     if pictures is None: return None
     film, mask = (*pictures, None)[:2]
@@ -296,16 +323,44 @@ def _window_patch(path: Path, row, films: dict, masks: dict, px: int, report: Re
     if not report_all(report, (issue for issue in wrong if issue.error)): return None
     return Patch(to_patch(grey, px), mask_patch(flaw, px) if masks else None, grey.shape, film.format, film.pitch)
 
+# %% ../../nbs/data/08_readers.ipynb #c61e4802
+def _windows_of_boxes(rows: pd.DataFrame) -> pd.DataFrame:
+    "`rows` with x, y and size, where a table gives boxes; with the film and the label under these names."
+    found = box_columns(rows)
+    if not found or 'size' in rows: return rows
+    (left, top, right, bottom), has_corners = found
+    names = {named_column(rows, ('film', 'image', 'filename', 'file', 'path')): 'film',
+             named_column(rows, ('label', 'class', 'classname')): 'label', left: 'x', top: 'y'}
+    far = rows[[right, bottom]].apply(pd.to_numeric, errors='coerce').to_numpy()
+    near = rows[[left, top]].apply(pd.to_numeric, errors='coerce').to_numpy()
+    sides = far - near if has_corners else far
+    text = [f'{w:g}' if w == h else f'{w:g} x {h:g}' for w, h in sides]
+    return rows.rename(columns=names).drop(columns=[right, bottom]).assign(size=text)
+
 # %% ../../nbs/data/08_readers.ipynb #49b07756
-def _window_rows(rows: pd.DataFrame, path: Path, group: str, report: Report) -> pd.DataFrame:
+def _window_rows(rows: pd.DataFrame, films: dict, path: Path, group: str, report: Report) -> pd.DataFrame:
     "The lines whose place and size are whole numbers, as integers, ordered by film; what is wrong is reported."
-    whole = rows[['x', 'y', 'size']].apply(lambda c: c.str.fullmatch(r'\d{1,9}')).all(axis=1)
-    odd = [Issue(line_of(path.name, n), 'x, y and size must be whole numbers of pixels', 'correct them')
-           for n in rows.index[~whole]]
-    rows = rows[whole].astype(dict(x=int, y=int, size=int))
-    rows = rows.assign(line=rows.index).sort_values('film', kind='stable')
-    report_all(report, [*odd, *overlap_issues(rows, group, path.name)])
+    whole = rows[['x', 'y', 'size']].apply(lambda c: c.str.fullmatch(r'\d{1,9}([.,]0*)?'))
+    report_all(report, _place_issues(rows, whole, path.name))
+    rows = rows[whole.all(axis=1)]
+    numbers = rows[['x', 'y', 'size']].apply(lambda c: c.str.extract(r'(\d+)', expand=False).astype(int))
+    keys = [film_key(name) for name in rows.film]
+    film = [film_key(films.get(key, key)) for key in keys]  # one name for each film
+    rows = rows.assign(**numbers, film=film, line=rows.index).sort_values('film', kind='stable')
+    report_all(report, overlap_issues(rows, group, path.name))
     return rows.drop_duplicates(['film', 'x', 'y', 'size'])
+
+
+def _place_issues(rows: pd.DataFrame, whole: pd.DataFrame, name: str) -> Iterator[Issue]:
+    "Yields places that are no whole numbers of pixels, with their number and the first value."
+    odd = whole.index[~whole.all(axis=1)]
+    if not len(odd): return
+    column = next(c for c in whole if not whole[c][odd[0]])
+    value = rows[column][odd[0]]
+    others = f' ({plural(len(odd), "such line")})' if len(odd) > 1 else ''
+    if ' x ' in value: what, fix = f'has a window of {value} pixels{others}', 'give square windows'
+    else: what, fix = f"x, y and size must be whole numbers of pixels, and {column} is '{value}'{others}", 'correct it'
+    yield Issue(line_of(name, odd[0]), what, fix)
 
 # %% ../../nbs/data/08_readers.ipynb #f56fb040
 def read_windows(
@@ -316,14 +371,15 @@ def read_windows(
     clean: str = '',                   # further names for clean, separated by commas
 ) -> PatchSet | None:
     "A `PatchSet` cut from whole films; a film without a mask has an empty one. None if nothing usable is left."
-    rows = _read_checked_table(path, ('film', 'x', 'y', 'size', 'label'), group, report, clean)
+    rows = _read_checked_table(path, ('film', 'x', 'y', 'size', 'label'), group, report, clean, _windows_of_boxes)
     if rows is None: return None
-    rows = _window_rows(rows, path, group, report)
     films, masks = (_index_films(path.parent, folder, report) for folder in ('films', 'masks'))
+    rows = _window_rows(rows, films, path, group, report)
     patches, rows = read_patches(lambda row: _window_patch(path, row, films, masks, px, report),
                                   rows, report, 'cutting films')
     if not patches: return None
     size, unit = size_column(rows)
     ids = rows.film + '_' + rows.x.astype(str).str.zfill(5) + '_' + rows.y.astype(str).str.zfill(5)
     table = pd.DataFrame(dict(id=ids, label=rows.label, group=rows[group], film=rows.film, size=size))
+    if 'weak_mask' in rows: table['weak_mask'] = rows.weak_mask.str.lower().isin(['true', '1', 'yes'])
     return assemble([p.image for p in patches], table, [p.mask for p in patches] if masks else None, unit, report)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['LABEL_SIGNS', 'COLUMNS', 'normalise_name', 'spelling_issues', 'label_issues', 'line_of', 'read_table', 'our_columns',
-           'read_image_table', 'size_issues', 'table_issues', 'size_column', 'overlap_issues']
+__all__ = ['LABEL_SIGNS', 'COLUMNS', 'BOX_COLUMNS', 'normalise_name', 'spelling_issues', 'label_issues', 'line_of', 'read_table',
+           'our_columns', 'read_image_table', 'size_issues', 'table_issues', 'size_column', 'overlap_issues',
+           'named_column', 'box_columns', 'lists_windows']
 
 # %% ../../nbs/data/06_tables.ipynb #a6b37ce5
 import numpy as np
@@ -76,7 +77,8 @@ def label_issues(
     yield from spelling_issues('label', labels)
 
 # %% ../../nbs/data/06_tables.ipynb #548ef4bd
-COLUMNS = ('image', 'label', 'group', 'mask', 'size_mm', 'flaw_px', 'film', 'origin', 'x', 'y', 'size', 'split', 'fold')
+COLUMNS = ('image', 'label', 'group', 'mask', 'size_mm', 'flaw_px', 'film', 'origin', 'x', 'y', 'size', 'weak_mask',
+           'split', 'fold')
 
 
 def _table_error(path: Path, what: str, fix: str, line: int = 0) -> DataError:
@@ -281,3 +283,37 @@ def _overlaps(windows: pd.DataFrame) -> list:
         others = np.flatnonzero(across & down & (group > group[i]))
         if len(others): pairs.append((i, int(others[0])))
     return pairs
+
+# %% ../../nbs/data/06_tables.ipynb #e6a86197
+BOX_COLUMNS = (  # of corners, and of a corner with width and height
+    ('xmin', 'ymin', 'xmax', 'ymax'), ('x1', 'y1', 'x2', 'y2'), ('left', 'top', 'right', 'bottom'),
+    ('xtl', 'ytl', 'xbr', 'ybr'), ('x', 'y', 'width', 'height'), ('x', 'y', 'w', 'h'),
+    ('xmin', 'ymin', 'width', 'height'), ('left', 'top', 'width', 'height'), ('bboxx', 'bboxy', 'bboxw', 'bboxh'))
+
+
+def named_column(
+    rows: pd.DataFrame,  # from `read_table`
+    names: tuple,        # in small letters, without signs between words
+) -> str:
+    "The column that has one of these names, whatever its capitals and signs; '' if none has."
+    plain = {re.sub(r'[\W_]+', '', str(c).casefold()): c for c in reversed(rows.columns)}
+    return next((plain[n] for n in names if n in plain), '')
+
+
+def box_columns(
+    rows: pd.DataFrame,  # from `read_table`
+) -> tuple:
+    "The four columns of a box, and whether they are two corners (or one with width and height); () without a box."
+    for i, names in enumerate(BOX_COLUMNS):
+        columns = tuple(named_column(rows, (name,)) for name in names)
+        if all(columns): return columns, i < 4
+    return ()
+
+
+def lists_windows(
+    rows: pd.DataFrame,  # from `read_table`
+) -> bool:
+    "Are the places in a table windows, clean ones among them, and not flaws?"
+    if 'size' in rows and 'x' in rows: return True
+    label = named_column(rows, ('label', 'class', 'classname'))
+    return bool(box_columns(rows) and label and rows[label].map(is_clean).any())
