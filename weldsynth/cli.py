@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 # %% auto #0
-__all__ = ['app', 'Data', 'OldData', 'Name', 'Profile', 'Group', 'Seed', 'Fields', 'StudyName', 'summary', 'main', 'report',
-           'check', 'verify', 'train', 'export_review_page', 'score_reviewers', 'config', 'update_reference', 'gdxray',
-           'instrument', 'speed']
+__all__ = ['app', 'Data', 'OldData', 'Name', 'Profile', 'Group', 'Seed', 'Outside', 'OutsideMap', 'Fields', 'StudyName',
+           'summary', 'main', 'report', 'check', 'verify', 'train', 'export_review_page', 'score_reviewers', 'config',
+           'update_reference', 'gdxray', 'instrument', 'speed']
 
 # %% ../nbs/cli.ipynb #bb026aa5
 import typer
@@ -73,6 +73,10 @@ Name = Annotated[str, typer.Option(help="The study's folder under studies/; made
 Profile = Annotated[str, typer.Option(help=_PROFILE_HELP)]
 Group = Annotated[str, typer.Option(help="The column that names a patch's weld, film, plate or section.")]
 Seed = Annotated[int, typer.Option(help='Everything random follows from it.')]
+Outside = Annotated[str, typer.Option(
+    metavar='DATA', help='Images from elsewhere, like DATA: all classifiers are scored on them once, after the test.')]
+OutsideMap = Annotated[str, typer.Option(
+    metavar='LABEL=CLASS,...', help='Which class of the study a label of the outside set is; - leaves it out.')]
 Fields = Annotated[list[str], typer.Option(
     '--set', metavar='FIELD=VALUE', help='Change a field of the configuration, such as denoiser.steps=9000; '
     'may be repeated. `weldsynth config` lists the fields.')]
@@ -85,10 +89,13 @@ def _overrides(items: list) -> dict:
     return dict(item.split('=', 1) for item in items)
 
 
-def _open_study(data: str, name: str, profile: str, group: str, seed: int, fields: list) -> Study:
+def _open_study(data: str, name: str, profile: str, group: str, seed: int, fields: list,
+                outside: str = '', outside_map: str = '') -> Study:
     "The study that the options name."
     from weldsynth.core.store import open_study
-    return open_study(name, data, profile, group, seed, _overrides(fields))
+    elsewhere = {'outside.data': outside, 'outside.map': outside_map}
+    given = {name: value for name, value in elsewhere.items() if value}
+    return open_study(name, data, profile, group, seed, _overrides(fields) | given)
 
 # %% ../nbs/cli.ipynb #9cea5bc3
 def _command(**options):
@@ -177,6 +184,8 @@ def report(
         help='Of a flaw that passes, in any unit.', show_default=str(RuleConfig.missed_cost))] = None,
     false_cost: Annotated[float | None, typer.Option(
         help='Of a false call, in the same unit.', show_default=str(RuleConfig.false_cost))] = None,
+    outside: Outside = '',
+    outside_map: OutsideMap = '',
     fields: Fields = [],  # noqa: B006  typer copies it
     old_data: OldData = '',
 ):
@@ -184,7 +193,7 @@ def report(
     from weldsynth.report.kernels import forked_kernels
     from weldsynth.report.pages import page_issues
     plant = _plant_options(prevalence, missed_cost, false_cost)
-    study = _open_study(old_data or data, name, profile, group, seed, fields)
+    study = _open_study(old_data or data, name, profile, group, seed, fields, outside, outside_map)
     with forked_kernels(here=True) as kernel:
         from weldsynth.report.run import make_report  # heavy: after the kernels have started
         recommendation, index = make_report(study, kernel, **plant)
@@ -234,13 +243,15 @@ def train(
     group: Group = 'group',
     seed: Seed = 0,
     fold: Annotated[int, typer.Option(help='One outer fold, from 1; all of them if not given.')] = 0,
+    outside: Outside = '',
+    outside_map: OutsideMap = '',
     fields: Fields = [],  # noqa: B006  typer copies it
     old_data: OldData = '',
 ):
     "Train the networks and draw the samples."
     from weldsynth.core.runtime import process
     from weldsynth.report.run import chosen_folds, train_networks
-    study = _open_study(old_data or data, name, profile, group, seed, fields)
+    study = _open_study(old_data or data, name, profile, group, seed, fields, outside, outside_map)
     for part in chosen_folds(study, fold):
         generators, fits = train_networks(part)
         if not process().is_main_process: continue
