@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Jackknife', 'jackknife', 'Variance', 'variance', 'Interval', 'interval', 'student_interval', 'loss_elsewhere',
+__all__ = ['Jackknife', 'jackknife', 'Variance', 'variance', 'Interval', 'interval', 'student_interval', 'drop_elsewhere',
            'p_value', 'format_points', 'standard_error', 'power', 'minimum_detectable', 'group_multiplier']
 
 # %% ../../nbs/metrics/02_intervals.ipynb #830d7b30
@@ -151,17 +151,17 @@ def student_interval(
     return result
 
 # %% ../../nbs/metrics/02_intervals.ipynb #2c69f649
-def loss_elsewhere(
+def drop_elsewhere(
     own: Jackknife,      # of one number
     outside: Jackknife,  # the same score of the same fits on other welds
     level: float = RuleConfig().level,
     least_welds: int = RuleConfig().least_welds,  # of each set, under which there is no interval
 ) -> Interval:
-    "What a score loses from one set of welds to another: estimate, low and high; the bounds may be NaN."
-    loss = float(own.estimate - outside.estimate)
-    if min(own.welds, outside.welds) < least_welds: return Interval((loss, float('nan'), float('nan')))
+    "How far a score drops from one set of welds to another: estimate, low and high; the bounds may be NaN."
+    drop = float(own.estimate - outside.estimate)
+    if min(own.welds, outside.welds) < least_welds: return Interval((drop, float('nan'), float('nan')))
     parts = variance(own, outside)
-    return student_interval(loss, (parts.welds + parts.fits)**.5, parts.df, level)
+    return student_interval(drop, (parts.welds + parts.fits)**.5, parts.df, level)
 
 # %% ../../nbs/metrics/02_intervals.ipynb #ab73738f
 def p_value(
