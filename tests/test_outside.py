@@ -25,17 +25,23 @@ from weldsynth.metrics.intervals import Jackknife, drop_elsewhere, interval, var
 from weldsynth.report.cards import finish
 from weldsynth.report.pages import CHAPTERS, OUTSIDE, _quarto_project, execute, page_issues, render, study_chapters
 from weldsynth.report.verification import verify
-from weldsynth.stages.arms import fit_arms, freeze, open_test, test_predictions as predictions_of, tested_patches
-from weldsynth.stages.data import prepare, prepare_outside
+from weldsynth.stages.arms import (
+    fit_arms,
+    freeze,
+    open_test,
+    test_predictions as predictions_of,
+    tested_patches as patches_of_test,
+)
+from weldsynth.stages.data import prepare
 from weldsynth.stages.outside import (
     mean_results,
     open_outside,
     outside_figures,
-    outside_patches,
     outside_scores,
     outside_sentence,
     percent_text,
 )
+from weldsynth.stages.outside_data import outside_patches, prepare_outside
 from weldsynth.stages.verdict import evaluate, recommend
 
 RENAMED = {
@@ -144,7 +150,7 @@ def test_labels_of_one_spelling_match_a_map_renames_and_a_dash_leaves_out(made, 
     patches = outside_patches(made)
     written = pd.read_csv(elsewhere/'manifest.csv').label.value_counts()
     counts = patches.table.label.value_counts()
-    assert patches.classes == tested_patches(made).classes
+    assert patches.classes == patches_of_test(made).classes
     assert counts['crack'] == written['CRACK']
     assert counts['porosity'] == written['Gas Pores']
     assert counts['slag_inclusion'] == written['slag inclusion']
@@ -159,7 +165,7 @@ def test_the_key_follows_contents_and_map(made, tmp_path, monkeypatch, elsewhere
     info = prepare_outside(made).info
     assert info['config']['outside.map'] == MAP
     assert len(info['config']['fingerprint']) > 8
-    assert open_outside(made).info['inputs'][-1] == info['key']
+    assert open_outside(made).info['inputs'][0] == info['key']
     assert info['inputs'] == [prepare(made).key]
     listed = pd.read_csv(prepare_outside(made).path/'source.csv')
     assert len(listed) == 1 + len(pd.read_csv(elsewhere/'manifest.csv'))
@@ -208,7 +214,7 @@ def effects_of(made, point='false calls', metric='macro_f1'):
 def test_the_drop_is_the_own_test_on_the_same_classes_less_the_outside_set(made):
     means = effects_of(made)
     tidy = pd.read_csv(open_outside(made).path/'tidy.csv').query("metric == 'macro_f1'").groupby('arm').value.mean()
-    fold = tested_patches(made)
+    fold = patches_of_test(made)
     kept = fold.table.label.isin(['clean', 'crack', 'porosity', 'slag_inclusion']).to_numpy()
     assert not kept.all(), 'the own test has other classes too'
     truth = fold.labels.numpy()[kept]
@@ -456,7 +462,7 @@ def test_a_copy_of_an_own_image_is_an_error_that_names_both(tmp_path, monkeypatc
     copied = pd.concat([theirs, theirs.iloc[:1].assign(image='images/again.png', label='CRACK')])
     copied.to_csv(outside/'manifest.csv', index=False)
     started = open_study('own', str(own), 'fixture', overrides={'outside.data': str(outside)})
-    with pytest.raises(StudyError) as e: prepare(started)
+    with pytest.raises(StudyError) as e: prepare_outside(started)
     assert str(e.value) == (f"outside set 'outside': its 'images/again.png' and the study's own '{row.image}' are the "
                             'same image (1 such pair): take such images out of one of the two')
 

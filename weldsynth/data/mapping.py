@@ -54,7 +54,8 @@ def _mismatch(name: str, labels, classes: tuple, what: str, fix: str) -> StudyEr
 def _given_targets(labels: dict, classes: dict, text: str) -> Iterator[tuple]:
     "Yields (label, class or '-', what is wrong or '') for each entry of a map; all by their plain names."
     for label, target in parse_map(text).items():
-        unknown_label = f"has no label '{label}', which the map names" if _plain(label) not in labels else ''
+        is_there = _plain(label) in labels or _plain(target) == 'clean'  # a reader may have called it clean already
+        unknown_label = '' if is_there else f"has no label '{label}', which the map names"
         unknown_class = f"has '{label}' mapped to '{target}', no class" if _plain(target) not in classes else ''
         yield _plain(label), _plain(target), unknown_label or unknown_class
 

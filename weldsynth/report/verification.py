@@ -73,7 +73,7 @@ def _finished_record(folder: Path) -> dict:
 
 def _outside_key(infos: dict) -> str:
     "The key of the outside set that was scored; '' if none was."
-    scored = [info['inputs'][-1] for info in infos.values() if info['stage'] == 'eval/outside']
+    scored = [info['inputs'][0] for info in infos.values() if info['stage'] == 'eval/outside']
     return scored[0] if scored else ''
 
 

@@ -5,13 +5,10 @@
 # %% ../../nbs/01_data.ipynb #5cb9b7ff
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 # %% auto #0
-__all__ = ['study_source', 'outside_source', 'outside_name', 'prepare_outside', 'prepare', 'prepare_or_count', 'study_patches',
-           'training_fold']
+__all__ = ['study_source', 'prepare', 'prepare_or_count', 'study_patches', 'training_fold']
 
 # %% ../../nbs/01_data.ipynb #ef34381d
 import pandas as pd
@@ -19,11 +16,9 @@ import pandas as pd
 # %% ../../nbs/01_data.ipynb #71d2597b
 from ..core.config import StudyError
 from ..core.files import file_hash
-from ..core.runtime import log
 from ..core.store import Artefact, Study, stage
 from ..data.check import check_data, count_issues, count_text
-from ..data.images import DataError, Issue, raise_if_error, report_all
-from ..data.mapping import map_labels, parse_map, shared_images
+from ..data.images import DataError, raise_if_error, report_all
 from ..data.patches import PatchSet, load_patches, save_patches, subsample_defects
 from ..data.sources import Source, open_source
 from ..data.split import report_duplicates, split
@@ -41,12 +36,6 @@ def _source_facts(study: Study) -> dict:
     return dict(fingerprint=study_source(study).fingerprint(), group=study.group, seed=study.seed)
 
 # %% ../../nbs/01_data.ipynb #8921648a
-def _source_files(source: Source) -> pd.DataFrame:
-    "The files of a source and their SHA-256 hashes: file, sha256."
-    rows = [(str(f.relative_to(source.root or f.parent)), file_hash(f)) for f in source.files()]
-    return pd.DataFrame(rows, columns=['file', 'sha256'])
-
-
 @stage('data/patches', version=1, reads=('data',), also=_source_facts)
 def _prepare(study: Study, folder):
     "The study's patches, read, split and checked, and `source.csv` with the SHA-256 hash of each file they came from."
@@ -58,74 +47,12 @@ def _prepare(study: Study, folder):
     for part in splits: report_duplicates(part, study.config.data)
     folds = {f'fold-{i + 1}': part.table.fold for i, part in enumerate(splits)}
     save_patches(replace(patches, table=patches.table.assign(**folds)), folder)
-    _source_files(source).to_csv(folder/'source.csv', index=False)
-
-# %% ../../nbs/01_data.ipynb #c1101e7f
-def outside_source(
-    study: Study,  # with an outside set
-) -> Source:
-    "Where the images of the outside set come from. Raises `DataError` for a path that is no source."
-    return open_source(study.config.outside.data, study.config.data, study.config.outside.seed)
-
-
-def outside_name(
-    study: Study,
-) -> str:
-    "What the outside set is called: the name of its folder; '' where there is none."
-    path = Path(study.config.outside.data)
-    return path.parent.name if path.is_file() else path.name
-
-# %% ../../nbs/01_data.ipynb #c471f188
-@contextmanager
-def _naming_outside(study: Study):
-    "Within it, an error of the data says that it is one of the outside set, and which command lists the others."
-    try: yield
-    except DataError as e:
-        text = str(e).replace('GROUP=', '--set outside.group=')
-        listed = f"`weldsynth check '{study.config.outside.data}'` lists what else is wrong with its files"
-        raise StudyError(f"outside set '{outside_name(study)}': {text} ({listed})") from None
-
-
-def _raise_unless_labels(issue: Issue):
-    "Raises `DataError` for an error, unless it is about the labels as a whole, which the map may yet mend."
-    if issue.file != 'labels': raise_if_error(issue)
-
-# %% ../../nbs/01_data.ipynb #4b587693
-def _outside_facts(study: Study) -> dict:
-    "What shapes the outside set's patches beside the configuration: its contents and the weld column."
-    parse_map(study.config.outside.map)  # a slip of the pen is found before anything is read
-    with _naming_outside(study): fingerprint = outside_source(study).fingerprint()
-    return dict(fingerprint=fingerprint, group=study.config.outside.group or study.group)
-
-
-@stage('data/outside', version=1, reads=('data', 'outside.map', 'outside.seed'), also=_outside_facts,
-       needs=lambda study: [_prepare(study)])
-def _prepare_outside(study: Study, folder):
-    "The outside set's patches under the study's classes; `labels.csv` (label, class, images) and `source.csv`."
-    own, name = load_patches(_prepare(study).path), outside_name(study)
-    with _naming_outside(study):
-        source = outside_source(study)
-        group = study.config.outside.group or study.group
-        patches = source.read(study.config.data.px, group, _raise_unless_labels)
-    if patches is None: raise StudyError(f"outside set '{name}' holds no image that can be used: name another")
-    if understood := getattr(source, 'understood', ''): log(f"outside set '{name}': {understood}")
-    mapped, labels = map_labels(patches, own.classes, study.config.outside.map, name)
-    for issue in shared_images(own, mapped, study.config.data, name): raise StudyError(issue)
-    save_patches(mapped, folder)
-    labels.to_csv(folder/'labels.csv', index=False)
-    _source_files(source).to_csv(folder/'source.csv', index=False)
-
-# %% ../../nbs/01_data.ipynb #dabce0b0
-def prepare_outside(
-    study: Study,
-) -> Artefact | None:
-    "The patches of the study's outside set; None where it has none."
-    return _prepare_outside(study.whole) if study.config.outside.data else None
+    rows = [(str(f.relative_to(source.root or f.parent)), file_hash(f)) for f in source.files()]
+    pd.DataFrame(rows, columns=['file', 'sha256']).to_csv(folder/'source.csv', index=False)
 
 # %% ../../nbs/01_data.ipynb #384add09
 def prepare(study: Study) -> Artefact:
     "The patches of the whole study, of which an outer fold is a part: the columns fold-1, fold-2, ... say how."
-    prepare_outside(study)  # what is wrong with an outside set stops a study before any training
     return _prepare(study.whole)
 
 # %% ../../nbs/01_data.ipynb #6881c48e

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 # %% auto #0
-__all__ = ['outside_patches', 'mean_results', 'open_outside', 'percent_text', 'outside_scores', 'outside_sentence',
-           'outside_figures']
+__all__ = ['mean_results', 'open_outside', 'percent_text', 'outside_scores', 'outside_sentence', 'outside_figures']
 
 # %% ../../nbs/15_outside.ipynb #955cfc98
 import numpy as np
@@ -21,7 +19,6 @@ import pandas as pd
 from ..core.config import StudyError
 from ..core.runtime import process
 from ..core.store import Artefact, Study, stage
-from ..data.patches import PatchSet, load_patches
 from ..data.sources import GUESSED_GROUP_PREFIX
 from ..metrics.classification import POINTS
 from ..metrics.intervals import Jackknife, jackknife
@@ -36,22 +33,9 @@ from weldsynth.stages.arms import (
     test_predictions,
     tested_patches,
 )
-from .data import outside_name, prepare_outside
+from .outside_data import outside_name, outside_patches, prepare_outside
 
 # %% ../../nbs/15_outside.ipynb #d0fadd36
-def _folder(artefact: Artefact | None) -> Path:
-    "The folder of an artefact that only studies with an outside set have."
-    if artefact is None: raise StudyError('the study has no outside set: name one as outside.data')
-    return artefact.path
-
-
-def outside_patches(
-    study: Study,  # with an outside set
-) -> PatchSet:
-    "The patches of the outside set under the study's classes."
-    return load_patches(_folder(prepare_outside(study)))
-
-
 def _own_test(study: Study, classes: set, point: str) -> tuple:
     "The tested patches of these classes, and arm -> `Predictions` for them."
     fold = tested_patches(study)
@@ -90,8 +74,8 @@ def _effects(study: Study, folder, point: str) -> pd.DataFrame:
 
 # %% ../../nbs/15_outside.ipynb #f884654e
 def _outside_inputs(study: Study) -> list:
-    "The test, which comes first, the fits, and the outside set."
-    return [open_test(study), *map(fit_arms, study.parts()), prepare_outside(study)]
+    "The outside set, which is read and checked before anything is trained, the test, and the fits."
+    return [prepare_outside(study), open_test(study), *map(fit_arms, study.parts())]
 
 
 @stage('eval/outside', version=1, reads=('rule',), needs=_outside_inputs)
@@ -133,12 +117,14 @@ def percent_text(
 
 # %% ../../nbs/15_outside.ipynb #f100a5cd
 def outside_scores(
-    study: Study,
+    study: Study,  # with an outside set
     metric: str = 'macro_f1',
     point: str = POINTS[0],  # the operating point
 ) -> pd.DataFrame:
     "A score of each arm as text: arm, own test, outside, drop (own less outside), gain there (over real alone)."
-    table = pd.read_csv(_folder(open_outside(study))/'effects.csv')
+    artefact = open_outside(study)
+    if artefact is None: raise StudyError('the study has no outside set: name one as outside.data')
+    table = pd.read_csv(artefact.path/'effects.csv')
     table = table[(table.metric == metric) & (table['class'] == 'all') & (table.point == point)]
     def column(on, kind):
         rows = table[(table.on == on) & (table.kind == kind)].set_index('arm')
