@@ -173,22 +173,28 @@ def test_the_key_follows_contents_and_map(made, tmp_path, monkeypatch, elsewhere
 
 # --- figures by hand ---
 
-def by_hand(made, fit, threshold):
-    "Predictions of one fit on the outside set at a threshold, from its saved probabilities."
-    probs = load_file(open_outside(made).path/'fold-1'/'probabilities.safetensors')[f'outside/{fit}'].numpy()
+@pytest.fixture(scope='module')
+def seen(made):
+    "What every fit has made of the outside set: its probabilities."
+    return load_file(open_outside(made).path/'fold-1'/'probabilities.safetensors')
+
+
+def by_hand(seen, fit, threshold):
+    "Predictions of one fit on the outside set at a threshold."
+    probs = seen[f'outside/{fit}'].numpy()
     return np.where(1 - probs[:, 0] >= np.float32(threshold), probs[:, 1:].argmax(1) + 1, 0)
 
 
 @pytest.mark.parametrize('point', ['false calls', 'best F1'])
-def test_thresholds_are_those_of_validation(made, point):
+def test_thresholds_are_those_of_validation(made, seen, point):
     thresholds = json.loads((fit_arms(made).path/'thresholds.json').read_text())
     predicted = load_file(open_outside(made).path/'fold-1'/'predicted.safetensors')
     assert {name.split('/', 2)[2] for name in predicted} == set(thresholds)
     for fit, points in thresholds.items():
-        assert np.array_equal(predicted[f'{point}/outside/{fit}'].numpy(), by_hand(made, fit, points[point])), fit
+        assert np.array_equal(predicted[f'{point}/outside/{fit}'].numpy(), by_hand(seen, fit, points[point])), fit
 
 
-def test_scores_of_each_fit_are_those_worked_out_by_hand(made):
+def test_scores_of_each_fit_are_those_worked_out_by_hand(made, seen):
     tidy = pd.read_csv(open_outside(made).path/'tidy.csv')
     tidy = tidy.set_index(['arm', 'classifier_seed', 'class', 'metric']).value
     thresholds = json.loads((fit_arms(made).path/'thresholds.json').read_text())
@@ -198,7 +204,7 @@ def test_scores_of_each_fit_are_those_worked_out_by_hand(made):
     present = sorted(set(truth[flawed]))
     for fit, points in thresholds.items():
         arm, s = fit.rsplit('/', 1)
-        called = by_hand(made, fit, points['false calls'])
+        called = by_hand(seen, fit, points['false calls'])
         f1 = f1_score(truth, called, labels=present, average='macro', sample_weight=weights, zero_division=0)
         assert tidy[arm, int(s), 'all', 'macro_f1'] == pytest.approx(f1)
         assert tidy[arm, int(s), 'all', 'found_any'] == pytest.approx((called[flawed] > 0).mean())
