@@ -23,7 +23,7 @@ def absolute_data(
 ) -> str:
     "`data` as an absolute path, or as it is if it is a name. Raises `StudyError` if there is no such path."
     if data in names: return data
-    if Path(data).exists(): return str(Path(data).resolve())
+    if data.strip() and Path(data).exists(): return str(Path(data).resolve())
     raise StudyError(f"{what} '{data}' does not exist: give a folder of images, a manifest CSV, or 'simulated'")
 
 
