@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 # %% auto #0
-__all__ = ['app', 'Data', 'OldData', 'Name', 'Profile', 'Group', 'Seed', 'Clean', 'Split', 'Fields', 'StudyName', 'summary',
-           'main', 'report', 'check', 'import_folder', 'verify', 'train', 'export_review_page', 'score_reviewers',
-           'config', 'update_reference', 'gdxray', 'instrument', 'speed']
+__all__ = ['app', 'Data', 'OldData', 'Name', 'Profile', 'Group', 'Seed', 'Clean', 'Split', 'Outside', 'OutsideMap', 'Fields',
+           'StudyName', 'summary', 'main', 'report', 'check', 'import_folder', 'verify', 'train', 'export_review_page',
+           'score_reviewers', 'config', 'update_reference', 'gdxray', 'instrument', 'speed']
 
 # %% ../nbs/cli.ipynb #bb026aa5
 import typer
@@ -75,6 +75,10 @@ Group = Annotated[str, typer.Option(help="The column that names a patch's weld, 
 Seed = Annotated[int, typer.Option(help='Everything random follows from it.')]
 Clean = Annotated[str, typer.Option(help='Further labels that mean clean, separated by commas.')]
 Split = Annotated[str, typer.Option(help="'given' keeps the split that the data came with, where welds allow.")]
+Outside = Annotated[str, typer.Option(
+    metavar='DATA', help='Images from elsewhere, like DATA: all classifiers are scored on them once, after the test.')]
+OutsideMap = Annotated[str, typer.Option(
+    metavar='LABEL=CLASS,...', help='Which class of the study a label of the outside set is; - leaves it out.')]
 Fields = Annotated[list[str], typer.Option(
     '--set', metavar='FIELD=VALUE', help='Change a field of the configuration, such as denoiser.steps=9000; '
     'may be repeated. `weldsynth config` lists the fields.')]
@@ -87,10 +91,12 @@ def _overrides(items: list) -> dict:
     return dict(item.split('=', 1) for item in items)
 
 
-def _data_fields(fields: list, clean: str, split: str = '') -> list:
-    "`--set` with what `--clean` and `--split` stand for. Raises `StudyError` for another split."
+def _data_fields(fields: list, clean: str, split: str = '', outside: str = '', outside_map: str = '') -> list:
+    "`--set` with what these options stand for. Raises `StudyError` for another split than 'given'."
     if split not in ('', 'given'): raise StudyError(f"--split '{split}' is not known: 'given' is, or leave it out")
-    return [*([f'data.clean={clean}'] if clean else []), *(['data.given_split=true'] if split else []), *fields]
+    options = {'data.clean': clean, 'data.given_split': 'true' if split else '', 'outside.data': outside,
+               'outside.map': outside_map}
+    return [*(f'{field}={value}' for field, value in options.items() if value), *fields]
 
 
 def _open_study(data: str, name: str, profile: str, group: str, seed: int, fields: list) -> Study:
@@ -187,6 +193,8 @@ def report(
         help='Of a false call, in the same unit.', show_default=str(RuleConfig.false_cost))] = None,
     clean: Clean = '',
     split: Split = '',
+    outside: Outside = '',
+    outside_map: OutsideMap = '',
     fields: Fields = [],  # noqa: B006  typer copies it
     old_data: OldData = '',
 ):
@@ -194,7 +202,8 @@ def report(
     from weldsynth.report.kernels import forked_kernels
     from weldsynth.report.pages import page_issues
     plant = _plant_options(prevalence, missed_cost, false_cost)
-    study = _open_study(old_data or data, name, profile, group, seed, _data_fields(fields, clean, split))
+    given = _data_fields(fields, clean, split, outside, outside_map)
+    study = _open_study(old_data or data, name, profile, group, seed, given)
     with forked_kernels(here=True) as kernel:
         from weldsynth.report.run import make_report  # heavy: after the kernels have started
         recommendation, index = make_report(study, kernel, **plant)
@@ -267,13 +276,16 @@ def train(
     fold: Annotated[int, typer.Option(help='One outer fold, from 1; all of them if not given.')] = 0,
     clean: Clean = '',
     split: Split = '',
+    outside: Outside = '',
+    outside_map: OutsideMap = '',
     fields: Fields = [],  # noqa: B006  typer copies it
     old_data: OldData = '',
 ):
     "Train the networks and draw the samples."
     from weldsynth.core.runtime import process
     from weldsynth.report.run import chosen_folds, train_networks
-    study = _open_study(old_data or data, name, profile, group, seed, _data_fields(fields, clean, split))
+    given = _data_fields(fields, clean, split, outside, outside_map)
+    study = _open_study(old_data or data, name, profile, group, seed, given)
     for part in chosen_folds(study, fold):
         generators, fits = train_networks(part)
         if not process().is_main_process: continue

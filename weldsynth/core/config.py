@@ -12,7 +12,8 @@ from typing import Any
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
            'SnapshotConfig', 'SamplerConfig', 'ClassifierConfig', 'classifier_of_kind', 'InstrumentConfig',
            'ControlsConfig', 'SweepConfig', 'AuditConfig', 'StressConfig', 'ReviewConfig', 'RuleConfig',
-           'SimulationConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text', 'config_from_dict']
+           'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text',
+           'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -273,6 +274,15 @@ class SimulationConfig:
     hardest: float = .2                 # right calls of the hardest class
     easiest: float = 1.4                # right calls of the easiest class
 
+# %% ../../nbs/core/01_config.ipynb #56330522
+@dataclass(frozen=True)
+class OutsideConfig:
+    "Images from elsewhere, on which every fit is scored once, after the test. They decide nothing."
+    data: str = ''                      # 'simulated', a folder or a CSV; '' for none
+    map: str = ''                       # label=class,label=-: what labels are in the study; - leaves one out
+    group: str = ''                     # the column that names the weld there; '' takes that of the study
+    seed: int = 1_000                   # of the simulator
+
 # %% ../../nbs/core/01_config.ipynb #73a9adc6
 @dataclass(frozen=True)
 class StudyConfig:
@@ -293,6 +303,7 @@ class StudyConfig:
     review: ReviewConfig = field(default_factory=ReviewConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    outside: OutsideConfig = field(default_factory=OutsideConfig)
 
 # %% ../../nbs/core/01_config.ipynb #3ae850d4
 _TRUTH = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}

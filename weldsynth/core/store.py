@@ -37,6 +37,7 @@ from weldsynth.core.files import (
     write_atomic,
 )
 from .legacy import config_of_plan, refuse_0_1
+from .outside import absolute_data, outside_alone, with_absolute_outside
 from .profiles import choose_profile
 from .random import digest
 from .runtime import barrier, hardware, home, log, process, versions
@@ -106,11 +107,12 @@ class Study:
 
     def plan(self) -> dict:
         "What decides the outcome, as plain JSON."
-        plan = dict(data=self.data, group=self.group, seed=self.seed, config=asdict(self.config))
-        return json.loads(json.dumps(plan))
+        config = asdict(self.config)
+        if not self.config.outside.data: del config['outside']  # a plan without an outside set does not mention it
+        return json.loads(json.dumps(dict(data=self.data, group=self.group, seed=self.seed, config=config)))
 
     def test_log(self) -> list:
-        "What has happened to the test fold, in order: dicts of event ('opened', 'done', 'refused'), when, plan."
+        "What has happened to the test fold and, 'outside ...', to the outside set: dicts of event, when, plan."
         file = self.whole.path/'eval'/'test-opened.jsonl'
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -345,11 +347,8 @@ def open_study(
 ) -> Study:
     "Open the study called `name`, or start it. A study keeps the plan it was started with: another plan, another name."
     overrides = json.loads(overrides) if isinstance(overrides, str) and overrides else overrides
-    config = choose_profile(profile, overrides)
-    if data not in DATA_NAMES:
-        if not Path(data).exists():
-            raise StudyError(f"data '{data}' does not exist: give a folder of images, a manifest CSV, or 'simulated'")
-        data = str(Path(data).resolve())
+    config = with_absolute_outside(choose_profile(profile, overrides), DATA_NAMES)
+    data = absolute_data(data, 'data', DATA_NAMES)
     name = _study_name(name, data, config)
     study = Study(name, home()/'studies'/name, config, data, group, seed)
     _record_plan(study)
@@ -359,16 +358,18 @@ def open_study(
 def _record_plan(study: Study):
     "Write the plan to `study.json`, or check that it is the one that is there."
     file = study.path/'study.json'
+    record = dict(name=study.name, plan={}, started=time.strftime('%Y-%m-%d'), hardware=hardware(), versions=versions())
     if file.exists():
-        changed = _plan_changes(json.loads(file.read_text())['plan'], study)
+        record = json.loads(file.read_text())
+        changed = _plan_changes(record['plan'], study)
         if not changed: return
-        raise StudyError(f"study '{study.name}' was started with another {', '.join(changed)}: "
-                         f'choose another NAME, or remove {study.path}')
+        if study.is_closed() or not outside_alone(changed):
+            raise StudyError(f"study '{study.name}' was started with another {', '.join(changed)}: "
+                             f'choose another NAME, or remove {study.path}')
+        log(f"study '{study.name}' has another {', '.join(changed)} now")
     if process().is_main_process:
         file.parent.mkdir(parents=True, exist_ok=True)
-        record = dict(name=study.name, plan=study.plan(), started=time.strftime('%Y-%m-%d'), hardware=hardware(),
-                      versions=versions())
-        write_atomic(file, json.dumps(record, indent=1))
+        write_atomic(file, json.dumps(dict(record, plan=study.plan()), indent=1))
 
 # %% ../../nbs/core/05_store.ipynb #1c9e5e89
 def _plan_changes(plan: dict, study: Study) -> list:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Jackknife', 'jackknife', 'Variance', 'variance', 'Interval', 'interval', 'student_interval', 'p_value',
-           'format_points', 'standard_error', 'power', 'minimum_detectable', 'group_multiplier']
+__all__ = ['Jackknife', 'jackknife', 'Variance', 'variance', 'Interval', 'interval', 'student_interval', 'drop_elsewhere',
+           'p_value', 'format_points', 'standard_error', 'power', 'minimum_detectable', 'group_multiplier']
 
 # %% ../../nbs/metrics/02_intervals.ipynb #830d7b30
 from collections.abc import Callable
@@ -74,21 +74,35 @@ class Variance(NamedTuple):
 
 
 def variance(
-    x: Jackknife,  # of one number, not of an axis of classes
+    x: Jackknife,        # of one number, not of an axis of classes
+    *others: Jackknife,  # the scores of the same fits on other sets of welds, to be subtracted
 ) -> Variance:
     "How uncertain an estimate is; with a single fit, on condition of that fit."
-    groups, fits = x.values.shape[1] - 1, len(x.values)
-    effects = (groups - 1)*(x.values[:, :1] - x.values[:, 1:])  # of each weld on the score of each fit, S x G
-    few = (1 - 1/x.welds)/(1 - 1/groups)  # 1 unless the class is missing from some welds
-    sources: list = [(few*effects.mean(0).var(ddof=1)/groups, 0., x.welds - 1)]
-    if fits > 1:
-        between_fits = x.values[:, 0].var(ddof=1)/fits
-        sources.append((between_fits, _noise(effects), fits - 1))
-        sources += _between_generators(x, between_fits)
+    sets = [x, *others]
+    effects = [_weld_effects(one) for one in sets]
+    sources: list = [(_between_welds(one, e), 0., one.welds - 1) for one, e in zip(sets, effects, strict=True)]
+    by_fit = x.values[:, 0] - sum(other.values[:, 0] for other in others)
+    if len(by_fit) > 1:
+        between_fits = by_fit.var(ddof=1)/len(by_fit)
+        sources.append((between_fits, sum(map(_noise, effects)), len(by_fit) - 1))
+        sources += _between_generators(by_fit, x.generators, between_fits)
     added = [max(v - below, 0.) for v, below, _ in sources]
     own = sum(v**2/df for v, below, df in sources if v > below)
-    df = min(sum(added)**2/own, x.welds - 1) if own > 0 else x.welds - 1
-    return Variance(added[0], sum(added[1:]), float(df))
+    most = sum(one.welds - 1 for one in sets)
+    df = min(sum(added)**2/own, most) if own > 0 else most
+    return Variance(sum(added[:len(sets)]), sum(added[len(sets):]), float(df))
+
+
+def _weld_effects(x: Jackknife) -> np.ndarray:
+    "The effect of each weld on the score of each fit, S x G."
+    return (x.values.shape[1] - 2)*(x.values[:, :1] - x.values[:, 1:])
+
+
+def _between_welds(x: Jackknife, effects: np.ndarray) -> float:
+    "The variance of the mean of S x G effects that another draw of welds would bring."
+    groups = effects.shape[1]
+    few = (1 - 1/x.welds)/(1 - 1/groups)  # 1 unless the class is missing from some welds
+    return few*effects.mean(0).var(ddof=1)/groups
 
 # %% ../../nbs/metrics/02_intervals.ipynb #15ba2bdd
 def _noise(effects: np.ndarray) -> float:
@@ -98,13 +112,12 @@ def _noise(effects: np.ndarray) -> float:
     return np.square(rest).sum()/((fits - 1)*(groups - 1))/(fits*groups)
 
 
-def _between_generators(x: Jackknife, between_fits: float) -> list:
+def _between_generators(by_fit: np.ndarray, generators: np.ndarray, between_fits: float) -> list:
     "The source of variance that generators are: none where there is one, or where each fit has its own."
-    numbers, of_fit, fits = np.unique(x.generators, return_inverse=True, return_counts=True)
+    numbers, of_fit = np.unique(generators, return_inverse=True)
     n = len(numbers)
     if n < 2: return []
-    by_fit = x.values[:, 0] - x.estimate
-    shares = np.bincount(of_fit, by_fit)/len(by_fit)  # each generator's part of the mean
+    shares = np.bincount(of_fit, by_fit - by_fit.mean())/len(by_fit)  # each generator's part of the mean
     return [(np.square(shares).sum()*n/(n - 1), between_fits, n - 1)]
 
 # %% ../../nbs/metrics/02_intervals.ipynb #bc688778
@@ -136,6 +149,19 @@ def student_interval(
     result = Interval((estimate, estimate - half, estimate + half))
     result.df = df
     return result
+
+# %% ../../nbs/metrics/02_intervals.ipynb #2c69f649
+def drop_elsewhere(
+    own: Jackknife,      # of one number
+    outside: Jackknife,  # the same score of the same fits on other welds
+    level: float = RuleConfig().level,
+    least_welds: int = RuleConfig().least_welds,  # of each set, under which there is no interval
+) -> Interval:
+    "How far a score drops from one set of welds to another: estimate, low and high; the bounds may be NaN."
+    drop = float(own.estimate - outside.estimate)
+    if min(own.welds, outside.welds) < least_welds: return Interval((drop, float('nan'), float('nan')))
+    parts = variance(own, outside)
+    return student_interval(drop, (parts.welds + parts.fits)**.5, parts.df, level)
 
 # %% ../../nbs/metrics/02_intervals.ipynb #ab73738f
 def p_value(

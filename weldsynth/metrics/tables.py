@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['Predictions', 'fold_counts', 'brier_sums', 'tidy', 'effects', 'calibrations', 'detection', 'curves', 'segments']
+__all__ = ['Predictions', 'fold_counts', 'brier_sums', 'tidy', 'effects', 'drops', 'calibrations', 'detection', 'curves',
+           'segments']
 
 # %% ../../nbs/metrics/11_tables.ipynb #d3366046
 import numpy as np
@@ -30,7 +31,7 @@ from weldsynth.metrics.classification import (
     segment_table,
     terciles,
 )
-from .intervals import Jackknife, interval
+from .intervals import Jackknife, drop_elsewhere, interval
 from .pod import pod_fit
 
 # %% ../../nbs/metrics/11_tables.ipynb #a409925b
@@ -109,6 +110,22 @@ def effects(
         for metric, values in result.items():
             for c, x in _per_class(values - results['real'][metric], classes):
                 rows.append((arm, c, metric, 'difference', *interval(x, rule.level, rule.least_welds)))
+    return pd.DataFrame(rows, columns=['arm', 'class', 'metric', 'kind', 'mean', 'low', 'high'])
+
+# %% ../../nbs/metrics/11_tables.ipynb #bde5ff91
+def drops(
+    own: dict,       # from `jackknife`
+    outside: dict,   # from `jackknife` of the same fits on other welds
+    classes: tuple,  # defect classes
+    rule: RuleConfig,
+) -> pd.DataFrame:
+    "How far each arm's scores drop from one set of welds to another: the columns of `effects`, of the kind 'drop'."
+    rows = []
+    for arm, result in outside.items():
+        for metric, values in result.items():
+            pairs = zip(_per_class(own[arm][metric], classes), _per_class(values, classes), strict=True)
+            rows += [(arm, c, metric, 'drop', *drop_elsewhere(x, y, rule.level, rule.least_welds))
+                     for (c, x), (_, y) in pairs]
     return pd.DataFrame(rows, columns=['arm', 'class', 'metric', 'kind', 'mean', 'low', 'high'])
 
 # %% ../../nbs/metrics/11_tables.ipynb #2c1956f9

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 # %% auto #0
-__all__ = ['CHAPTERS', 'CASES', 'execute_one', 'config_changes', 'study_parameters', 'execute', 'update_reference',
-           'prepare_page', 'render', 'page_issues']
+__all__ = ['CHAPTERS', 'CASES', 'OUTSIDE', 'study_chapters', 'execute_one', 'config_changes', 'study_parameters', 'execute',
+           'update_reference', 'prepare_page', 'render', 'page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #d2dce056
 from ..core.config import StudyConfig, StudyError, config_table
@@ -42,9 +42,19 @@ _all_ = ['page_issues']
 CHAPTERS = ('04_eval', '01_data', '02_ldm', '03_sample', '05_sweep', '06_audit', '14_instrument', '07_arms',
             '08_review', '09_verdict', '10_gdxray', '11_speed', '12_reliability', '13_lab_notes')
 CASES = {'10_gdxray'}
+OUTSIDE = '15_outside'  # follows 09_verdict where a study has an outside set
 _ASSETS = checkout()/'weldsynth'/'assets'
 
 # %% ../../nbs/report/01_pages.ipynb #fab2f500
+def study_chapters(
+    study: Study,
+) -> tuple:
+    "The chapters of a study's report, in reading order: `CHAPTERS`, and one more where it has an outside set."
+    if not study.config.outside.data: return CHAPTERS
+    after = CHAPTERS.index('09_verdict') + 1
+    return (*CHAPTERS[:after], OUTSIDE, *CHAPTERS[after:])
+
+
 def _page(chapter: str, chapters=CHAPTERS) -> str:
     "The name of the page of `chapter`, without suffix."
     return 'index' if chapter == chapters[0] else chapter
@@ -125,12 +135,12 @@ def study_parameters(
 def execute(
     study: Study,               # whose parameters the chapters get
     nbs: Path | None = None,    # the folder of the notebooks; that of the checkout if not given
-    chapters=CHAPTERS,          # which to run, and in which order
+    chapters=None,              # which to run, and in which order; `study_chapters` if not given
     kernel: type | None = None,  # a class of kernel managers; if not given, forked kernels for more than two chapters
     **more,                     # parameters for the notebooks that have them, such as `prevalence`
 ) -> Path:                      # the folder of the executed copies
     "Run every chapter with the parameters of `study`. The first makes what is missing; the others run side by side."
-    nbs = nbs or checkout()/'nbs'
+    nbs, chapters = nbs or checkout()/'nbs', chapters or study_chapters(study)
     copies = study.path/'notebooks'
     copies.mkdir(parents=True, exist_ok=True)
     parameters = study_parameters(study) | more
@@ -275,13 +285,18 @@ def _quarto_notebook(page: str, notebook: NotebookNode) -> NotebookNode:
     return v4.new_notebook(cells=[front, *cells], metadata=notebook.metadata)
 
 
+_SIDEBAR = re.compile(r'(^ {6}- \S+\.ipynb\n)+', re.M)  # of `_quarto.yml`
+
+
 def _quarto_project(
     notebooks: dict,  # page -> prepared notebook, in reading order
     folder: Path,     # an empty folder
 ):
     "Lay out what Quarto renders."
     import nbformat
-    shutil.copy(checkout()/'_quarto.yml', folder)
+    pages = ''.join(f'      - {page}.ipynb\n' for page in notebooks)
+    text = (checkout()/'_quarto.yml').read_text(encoding='utf-8')
+    (folder/'_quarto.yml').write_text(_SIDEBAR.sub(pages, text, count=1), encoding='utf-8')
     shutil.copytree(_ASSETS, folder/'weldsynth'/'assets')
     for page, notebook in notebooks.items(): nbformat.write(_quarto_notebook(page, notebook), folder/f'{page}.ipynb')
 
@@ -326,12 +341,12 @@ def _replace(part: Path, path: Path):
 # %% ../../nbs/report/01_pages.ipynb #6b6f0025
 def render(
     study: Study,       # its chapters have been executed
-    chapters=CHAPTERS,  # in reading order; the first is the index
+    chapters=None,      # in reading order, the first is the index; `study_chapters` if not given
 ) -> Path:              # index.html
     "Make the report's pages of the executed chapters: with Quarto if it is on PATH, else with the built-in renderer."
     import nbformat
     import quarto
-    notebooks = {}
+    notebooks, chapters = {}, chapters or study_chapters(study)
     for c in chapters:
         copy = study.path/'notebooks'/f'{c}.ipynb'
         if not copy.exists(): raise StudyError(f'{copy} is missing: execute the chapters first')

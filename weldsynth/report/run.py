@@ -17,6 +17,7 @@ from .cards import finish
 from .pages import config_changes, execute, render
 from ..stages.arms import fit_arms
 from ..stages.data import prepare_or_count
+from ..stages.outside_data import prepare_outside
 from ..stages.sample import study_generator
 from ..stages.sweep import learning_curve
 from ..stages.verdict import recommend
@@ -67,6 +68,7 @@ def train_networks(
 ) -> tuple:
     "Train the networks of a study with one outer fold, or of one fold of several: (generators, classifiers)."
     with study.exclusive():
+        prepare_outside(study)  # what is wrong with an outside set is said before any training
         train = study_generator(study).train
         generators = [train(study, seed, 1.) for seed in range(study.config.sampler.generators)]
         fits = fit_arms(study)

@@ -71,6 +71,12 @@ def _finished_record(folder: Path) -> dict:
     raise StudyError(f'{folder} holds no finished study: `weldsynth report` writes its hashes when it is done')
 
 
+def _outside_key(infos: dict) -> str:
+    "The key of the outside set that was scored; '' if none was."
+    scored = [info['inputs'][0] for info in infos.values() if info['stage'] == 'eval/outside']
+    return scored[0] if scored else ''
+
+
 def _all_issues(folder: Path, record: dict, infos: dict):
     "Yields (file, what) for all that is not as recorded."
     yield from _record_issues(folder, record)
@@ -79,6 +85,8 @@ def _all_issues(folder: Path, record: dict, infos: dict):
     for path, info in infos.items():
         is_recorded = str(path.relative_to(folder)) in record['hashes']['artefacts']
         if info['stage'] == 'data/patches' and is_recorded: yield from _source_issues(path, record['plan']['data'])
+        if info['stage'] == 'data/outside' and info['key'] == _outside_key(infos):
+            yield from _source_issues(path, record['plan']['config']['outside']['data'])
 
 # %% ../../nbs/report/06_verification.ipynb #6a5e48a1
 def verify(

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['ARMS', 'STRESS_COLUMNS', 'draw_study_cleans', 'Pool', 'Arm', 'study_arms', 'free_arms', 'fit_arms', 'validation_f1',
-           'chosen_control', 'freeze', 'claim_test_fold', 'times_opened', 'open_test', 'tested_patches',
-           'test_predictions']
+           'chosen_control', 'freeze', 'claim_test_fold', 'times_opened', 'load_fits', 'predict', 'open_test',
+           'tested_patches', 'load_predictions', 'test_predictions']
 
 # %% ../../nbs/07_arms.ipynb #5a3ff824
 import numpy as np
@@ -41,6 +41,7 @@ from .audit import filter_samples, train_judges, usable_patches
 from .data import prepare, study_patches
 from .instrument import check_instrument
 from .ldm import load_autoencoder
+from .outside_data import prepare_outside
 from .sample import draw_cleans, load_samples
 from .sweep import POINT_FIELDS, draw_study_samples, selected
 
@@ -237,22 +238,25 @@ def freeze(
     parts = [dict(selected=selected(part), fits=fit_arms(part).key) for part in study.parts()]
     plan = dict(study.plan(), arms=list(study_arms(study)), best_control=chosen_control(study), parts=parts,
                 instrument=check_instrument(study).key)
+    if outside := prepare_outside(study): plan['outside'] = outside.key
     return dict(plan, hash=digest(plan))
 
 # %% ../../nbs/07_arms.ipynb #c6f95d29
 def claim_test_fold(
     study: Study,
     plan: str,  # the hash of the frozen plan
+    outside: bool = False,  # is it the outside set that is opened?
 ):
     "Record that the test fold is being opened; raise `StudyError` if it has been, or if the plan is another."
-    before = [e for e in study.test_log() if e['event'] != 'refused']
+    what, prefix = ('outside set', 'outside ') if outside else ('test fold', '')
+    before = [e for e in study.test_log() if e['event'] in (f'{prefix}opened', f'{prefix}done')]
     other_plan = any(e['plan'] != plan for e in before)
-    if other_plan or any(e['event'] == 'done' for e in before):
-        study.log_test_event('refused', plan)
+    if other_plan or any(e['event'] == f'{prefix}done' for e in before):
+        study.log_test_event(f'{prefix}refused', plan)
         changed = 'under another plan ' if other_plan else ''
-        raise StudyError(f"the test fold of study '{study.name}' was opened {changed}on {before[0]['when']} and stays "
+        raise StudyError(f"the {what} of study '{study.name}' was opened {changed}on {before[0]['when']} and stays "
                          'shut: a changed study needs another NAME, and honest numbers need welds it has not seen')
-    study.log_test_event('opened', plan)
+    study.log_test_event(f'{prefix}opened', plan)
 
 # %% ../../nbs/07_arms.ipynb #141019c9
 def times_opened(
@@ -276,23 +280,39 @@ def _stressed(study: Study, test: PatchSet, fits: list) -> tuple:
     return pd.DataFrame(rows, columns=STRESS_COLUMNS), pd.DataFrame(ood, columns=['arm', 'seed', 'kind', 'auroc'])
 
 # %% ../../nbs/07_arms.ipynb #5b0cbfc3
+def load_fits(study: Study) -> list:
+    "(arm, seed, classifier, thresholds by operating point) of every fit; the thresholds are those of validation."
+    folder = fit_arms(study).path
+    return list(_fits(study, folder, json.loads((folder/'thresholds.json').read_text())))
+
+
+def predict(
+    study: Study,
+    fits: list,   # from `load_fits`
+    shown: dict,  # fold -> PatchSet
+    folder: Path,  # gets probabilities.safetensors and predicted.safetensors
+    label: str,   # beside the bar
+):
+    "Save every fit's probabilities for the patches, and what it predicts at its own thresholds."
+    values = {fold: values_of(patches.images, study.config.classifier) for fold, patches in shown.items()}
+    probs, predicted = {}, {}  # type: ignore[var-annotated]
+    for arm, s, net, points in progress(fits, label):
+        for fold in shown:
+            probs[f'{fold}/{arm}/{s}'] = p = probabilities(net, values[fold])
+            predicted |= {f'{point}/{fold}/{arm}/{s}': decide(p, t) for point, t in points.items()}
+    save_file(probs, folder/'probabilities.safetensors')
+    save_file(predicted, folder/'predicted.safetensors')
+
+# %% ../../nbs/07_arms.ipynb #d2550b31
 @stage('eval/test', version=2, reads=('stress',), needs=lambda study: [fit_arms(study)])
 def _predict_test(study: Study, folder):
     "Every fit's probabilities and predictions on the test fold and on held-out films, and `stress.csv` and `ood.csv`."
     plan = freeze(study)
     claim_test_fold(study, plan['hash'])
-    patches, fits = study_patches(study), fit_arms(study).path
+    patches, fits = study_patches(study), load_fits(study)
     folds = [f for f in ('test', 'film') if (patches.table.fold == f).any()]
-    shown = {f: values_of(patches.fold(f).images, study.config.classifier) for f in folds}
-    loaded = list(_fits(study, fits, json.loads((fits/'thresholds.json').read_text())))
-    probs, predicted = {}, {}  # type: ignore[var-annotated]
-    for arm, s, net, points in progress(loaded, 'predicting the test fold'):
-        for fold, values in shown.items():
-            probs[f'{fold}/{arm}/{s}'] = p = probabilities(net, values)
-            predicted |= {f'{point}/{fold}/{arm}/{s}': decide(p, t) for point, t in points.items()}
-    save_file(probs, folder/'probabilities.safetensors')
-    save_file(predicted, folder/'predicted.safetensors')
-    first = [fit for fit in loaded if fit[1] == 0]
+    predict(study, fits, {f: patches.fold(f) for f in folds}, folder, 'predicting the test fold')
+    first = [fit for fit in fits if fit[1] == 0]
     for name, table in zip(('stress', 'ood'), _stressed(study, patches.fold('test'), first), strict=True):
         table.to_csv(folder/f'{name}.csv', index=False)
     (folder/'plan.json').write_text(json.dumps(plan, indent=1))
@@ -337,13 +357,13 @@ def tested_patches(
     return sum(rest, first)
 
 # %% ../../nbs/07_arms.ipynb #cb5af5f4
-def test_predictions(
+def load_predictions(
     study: Study,
-    fold: str = 'test',  # or 'film', where films are held out
+    folder: Path,  # as filled by `predict`
+    fold: str,
     point: str = POINTS[0],  # the operating point
 ) -> dict:
-    "arm -> `Predictions` for `tested_patches`."
-    folder = open_test(study).path
+    "arm -> `Predictions` for the patches of a fold."
     probs, predicted = (load_file(folder/f'{name}.safetensors') for name in ('probabilities', 'predicted'))
     seeds = range(study.config.classifier.seeds)
     generators = np.arange(len(seeds)) % study.config.sampler.generators
@@ -351,3 +371,12 @@ def test_predictions(
         return Predictions(np.stack([probs[f'{fold}/{arm}/{s}'].numpy() for s in seeds]),
                            np.stack([predicted[f'{point}/{fold}/{arm}/{s}'].numpy() for s in seeds]), generators)
     return {arm: of_arm(arm) for arm in study_arms(study)}
+
+# %% ../../nbs/07_arms.ipynb #e0136d38
+def test_predictions(
+    study: Study,
+    fold: str = 'test',  # or 'film', where films are held out
+    point: str = POINTS[0],  # the operating point
+) -> dict:
+    "arm -> `Predictions` for `tested_patches`."
+    return load_predictions(study, open_test(study).path, fold, point)

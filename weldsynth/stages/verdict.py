@@ -44,6 +44,7 @@ from .arms import fit_arms, open_test, test_predictions, tested_patches
 from .audit import audit_samples
 from .data import study_patches, study_source
 from .instrument import check_instrument, entry_conditions
+from .outside import open_outside, outside_figures
 from .review import reviewed, score_review
 
 # %% ../../nbs/09_verdict.ipynb #84bd4faa
@@ -250,6 +251,7 @@ def recommend(
     study: Study,
 ) -> dict:
     "The verdict, made with all that it needs: `verdict.json` with headline, finding, sentence and figures."
+    open_outside(study)  # directly after the test, before anything is known of it; it decides nothing
     folder = evaluate(study).path
     verdict = json.loads((folder/'verdict.json').read_text())
     gains = verdict['gains'].items()
@@ -261,4 +263,4 @@ def recommend(
     change = format_points(*verdict['gains']['real'])
     finding = f"Adding synthetic defects changes the classifier's score by {change} points: {verdict['reason']}."
     return dict(verdict, headline=headline, finding=finding, sentence=f'{headline}, on {where}: {finding}',
-                figures=_figures(study, verdict, table))
+                figures=_figures(study, verdict, table) + outside_figures(study))
