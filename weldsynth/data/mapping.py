@@ -16,10 +16,10 @@ import pandas as pd
 
 # %% ../../nbs/data/22_mapping.ipynb #ef3d77a3
 from ..core.config import DataConfig, StudyError
+from .clean import standard_label
 from .images import Issue, plural
 from .patches import PatchSet
 from .split import duplicates_across_folds, near_duplicates_across_folds
-from .clean import standard_label
 from .tables import normalise_name
 
 # %% ../../nbs/data/22_mapping.ipynb #117a667a
