@@ -78,10 +78,11 @@ def report_all(
 # %% ../../nbs/data/01_images.ipynb #49068d34
 def plural(
     n: int,
-    noun: str,  # singular
+    noun: str,       # singular
+    many: str = '',  # plural, if it is not the noun with an s
 ) -> str:
     "A count and its noun: '1 image', '2 images'."
-    return f'{n:,} {noun}' if n == 1 else f'{n:,} {noun}s'
+    return f'{n:,} {noun}' if n == 1 else f"{n:,} {many or noun + 's'}"
 
 # %% ../../nbs/data/01_images.ipynb #22a8aa7f
 def read_picture(

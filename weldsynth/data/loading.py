@@ -5,14 +5,16 @@
 # %% ../../nbs/data/07_loading.ipynb #fe42442f
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['UNPRINTABLE', 'resolve_inside', 'real_image_issues', 'read_real', 'Patch', 'assemble', 'read_patches', 'mask_issues',
-           'mask_patch', 'file_patch']
+__all__ = ['LEFT_OUT', 'UNPRINTABLE', 'is_left_out', 'system_reason', 'files_below', 'resolve_inside', 'real_image_issues',
+           'read_real', 'Patch', 'assemble', 'read_patches', 'mask_issues', 'mask_patch', 'file_patch']
 
 # %% ../../nbs/data/07_loading.ipynb #2bf3fad3
 import numpy as np
@@ -23,11 +25,13 @@ from torch.nn.functional import interpolate
 # %% ../../nbs/data/07_loading.ipynb #e7a6ed5f
 from weldsynth.data.images import (
     IMAGE_SUFFIXES,
+    DataError,
     ImageError,
     Issue,
     Picture,
     Report,
     grey_issues,
+    plural,
     raise_if_error,
     read_picture,
     report_all,
@@ -38,6 +42,74 @@ from weldsynth.data.images import (
 from ..core.runtime import progress
 from .patches import PatchSet
 from .tables import is_clean, label_issues, normalise_name, spelling_issues, standard_label
+
+# %% ../../nbs/data/07_loading.ipynb #3cc433bc
+LEFT_OUT = {
+    '@eadir', '__macosx', 'thumbs.db', 'ehthumbs.db', 'desktop.ini', '$recycle.bin', 'system volume information',
+    'lost+found', '#recycle', '@recycle', '__pycache__', 'icon\r'}  # of systems and drives, small letters
+
+
+def is_left_out(
+    name: str,  # of a file or folder, without its path
+) -> bool:
+    "Is it hidden, or does a system or a network drive put it there?"
+    return name.startswith(('.', '~$')) or name.casefold() in LEFT_OUT
+
+# %% ../../nbs/data/07_loading.ipynb #3e0895a4
+def system_reason(
+    error: OSError,
+) -> tuple[str, str]:
+    "The `what` and the `fix` of an `Issue` about a file or folder that the system does not open."
+    if isinstance(error, PermissionError):
+        return 'cannot be opened (no permission)', 'give yourself the right to read it'
+    return f'cannot be opened ({error.strerror})', 'check the drive that it lies on, or copy it again'
+
+# %% ../../nbs/data/07_loading.ipynb #6a4f8f62
+def _kind_of(entry: os.DirEntry, root: str, above: tuple) -> str:
+    "What a directory holds there: 'left out', 'folder', 'file', or a reason why a linked folder is refused."
+    if is_left_out(entry.name): return 'left out'
+    if not entry.is_dir(): return 'file' if entry.is_file() or entry.is_symlink() else 'left out'
+    if not entry.is_symlink(): return 'folder'
+    real = os.path.realpath(entry.path)
+    if real in above: return 'left out'  # a folder that holds itself
+    return 'folder' if Path(real).is_relative_to(root) else 'is a link that leads out of the folder of the data'
+
+# %% ../../nbs/data/07_loading.ipynb #c1898991
+def _walk(folder: str, root: str, above: tuple = ()) -> Iterator[tuple]:
+    "Yields each file, left-out name and fault below `folder`, in order: path, kind, fix; `root` holds no links."
+    above = (*above, os.path.realpath(folder))
+    try:
+        with os.scandir(folder) as found: entries = sorted(found, key=lambda e: e.name)
+        kinds = [_kind_of(e, root, above) for e in entries]
+    except OSError as e:
+        yield folder, *system_reason(e)
+        return
+    for entry, kind in zip(entries, kinds, strict=True):
+        if kind == 'folder': yield from _walk(entry.path, root, above)
+        else: yield entry.path, kind, 'put the folder itself there'
+
+# %% ../../nbs/data/07_loading.ipynb #b2c60e12
+def files_below(
+    root: Path,  # a folder
+) -> tuple[list[Path], Issue | None]:
+    "The files below `root`, sorted, and one warning that sums up what was left out. `DataError` for what is shut."
+    found = [] if not root.is_dir() else list(_walk(str(root), os.path.realpath(root)))
+    for path, what, fix in found:
+        if what not in ('file', 'left out'): raise DataError(Issue(_name_below(root, path), what, fix))
+    files = sorted(Path(path) for path, what, _ in found if what == 'file')
+    names = [os.path.basename(path) for path, what, _ in found if what == 'left out']
+    return files, _left_out_issue(root, names) if names else None
+
+
+def _name_below(root: Path, path: str) -> str: return os.path.relpath(path, root) if path != str(root) else root.name
+
+# %% ../../nbs/data/07_loading.ipynb #d4d6a861
+def _left_out_issue(root: Path, names: list) -> Issue:
+    "The warning about files and folders that were left out."
+    common = [name for name, _ in Counter(names).most_common()]
+    shown = ', '.join(common[:3]) + ', ...'*(len(common) > 3)
+    what = f'{plural(len(names), "hidden or system file or folder", "hidden or system files and folders")} left out'
+    return Issue(root.name or str(root), f'{what} ({shown})', 'nothing to do: rename what should count', False)
 
 # %% ../../nbs/data/07_loading.ipynb #2651a556
 UNPRINTABLE = 'has a line break or another unprintable character in its name', 'rename it'

@@ -39,6 +39,8 @@ from weldsynth.data.loading import (
     Patch,
     assemble,
     file_patch,
+    files_below,
+    is_left_out,
     mask_issues,
     mask_patch,
     read_patches,
@@ -60,10 +62,6 @@ def folder_issues(
     files: list,  # below `root`, as paths in it
 ) -> Iterator[Issue]:
     "Yields what is wrong with how files lie in a folder of class folders."
-    linked = [d for d in root.rglob('*') if d.is_symlink() and d.is_dir()]
-    if linked:
-        what = 'is a linked folder, which is not followed'
-        yield Issue(str(linked[0].relative_to(root)), what, 'put the folder itself there')
     images = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
     for f in images:
         if len(f.parts) == 1:
@@ -87,7 +85,7 @@ def _other_file_issues(files: list) -> Iterator[Issue]:
 # %% ../../nbs/data/08_readers.ipynb #9e08310f
 def _class_folder_issues(root: Path, filled: set) -> Iterator[Issue]:
     "Yields class folders that are not `filled`, and ones that are a split."
-    for d in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.')):
+    for d in sorted(p for p in root.iterdir() if p.is_dir() and not is_left_out(p.name)):
         if d.name not in filled: yield Issue(d.name, 'is a class folder without images', 'fill or remove it')
         if d.name.lower() in SPLIT_NAMES:
             fix = 'put the class folders at the top: weldsynth splits by weld'
@@ -124,8 +122,9 @@ def group_lookalikes(
 # %% ../../nbs/data/08_readers.ipynb #28cef046
 def _folder_files(root: Path, report: Report) -> list:
     "The files below `root`, hidden ones left out, as sorted paths in it; ones with an unprintable name are reported."
-    below = [p for p in root.rglob('*') if not p.name.startswith('.')]
-    files = sorted(p.relative_to(root) for p in below if p.is_file() or p.is_symlink() and not p.is_dir())
+    below, left_out = files_below(root)
+    if left_out: report(left_out)
+    files = [p.relative_to(root) for p in below]
     report_all(report, [Issue(str(f), *UNPRINTABLE) for f in files if not str(f).isprintable()])
     return [f for f in files if str(f).isprintable()]
 

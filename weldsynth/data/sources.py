@@ -23,7 +23,7 @@ from ..core.config import DataConfig
 from ..core.files import file_hash
 from ..core.random import digest
 from .images import DataError, ImageError, Issue, Report, raise_if_error, window
-from .loading import assemble, resolve_inside
+from .loading import assemble, files_below, resolve_inside
 from .patches import PatchSet
 from .readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows  # noqa: F401
 from .simulate import simulate
@@ -128,7 +128,7 @@ def _is_windows_table(path: Path) -> bool:
     return 'image' not in columns and 'x' in columns
 
 
-def _files_below(folder: Path) -> list[Path]: return sorted(p for p in folder.rglob('*') if p.is_file())
+def _files_below(folder: Path) -> list[Path]: return [p for p in files_below(folder)[0] if p.is_file()]
 
 # %% ../../nbs/data/09_sources.ipynb #6d88a0d0
 @dataclass(frozen=True)
