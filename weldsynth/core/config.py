@@ -36,6 +36,7 @@ class DataConfig:
     duplicate_correlation: float = .5   # near-duplicates: least correlation of fine structure
     lookalike_bits: int = 4             # guessed welds: greatest difference of hashes that links two images
     lookalike_share: float = .1         # guessed welds: largest believable group, as a share of all images
+    mask_flaw: str = ''                 # how masks draw the flaw, 'bright' or 'dark'; '': bright, unless it seems dark
 
 # %% ../../nbs/core/01_config.ipynb #c4ac9a30
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ import pandas as pd
 # %% ../../nbs/data/11_check.ipynb #0723f2a5
 from ..core.config import StudyConfig
 from .images import IMAGE_SUFFIXES, DataError, Issue, Report, plural, printable
+from .names import read_image_table
 from .patches import PatchSet
 from .readers import GUESSED_GROUP_PREFIX
 from .sources import TableSource, open_source
 from .split import FOLDS, exact_duplicates, report_duplicates, split, spread_issues
-from .tables import normalise_name, read_table
+from .tables import normalise_name
 
 # %% ../../nbs/data/11_check.ipynb #f07efbbb
 def count_issues(
@@ -125,7 +126,7 @@ def unread_files(
     if table.name == 'manifest.csv' and (root/'windows.csv').exists():
         what = 'lies beside manifest.csv, which is read instead'
         yield Issue('windows.csv', what, 'remove one, or name the file to be read', False)
-    rows = read_table(table)
+    rows = read_image_table(table)
     images = 'image' in rows
     named = {*rows.image, *rows.get('mask', [])} if images else set(rows.get('film', []))
     below = (root if images else root/'films').rglob('*')

@@ -86,7 +86,7 @@ def file_bytes(
     size = path.stat().st_size
     if size > MAX_BYTES: raise ImageError(f'is huge ({size/2**30:.1f} GB)', 'cut it into smaller images')
     try: return path.read_bytes()
-    except OSError as e: raise ImageError(f'cannot be read ({e.strerror})', 'allow reading it, or copy it again') from None
+    except OSError as e: raise ImageError(f'cannot be read ({e.strerror})', 'allow it, or copy it again') from None
 
 # %% ../../nbs/data/15_formats.ipynb #63deb01f
 SYNTHETIC_MARK = re.compile(
@@ -120,7 +120,7 @@ def _load_raster(image: Image.Image, data: bytes) -> Raster:
     "The raster of an image that Pillow has opened, and whose frames were counted if it is a TIFF."
     kind = _PILLOW.get(image.format or '', 'JPEG')
     _check_dimensions(*image.size, 1 if kind == 'TIFF' else getattr(image, 'n_frames', 1))
-    deep_colour = kind == 'PNG' and ';16' in str(image.tile) and image.mode[:3] == 'RGB'
+    deep_colour = kind == 'PNG' and ';16' in str(getattr(image, 'tile', '')) and image.mode[:3] == 'RGB'
     image.load()
     dpi = float(image.info.get('dpi', (0,))[0])
     pixels: Any = image
@@ -176,7 +176,7 @@ def _negative(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _pillow_tiff(data: bytes, page) -> Raster:
-    "The raster of a TIFF whose colours or compression are left to Pillow. Raises `ImageError` if it knows them neither."
+    "The raster of a TIFF whose colours or compression are left to Pillow. Raises `ImageError` if that knows them not."
     try: image = Image.open(io.BytesIO(data), formats=('TIFF',))
     except OSError:
         name = getattr(page.compression, 'name', f'method {page.compression}').replace('XL', ' XL').replace('_', ' ')
@@ -309,9 +309,10 @@ def turn(
 
 # %% ../../nbs/data/15_formats.ipynb #47df462a
 _OTHER_KINDS = {
-    b'%PDF': 'a PDF', b'<!DO': 'a web page', b'<htm': 'a web page', b'PK\3\4': 'a ZIP archive', b'8BPS': 'a Photoshop file',
-    b'\x93NUM': 'a NumPy array', b'\x89HDF': 'an HDF5 file', b'<svg': 'an SVG drawing', b'<?xm': 'XML',
-    b'\xff\x0a': 'JPEG XL', b'\0\0\0\x0cJXL ': 'JPEG XL', b'\0\0\0 ftyp': 'HEIC or AVIF', b'\0\0\0\x1cftyp': 'HEIC or AVIF'}
+    b'%PDF': 'a PDF', b'<!DO': 'a web page', b'<htm': 'a web page', b'<svg': 'an SVG drawing', b'<?xm': 'XML',
+    b'PK\3\4': 'a ZIP archive', b'8BPS': 'a Photoshop file', b'\x93NUM': 'a NumPy array', b'\x89HDF': 'an HDF5 file',
+    b'\xff\x0a': 'JPEG XL', b'\0\0\0\x0cJXL ': 'JPEG XL', b'\0\0\0 ftyp': 'HEIC or AVIF',
+    b'\0\0\0\x1cftyp': 'HEIC or AVIF'}
 
 
 def decode_image(

@@ -24,6 +24,7 @@ from ..core.files import file_hash
 from ..core.random import digest
 from .images import DataError, ImageError, Issue, Report, raise_if_error, window
 from .loading import assemble, files_below, resolve_inside
+from .names import read_image_table
 from .patches import PatchSet
 from .readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows  # noqa: F401
 from .simulate import simulate
@@ -117,7 +118,7 @@ def source_table(
 ) -> Path | None:
     "The CSV that `data` stands for: itself, or the `manifest.csv` or `windows.csv` in it; None if there is none."
     path = Path(data)
-    if path.is_file(): return path if path.suffix.lower() == '.csv' else None
+    if path.is_file(): return path if path.suffix.lower() in ('.csv', '.tsv', '.txt') else None
     return next((path/name for name in ('manifest.csv', 'windows.csv') if (path/name).is_file()), None)
 
 
@@ -187,7 +188,7 @@ class Manifest(TableSource):
         return table is not None and not _is_windows_table(table)
 
     def files(self) -> list[Path]:
-        rows = read_table(self.table)
+        rows = read_image_table(self.table)
         names = dict.fromkeys(name for c in ('image', 'mask') if c in rows for name in rows[c] if name)
         return [self.table, *filter(None, (self._file(name) for name in names))]
 
@@ -198,7 +199,7 @@ class Manifest(TableSource):
         return file if file.is_file() else None
 
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
-        return read_manifest(self.table, px, group, report)
+        return read_manifest(self.table, px, group, report, self.config.mask_flaw)
 
 # %% ../../nbs/data/09_sources.ipynb #2e8ec98e
 class Windows(TableSource):
@@ -214,7 +215,7 @@ class Windows(TableSource):
         return [self.table, *_files_below(self.root/'films'), *_files_below(self.root/'masks')]
 
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
-        return read_windows(self.table, px, group, report)
+        return read_windows(self.table, px, group, report, self.config.mask_flaw)
 
 # %% ../../nbs/data/09_sources.ipynb #9d990915
 SOURCES: dict[str, type[Source]] = {
