@@ -45,7 +45,7 @@ def separator(
         lines = [line for line in csv.reader(io.StringIO(text, newline=''), delimiter=sign) if any(line)]
         width = len(lines[0]) if lines else 0
         names = sum(_plain_name(field) in known for field in lines[0]) if lines else 0
-        return names, sum(len(line) == width for line in lines) if width > 1 else 0
+        return names if names > 1 else 0, sum(len(line) == width for line in lines) if width > 1 else 0
     try: return max(SEPARATORS, key=score), 0
     except csv.Error: return ',', 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ def _check_dimensions(width: int, height: int, frames: int = 1, samples: int = 1
     "Raises `ImageError` for an image that must not be unpacked."
     if width*height*samples > MAX_PIXELS: raise ImageError(f'is huge ({width:,} x {height:,} pixels unpacked)', CUT_UP)
     if frames > 1: raise ImageError(f'holds {frames} frames', 'save the frame that counts as a file of its own')
+    if width*height*samples < 1: raise ImageError('holds no pixels', 'replace or remove it')
 
 # %% ../../nbs/data/15_formats.ipynb #e1fc2cdf
 def file_bytes(
@@ -137,7 +139,8 @@ _TIFF_BOUNDED = {1, 5, 8, 32773, 32946, 34925, 50000}  # none, LZW, deflate, Pac
 def _tiff_page(file):
     "The one page of a TIFF that is no thumbnail and no mask of transparency."
     stacked = (file.imagej_metadata or {}).get('images', 1) if file.is_imagej else 1
-    pages = [page for page in file.pages if not page.is_reduced and not page.subfiletype & 4] or [file.pages[0]]
+    first = list(islice(file.pages, 1_000))  # a damaged file may have no last page
+    pages = [page for page in first if not page.is_reduced and not page.subfiletype & 4] or first
     page = pages[0]
     samples = page.samplesperpixel
     _check_dimensions(page.imagewidth, page.imagelength, max(len(pages), page.imagedepth, int(stacked)), samples)
@@ -154,6 +157,8 @@ def _open_tiff(data: bytes) -> Raster:
         if page.photometric not in (0, 1, 2) or page.compression not in _TIFF_BOUNDED: return _pillow_tiff(data, page)
         pixels = page.asarray(maxworkers=1)
         if page.planarconfig == 2 and pixels.ndim == 3: pixels = np.moveaxis(pixels, 0, -1)
+        if pixels.dtype.kind not in 'biuf' or pixels.shape[:2] != (page.imagelength, page.imagewidth):
+            raise ImageError(f'holds values of the kind {pixels.dtype}', 'save it with 16 bits, or as float32')
         if page.photometric == 0: pixels = _negative(pixels, page.bitspersample)
         pitch = _tiff_pitch(page)
         tag = page.tags.get(274)
@@ -264,8 +269,6 @@ def _jpeg_size(code: bytes) -> tuple:
 def _to_grey(pixels) -> np.ndarray:
     "The grey values of a raster's pixels; `ImageError` if it has other ones."
     if isinstance(pixels, np.ndarray):
-        if pixels.dtype.kind not in 'biuf':
-            raise ImageError(f'holds values of the kind {pixels.dtype}', 'save it with 16 bits, or as float32')
         if pixels.ndim == 2: return pixels.astype(np.float32)
         if pixels.dtype == np.uint8 and pixels.shape[-1] > 2: return _to_grey(Image.fromarray(pixels))
         return _grey_channels(pixels)

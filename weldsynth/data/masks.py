@@ -76,7 +76,7 @@ def decode_mask(
     "The mask in a file's bytes. Raises `ImageError` if there is none."
     if is_dicom(data): raise ImageError('is a DICOM file', 'save masks as PNG, with 0 outside the flaw')
     raster = explained(open_raster, data)
-    values = _one_channel(_stored(raster.pixels))
+    values = np.nan_to_num(_one_channel(_stored(raster.pixels)))
     levels = np.unique(values)
     halved = len(levels) > MAX_VALUES or len(levels) > 2 and raster.format in ('JPEG', 'WebP', 'JPEG 2000')
     flaw = values > levels[-1]/2 if halved else values != 0
