@@ -360,8 +360,8 @@ def test_damaged_images_are_read_or_refused(): run_images(2_000)
 def test_damaged_images_long(): record('data fuzz: damaged images', **run_images(200_000))
 
 
-MAGIC = [b'', b'\x89PNG\r\n\x1a\n', b'II*\0', b'MM\0*', b'II+\0\x08\0\0\0', b'\xff\xd8\xff\xe0', b'\0'*128 + b'DICM', b'BM',
-         b'GIF89a', b'RIFF\x40\0\0\0WEBP', b'P5 ', b'\0\0\0\x0cjP  \r\n\x87\n', b'\xff\x4f\xff\x51',
+MAGIC = [b'', b'\x89PNG\r\n\x1a\n', b'II*\0', b'MM\0*', b'II+\0\x08\0\0\0', b'\xff\xd8\xff\xe0', b'\0'*128 + b'DICM',
+         b'BM', b'GIF89a', b'RIFF\x40\0\0\0WEBP', b'P5 ', b'\0\0\0\x0cjP  \r\n\x87\n', b'\xff\x4f\xff\x51',
          b'\x08\0\x16\0UI\x1a\x001.2.840.10008.']
 
 

@@ -19,7 +19,8 @@ import pandas as pd
 
 # %% ../../nbs/data/11_check.ipynb #0723f2a5
 from ..core.config import StudyConfig
-from .images import IMAGE_SUFFIXES, DataError, Issue, Report, plural, printable
+from .images import DataError, Issue, Report, is_image_file, plural, printable
+from .loading import files_below
 from .names import read_image_table
 from .patches import PatchSet
 from .readers import GUESSED_GROUP_PREFIX
@@ -121,7 +122,7 @@ def sample_warnings(
 def unread_files(
     table: Path,  # a CSV of images or of windows
 ) -> Iterator[Issue]:
-    "Yields images beside a table that it does not name, and a second table."
+    "Yields images beside a table that it does not name, but for blank masks among others, and a second table."
     root = table.parent
     if table.name == 'manifest.csv' and (root/'windows.csv').exists():
         what = 'lies beside manifest.csv, which is read instead'
@@ -129,8 +130,9 @@ def unread_files(
     rows = read_image_table(table)
     images = 'image' in rows
     named = {*rows.image, *rows.get('mask', [])} if images else set(rows.get('film', []))
-    below = (root if images else root/'films').rglob('*')
-    files = sorted(p for p in below if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+    of_images, of_masks = ({(root/name).parent for name in rows.get(c, []) if name} for c in ('image', 'mask'))
+    below, _ = files_below(root if images else root/'films')
+    files = [p for p in below if p.parent not in of_masks - of_images and is_image_file(p)]
     unread = [p for p in files if (p.relative_to(root).as_posix() if images else p.stem) not in named]
     if unread:
         what = f'is not named by {table.name} ({plural(len(unread), "such image")})'

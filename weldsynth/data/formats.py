@@ -329,7 +329,8 @@ def decode_image(
         picture = Picture(grey, *raster[1:])
     bad = picture.grey.size - np.isfinite(picture.grey).sum()
     if picture.grey.ndim != 2 or bad:
-        raise ImageError(f'holds NaN or infinite values ({bad:,} pixels)', 'fill them, or cut them away')
+        where = '1 pixel' if bad == 1 else f'{bad:,} pixels'
+        raise ImageError(f'holds NaN or infinite values ({where})', 'fill them, or cut them away')
     return picture
 
 # %% ../../nbs/data/15_formats.ipynb #5d141b57
