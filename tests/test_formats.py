@@ -66,7 +66,7 @@ def test_a_folder_is_read_without_a_word(name, case):
 def test_a_wrong_suffix_is_one_warning_for_all(case):
     patches, issues = read(case('wrong_suffix'))
     assert is_whole(patches)
-    fix = "nothing, it is read as that; rename it to end in '.png' for other programs"
+    fix = "nothing to do, it is read as that; for other programs let it end in '.png'"
     assert issues == {('warning', 'is a PNG file by another name', fix): 96}
 
 

@@ -164,7 +164,7 @@ def real_image_issues(
         yield Issue(name, 'is marked as synthetic and offered as real', fix)
     if IMAGE_SUFFIXES.get(PurePosixPath(name).suffix.lower(), picture.format) != picture.format:
         suffix = next(s for s, f in IMAGE_SUFFIXES.items() if f == picture.format)
-        fix = f"nothing, it is read as that; rename it to end in '{suffix}' for other programs"
+        fix = f"nothing to do, it is read as that; for other programs let it end in '{suffix}'"
         yield Issue(name, f'is a {picture.format} file by another name', fix, False)
     yield from grey_issues(name, picture.grey)
 

@@ -98,13 +98,13 @@ def turn_mask(
 ) -> tuple[np.ndarray, list]:
     "The flaw as it lies on the turned image, and what must be said about it."
     if orientation == 1 or mask.orientation != 1: return mask.flaw, []
-    turned = f'its image is turned by its EXIF orientation ({orientation})'
+    turned = f'turned by its EXIF orientation ({orientation})'
     if orientation > 4 and shape[0] != shape[1]:
         if mask.flaw.shape != shape[::-1]: return mask.flaw, []
-        what = f'{turned}, and the mask lies on the pixels before that'
-        return turn(mask.flaw, orientation), [Issue(name, what, 'nothing: the mask is turned alike', False)]
-    fix = 'look whether the mask lies right: it is taken to be drawn on the turned image'
-    return mask.flaw, [Issue(name, turned, fix, False)]
+        what = f'was drawn before its image was {turned}'
+        return turn(mask.flaw, orientation), [Issue(name, what, 'nothing to do, it is turned alike', False)]
+    fix = 'look whether it lies right, as it is taken to be drawn on the turned image'
+    return mask.flaw, [Issue(name, f'belongs to an image that is {turned}', fix, False)]
 
 # %% ../../nbs/data/16_masks.ipynb #f61fecf8
 def mask_issues(
