@@ -150,7 +150,8 @@ def _plain_entries(rows: pd.DataFrame) -> pd.DataFrame:
     notes = []
     for column in [name for name in NUMBERS if name in rows]:
         rows[column], had_commas = plain_numbers(rows[column])
-        if had_commas: notes.append((f"'{column}' is written with decimal commas", 'nothing to do, they are read as points'))
+        what = f"'{column}' is written with decimal commas"
+        if had_commas: notes.append((what, 'nothing to do, they are read as points'))
     if 'mask' in rows: rows['mask'] = rows['mask'].where(~rows['mask'].str.lower().isin(BLANKS), '')
     rows.attrs['notes'] = notes
     return rows
