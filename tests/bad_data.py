@@ -61,14 +61,22 @@ def png(width, height, bits, colour, data):
     return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
 
 
+def tiff_xl():
+    "A TIFF compressed by what is not read there."
+    import tifffile
+    file = io.BytesIO()
+    tifffile.imwrite(file, noise(99), compression='jpegxl')
+    return file.getvalue()
+
+
 def bomb():
     "A PNG of a few bytes that unpacks to ten thousand million pixels."
     return png(100_000, 100_000, 8, 0, b'\0'*100)
 
 
 def deep_colour():
-    "A PNG with 16 bits in each of three channels."
-    pixels = np.repeat(noise(99, top=60_000).astype('>u2')[..., None], 3, 2)
+    "A PNG with 16 bits in each of three channels, which differ."
+    pixels = np.stack([noise(seed, top=60_000).astype('>u2') for seed in (97, 98, 99)], 2)
     return png(SIDE, SIDE, 16, 2, b''.join(b'\0' + row.tobytes() for row in pixels))
 
 
@@ -267,7 +275,7 @@ def x_dicom(values=None, *args, **attributes):
 
 
 A = 'crack/weld-00/01.png'  # a file of the folder
-X_BMP, X_TIF, X_JPG, X_DCM = (f'crack/weld-00/x.{suffix}' for suffix in ('bmp', 'tif', 'jpg', 'dcm'))
+X_XCF, X_TIF, X_JPG, X_DCM = (f'crack/weld-00/x.{suffix}' for suffix in ('xcf', 'tif', 'jpg', 'dcm'))
 NFC, NFD = (unicodedata.normalize(form, 'Größe.png') for form in ('NFC', 'NFD'))
 E, W = 'error', 'warning'
 FLOAT = np.where(np.arange(SIDE*SIDE).reshape(SIDE, SIDE) == 5, np.nan, noise(99)).astype(np.float32)
@@ -292,15 +300,20 @@ FAULTS = {kind: Fault(*fault) for kind, fault in {
     'truncated': ('folder', truncate, E, A, 'cannot be read as an image'),
     'no image': ('folder', put(A, b'a letter to the inspector'), E, A, 'cannot be read as an image'),
     'damaged in the middle': ('folder', damage_middle, E, A, 'cannot be read as an image'),
-    'wrong extension': ('folder', array(A, noise(99), format='JPEG'), E, A, 'is a JPEG file by another name'),
-    'unsupported kind': ('folder', array(X_BMP, noise(99)), W, X_BMP, 'is not read (1 file with .bmp)'),
+    'wrong extension': ('folder', array(A, noise(99), format='JPEG'), W, A, 'is a JPEG file by another name'),
+    'unsupported kind': ('folder', put(X_XCF, b'gimp xcf'), W, X_XCF, 'is not read (1 file with .xcf)'),
+    'pointer of Git LFS': (
+        'folder', put(A, b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n'),
+        E, A, 'is a Git LFS pointer'),
+    'web page': ('folder', put(A, b'<!DOCTYPE html><title>404</title>'), E, A, 'it is a web page'),
+    'TIFF by JPEG XL': ('folder', put(X_TIF, lambda r: tiff_xl()), E, X_TIF, 'is compressed by JPEG XL'),
     'palette': (
         'folder', lambda r: Image.fromarray(COLOUR[..., :3]).quantize(64).save(r/A),
         E, A, 'is in colour (a palette)'),
     'colour': ('folder', array(A, COLOUR[..., :3]), E, A, 'is in colour'),
     'RGBA': ('folder', array(A, np.dstack([GREY, COLOUR[..., 3]])), E, A, 'is transparent in places'),
     'CMYK': ('folder', converted(X_TIF, 'CMYK'), E, X_TIF, 'is in CMYK colours'),
-    '16-bit colour': ('folder', put(A, lambda r: deep_colour()), E, A, 'has 16 bits in several channels'),
+    '16-bit colour': ('folder', put(A, lambda r: deep_colour()), E, A, 'is in colour'),
     'float with NaN': ('folder', array(X_TIF, FLOAT), E, X_TIF, 'holds NaN or infinite values (1 pixel)'),
     'float with infinity': (
         'folder', array(X_TIF, np.nan_to_num(FLOAT, nan=np.inf)),
@@ -319,7 +332,7 @@ FAULTS = {kind: Fault(*fault) for kind, fault in {
         E, X_DCM, 'is a deflated DICOM file'),
     'DICOM by another name': (
         'folder', lambda r: dicom(r/A, noise(1, top=4096)),
-        E, A, 'is a DICOM file by another name'),
+        W, A, 'is a DICOM file by another name'),
     'one pixel': ('folder', array(A, noise(1, 1)), E, A, 'is 1 x 1 pixels'),
     'constant': ('folder', array(A, np.full((SIDE, SIDE), 7, np.uint8)), E, A, 'is a single grey value'),
     'saturated': ('folder', array(A, SATURATED), W, A, 'of its pixels at the ends of its scale'),
@@ -385,10 +398,13 @@ FAULTS = {kind: Fault(*fault) for kind, fault in {
     'clean alone': ('folder', lambda r: shutil.rmtree(r/'crack'), E, 'labels', "all images are labelled 'clean'"),
     # tables
     'not UTF-8': ('manifest', latin_1, E, 'manifest.csv', 'is not UTF-8'),
-    'UTF-16': ('manifest', text(lambda t: t, encoding='utf-16'), E, 'manifest.csv', 'is not UTF-8'),
-    'semicolons': (
-        'manifest', text(lambda t: t.replace(',', ';')),
+    'blanks for commas': (
+        'manifest', text(lambda t: t.replace(',', ' ')),
         E, 'manifest.csv', 'does not separate its fields by commas'),
+    'workbook': ('manifest', put('manifest.csv', b'PK\3\4'), E, 'manifest.csv', 'is an Excel workbook'),
+    'decimal commas': (
+        'manifest', edit('size_mm', '1,5'),
+        E, 'manifest.csv, line 3', "the size '1,5' is not a number"),
     'empty table': ('manifest', text(lambda t: ''), E, 'manifest.csv', 'is empty'),
     'header alone': (
         'manifest', text(lambda t: t.splitlines()[0] + '\n'),

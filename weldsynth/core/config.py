@@ -39,6 +39,7 @@ class DataConfig:
     duplicate_correlation: float = .5   # near-duplicates: least correlation of fine structure
     lookalike_bits: int = 4             # guessed welds: greatest difference of hashes that links two images
     lookalike_share: float = .1         # guessed welds: largest believable group, as a share of all images
+    mask_flaw: str = ''                 # how masks draw the flaw, 'bright' or 'dark'; '': bright, unless it seems dark
     window: int = 0                     # annotated films: side of their windows, pixels; 0: chosen from the flaws
     window_share: float = .9            # annotated films: share of the flaws that a chosen window holds whole
     largest_window: float = 4.          # annotated films: side of a chosen window at most, in sides of a patch

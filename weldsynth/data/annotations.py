@@ -24,7 +24,7 @@ __all__ = ['MASK_FOLDERS', 'WRONG', 'YOLO_LINE', 'NAME_FILES', 'Annotation', 'Tr
 import numpy as np
 
 # %% ../../nbs/data/13_annotations.ipynb #ce219a79
-from .images import IMAGE_SUFFIXES, ImageError, Issue, Report
+from .images import IMAGE_SUFFIXES, ImageError, Issue, Report, is_image_file
 from .tables import line_of
 
 # %% ../../nbs/data/13_annotations.ipynb #4ed77681
@@ -58,7 +58,7 @@ def _is_mask(name: str) -> bool:
 def _stem(name: str) -> str:
     "The name of a file without the ending of an image."
     path = PurePosixPath(name)
-    return path.stem if path.suffix.lower() in (*IMAGE_SUFFIXES, '.bmp', '.webp') else path.name
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 # %% ../../nbs/data/13_annotations.ipynb #40a53868
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Tree:
     @cached_property
     def images(self) -> list:
         "The images that are no masks."
-        return [n for n in self.names if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES and not _is_mask(n)]
+        return [n for n in self.names if is_image_file(self.root/n) and not _is_mask(n)]
 
     @cached_property
     def by_name(self) -> dict:

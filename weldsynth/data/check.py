@@ -19,13 +19,15 @@ import pandas as pd
 
 # %% ../../nbs/data/11_check.ipynb #0723f2a5
 from ..core.config import StudyConfig
-from .images import IMAGE_SUFFIXES, DataError, Issue, Report, plural, printable
+from .images import DataError, Issue, Report, is_image_file, plural, printable
+from .loading import files_below
+from .names import read_image_table
 from .pairing import places
 from .patches import PatchSet
 from .readers import GUESSED_GROUP_PREFIX, film_key
 from .sources import TableSource, open_source
 from .split import FOLDS, exact_duplicates, given_split_issues, report_duplicates, split, spread_issues
-from .tables import normalise_name, read_image_table
+from .tables import normalise_name
 
 # %% ../../nbs/data/11_check.ipynb #f07efbbb
 def count_issues(
@@ -121,7 +123,7 @@ def sample_warnings(
 def unread_files(
     table: Path,  # a CSV of images or of windows
 ) -> Iterator[Issue]:
-    "Yields images beside a table that it does not name, and a second table."
+    "Yields images beside a table that it does not name, but for blank masks among others, and a second table."
     root = table.parent
     if table.name == 'manifest.csv' and (root/'windows.csv').exists():
         what = 'lies beside manifest.csv, which is read instead'
@@ -129,8 +131,9 @@ def unread_files(
     rows = read_image_table(table)
     images = 'image' in rows
     named = {*rows.image, *rows.get('mask', [])} if images else {film_key(film) for film in rows.get('film', [])}
-    below = (root if images else root/'films').rglob('*')
-    files = sorted(p for p in below if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+    of_images, of_masks = ({(root/name).parent for name in rows.get(c, []) if name} for c in ('image', 'mask'))
+    below, _ = files_below(root if images else root/'films')
+    files = [p for p in below if p.parent not in of_masks - of_images and is_image_file(p)]
     masks = {p.path for p in places(f.relative_to(root).as_posix() for f in files) if p.sure} if images else set()
     files = [f for f in files if f.relative_to(root).as_posix() not in masks]  # clean images need none
     names = {p: [p.relative_to(root).as_posix()] if images else [p.stem, film_key(p.relative_to(root).as_posix())]

@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'UNPRINTABLE', 'is_left_out', 'system_reason', 'files_below', 'resolve_inside', 'real_image_issues',
-           'read_real', 'Patch', 'assemble', 'read_patches', 'mask_issues', 'mask_patch', 'file_patch']
+           'read_real', 'Patch', 'assemble', 'read_patches', 'flaw_on', 'with_mask', 'file_patch']
 
 # %% ../../nbs/data/07_loading.ipynb #2bf3fad3
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.functional import interpolate
 
 # %% ../../nbs/data/07_loading.ipynb #e7a6ed5f
 from weldsynth.data.images import (
@@ -36,6 +35,16 @@ from weldsynth.data.images import (
     read_picture,
     report_all,
     to_patch,
+)
+from weldsynth.data.masks import (
+    apply_mask_flaw,
+    inverted_issue,
+    look_inverted,
+    mask_issues,
+    mask_patch,
+    read_mask,
+    turn_mask,
+    value_issues,
 )
 
 # %% ../../nbs/data/07_loading.ipynb #6a04f66c
@@ -154,11 +163,10 @@ def real_image_issues(
     if picture.synthetic:
         fix = 'take it out: only real images may train or test here'
         yield Issue(name, 'is marked as synthetic and offered as real', fix)
-    suffix_format = IMAGE_SUFFIXES.get(PurePosixPath(name).suffix.lower())
-    if suffix_format != picture.format:
+    if IMAGE_SUFFIXES.get(PurePosixPath(name).suffix.lower(), picture.format) != picture.format:
         suffix = next(s for s, f in IMAGE_SUFFIXES.items() if f == picture.format)
-        fix = f"rename it to end in '{suffix}'" if suffix_format else 'give it the suffix of its format'
-        yield Issue(name, f'is a {picture.format} file by another name', fix)
+        fix = f"nothing to do, it is read as that; for other programs let it end in '{suffix}'"
+        yield Issue(name, f'is a {picture.format} file by another name', fix, False)
     yield from grey_issues(name, picture.grey)
 
 # %% ../../nbs/data/07_loading.ipynb #f05f7639
@@ -182,6 +190,9 @@ class Patch(NamedTuple):
     size: tuple                  # width and height in the file, pixels
     format: str
     pitch: float                 # mm per pixel, NaN where the file does not say
+    mask_name: str = ''          # of the mask's file, or how it is called in messages; '': it has none
+    mask_share: float = np.nan   # of the image that its mask calls flaw
+    mask_doubts: tuple = ()      # what is wrong with the mask, unless all masks are inverted
 
 # %% ../../nbs/data/07_loading.ipynb #bca97b13
 def assemble(
@@ -223,80 +234,85 @@ def _uniformity_issues(patches: list, labels: pd.Series) -> Iterator[Issue]:
             fix = 'a classifier may learn the file instead of the flaw: save all alike'
             yield Issue('images', f'differ in {fact} from label to label', fix, False)
 
+# %% ../../nbs/data/07_loading.ipynb #9c1cc005
+def _mask_doubts(patches: list, labels: pd.Series, mask_flaw: str) -> dict:
+    "What is wrong with the mask of each patch, under its `id`; one issue for the first if all seem inverted."
+    shares = np.array([p.mask_share for p in patches])
+    if mask_flaw or not look_inverted(shares, labels.map(is_clean).to_numpy(bool)):
+        return {id(p): p.mask_doubts for p in patches}
+    covered = [p for p in patches if p.mask_share > .5]
+    return {id(covered[0]): [inverted_issue([p.mask_name for p in covered])]}
+
 # %% ../../nbs/data/07_loading.ipynb #a92c9a85
 def read_patches(
     read: Callable,        # row -> `Patch`, or None after an error
     rows: pd.DataFrame,    # with the column label
     report: Report,        # called with each issue
     label: str,            # beside the bar
+    mask_flaw: str = '',   # 'bright' or 'dark': how masks draw the flaw is known
 ) -> tuple:
-    "The patches of the rows, and the rows that gave one; differences among the patches are reported."
+    "The patches of the rows, and the rows that gave one; what the patches show together is reported."
     items = list(rows.itertuples())
     with ThreadPoolExecutor() as pool:  # decoding releases Python's lock, so threads help
         patches = list(progress(pool.map(read, items), label, len(items)))
     good = [i for i, patch in enumerate(patches) if patch]
+    found = _mask_doubts([patches[i] for i in good], rows.label.iloc[good], mask_flaw)
+    good = [i for i in good if report_all(report, found.get(id(patches[i]), ()))]
     patches = [patches[i] for i in good]
     rows = rows.iloc[good].reset_index(drop=True)
     if patches: report_all(report, _uniformity_issues(patches, rows.label))
     return patches, rows
 
-# %% ../../nbs/data/07_loading.ipynb #ab460e0a
-def mask_issues(
-    name: str,         # of the mask
-    mask: np.ndarray,  # H x W
-    shape: tuple,      # of its image
-    label: str,        # of its image
-) -> Iterator[Issue]:
-    "Yields what is wrong with the mask of an image."
-    flaw = mask > 0
-    clean = is_clean(label)
-    if mask.shape != shape:
-        what = f'is {mask.shape[1]} x {mask.shape[0]} pixels and its image {shape[1]} x {shape[0]}'
-        yield Issue(name, what, 'give a mask of the size of its image')
-    elif clean and flaw.any():
-        yield Issue(name, 'shows a flaw, and its image is labelled clean', 'correct the label or the mask')
-    elif not clean and not flaw.any():
-        what = f"shows no flaw, and its image is labelled '{label}'"
-        yield Issue(name, what, 'correct the label, or leave the mask out')
-    elif flaw.all():
-        yield Issue(name, 'marks the whole image as flaw', 'mark the flaw alone, with 0 outside', False)
-    elif len(np.unique(mask)) > 2:
-        fix = 'save masks as PNG or TIFF with 0 outside the flaw: every other value counts as flaw'
-        yield Issue(name, 'has more than two values', fix, False)
-
-# %% ../../nbs/data/07_loading.ipynb #5d01f69d
-def mask_patch(
-    grey: np.ndarray,  # H x W, flaw where it is over 0
-    px: int,           # side of the patch
-) -> torch.Tensor:
-    "A mask of any scale as uint8 0 or 255, 1 x `px` x `px`; a pixel is flaw if more than a quarter of it was."
-    flaw = torch.from_numpy(np.asarray(grey) > 0)[None, None].float()
-    if flaw.shape[-2:] != (px, px): flaw = interpolate(flaw, size=(px, px), mode='bilinear', antialias=True)
-    return flaw[0].gt(.25).mul(255).to(torch.uint8)
-
-
-def _read_mask(root: Path, name: str, shape: tuple, label: str, report: Report) -> np.ndarray | None:
-    "The mask of an image; None if an error was reported."
-    try: mask = read_picture(resolve_inside(root, name)).grey
+# %% ../../nbs/data/07_loading.ipynb #007453ba
+def flaw_on(
+    root: Path,             # the folder of the data
+    name: str,              # of a mask, a path in it
+    picture: Picture,       # of its image
+    report: Report,         # called with each issue
+    mask_flaw: str = '',    # how masks draw the flaw, as in the configuration
+) -> np.ndarray | None:
+    "Where the mask of an image shows flaw, H x W, turned like the image; None if an error was reported."
+    try: mask = read_mask(resolve_inside(root, name))
     except ImageError as e:
         report(Issue(name, *e.args))
         return None
-    return mask if report_all(report, mask_issues(name, mask, shape, label)) else None
+    flaw, turned = turn_mask(name, mask, picture.grey.shape, picture.orientation)
+    report_all(report, [*value_issues(name, mask), *turned])
+    return apply_mask_flaw(flaw, mask_flaw)
+
+# %% ../../nbs/data/07_loading.ipynb #ed241c79
+def with_mask(
+    patch: Patch,
+    flaw: np.ndarray | None,  # H x W; None if it could not be read
+    shape: tuple,             # of the image
+    name: str,                # of the mask, for the messages
+    label: str,               # of the image
+    report: Report,           # called with an error of the shape; doubts about the rest stay with the patch
+) -> Patch | None:
+    "`patch` with its mask; None if there is none of the image's shape."
+    if flaw is None: return None
+    issues = tuple(mask_issues(name, flaw, shape, label))
+    if flaw.shape != shape:
+        report_all(report, issues)
+        return None
+    small = mask_patch(flaw, patch.image.shape[-1])
+    return patch._replace(mask=small, mask_name=name, mask_share=float(flaw.mean()), mask_doubts=issues)
 
 # %% ../../nbs/data/07_loading.ipynb #50155c97
 def file_patch(
-    root: Path,       # the folder of the data
-    row,              # has label and image, and perhaps mask: paths in `root`
-    px: int,          # side of the patch
-    report: Report,   # called with each issue
+    root: Path,            # the folder of the data
+    row,                   # has label and image, and perhaps mask: paths in `root`
+    px: int,               # side of the patch
+    report: Report,        # called with each issue
+    mask_flaw: str = '',   # how masks draw the flaw, as in the configuration
 ) -> Patch | None:
     "The patch of a row of a table of images; None if an error was reported."
     picture = read_real(root, row.image, report)
     if picture is None: return None
     grey = picture.grey
+    patch = Patch(to_patch(grey, px), None, grey.shape[::-1], picture.format, picture.pitch)
     mask_name = getattr(row, 'mask', None)  # None: the table has no masks; '': this image has none
-    mask: np.ndarray | None = np.zeros(grey.shape)
-    if mask_name: mask = _read_mask(root, mask_name, grey.shape, row.label, report)
-    if mask is None: return None
-    small_mask = None if mask_name is None else mask_patch(mask, px)
-    return Patch(to_patch(grey, px), small_mask, grey.shape[::-1], picture.format, picture.pitch)
+    if mask_name is None: return patch
+    if not mask_name: return patch._replace(mask=mask_patch(np.zeros(grey.shape), px))
+    flaw = flaw_on(root, mask_name, picture, report, mask_flaw)
+    return with_mask(patch, flaw, grey.shape, mask_name, row.label, report)

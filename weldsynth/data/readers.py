@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 # %% auto #0
@@ -21,13 +21,13 @@ import torch
 
 # %% ../../nbs/data/08_readers.ipynb #4216085f
 from weldsynth.data.images import (
-    IMAGE_SUFFIXES,
     DataError,
     ImageError,
     Issue,
     Picture,
     Report,
     grey_issues,
+    is_image_file,
     plural,
     raise_if_error,
     read_picture,
@@ -41,26 +41,27 @@ from weldsynth.data.loading import (
     file_patch,
     files_below,
     is_left_out,
-    mask_issues,
-    mask_patch,
     read_patches,
     real_image_issues,
     resolve_inside,
+    with_mask,
 )
+from .masks import apply_mask_flaw, mask_patch, read_mask, turn_mask, value_issues
 
 # %% ../../nbs/data/08_readers.ipynb #2b578f65
 from ..core.config import DataConfig
 from .clean import standard_labels
+from .formats import IMAGE_SUFFIXES
 from .layouts import Reading, layout_issues, source_name, split_beside_classes, understand
+from .names import read_image_table
 from .pairing import split_of
 from .patches import PatchSet, hash_pairs, perceptual_hash
 from weldsynth.data.tables import (
     box_columns,
+    group_column,
     line_of,
     named_column,
     overlap_issues,
-    read_image_table,
-    read_table,
     size_column,
     table_issues,
 )
@@ -72,11 +73,11 @@ def folder_issues(
     reading: Reading,  # of the images among them
 ) -> Iterator[Issue]:
     "Yields what is wrong with how files lie in a folder of class folders."
-    images = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
+    images = [f for f in files if is_image_file(root/f)]
     yield from layout_issues(reading)
     yield from _other_file_issues(sorted(set(files) - set(images)))
     if reading.rows.empty:
-        fix = 'put PNG, TIFF, JPEG or DICOM files into one sub-folder per class'
+        fix = 'put images (PNG, TIFF, DICOM, JPEG, BMP and others) into one sub-folder per class'
         yield Issue(root.name, 'has no images in class folders', fix)
         return
     yield from _empty_folders(root, {f.parts[0] for f in files})
@@ -87,7 +88,7 @@ def _other_file_issues(files: list) -> Iterator[Issue]:
     "Yields a warning for each suffix of files that are not images."
     names = pd.Series([str(f) for f in files], dtype=str)
     for suffix, same in names.groupby(names.map(lambda f: PurePosixPath(f).suffix.lower() or 'no suffix')):
-        fix = 'save images as PNG, TIFF, JPEG or DICOM under the suffix of their format'
+        fix = 'save images as PNG, TIFF or DICOM'
         yield Issue(same.iloc[0], f"is not read ({plural(len(same), 'file')} with {suffix})", fix, False)
 
 # %% ../../nbs/data/08_readers.ipynb #9e08310f
@@ -164,11 +165,12 @@ def _guess_groups(rows: pd.DataFrame, images: torch.Tensor, config: DataConfig, 
 
 # %% ../../nbs/data/08_readers.ipynb #b3fb2b6f
 def understand_files(
-    files: list,          # below a folder, as paths in it
+    root: Path,
+    files: list,          # below `root`, as paths in it
     config: DataConfig,   # further names for clean; is the split of the folders kept?
 ) -> Reading:
     "How the images among the files of a folder are understood."
-    images = [f.as_posix() for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
+    images = [f.as_posix() for f in files if is_image_file(root/f)]
     return understand(images, config.clean, config.given_split)
 
 
@@ -181,7 +183,7 @@ def _labelled_by_masks(root: Path, rows: pd.DataFrame) -> pd.DataFrame:
 
 def _label_by_mask(root: Path, mask: str) -> str:
     "'flaw' if a mask shows one or cannot be read, which is reported where the mask is used; 'clean'."
-    try: return 'flaw' if read_picture(resolve_inside(root, mask)).grey.any() else 'clean'
+    try: return 'flaw' if read_mask(resolve_inside(root, mask)).flaw.any() else 'clean'
     except ImageError: return 'flaw'
 
 # %% ../../nbs/data/08_readers.ipynb #24629463
@@ -193,13 +195,14 @@ def read_folder(
 ) -> PatchSet | None:
     "A `PatchSet` from a folder of images; look-alikes are grouped where no folder names the weld."
     files = _folder_files(root, report)
-    reading = understand_files(files, config)
+    reading = understand_files(root, files, config)
     split_error = split_beside_classes(reading)
     report_all(report, [split_error] if split_error else folder_issues(root, files, reading))
     if split_error or reading.rows.empty: return None
     rows = _labelled_by_masks(root, reading.rows)
     if not reading.pairing.masks: rows = rows.drop(columns='mask')
-    patches, rows = read_patches(lambda row: file_patch(root, row, px, report), rows, report, 'reading images')
+    read = partial(file_patch, root, px=px, report=report, mask_flaw=config.mask_flaw)
+    patches, rows = read_patches(read, rows, report, 'reading images', config.mask_flaw)
     if not patches: return None
     images = [p.image for p in patches]
     rows = _guess_groups(rows, torch.stack(images), config, report)
@@ -209,15 +212,16 @@ def read_folder(
 
 # %% ../../nbs/data/08_readers.ipynb #b1370062
 def _read_checked_table(
-    path: Path, needed: tuple, group: str, report: Report, clean: str, prepare=lambda rows: rows,
+    path: Path, needed: tuple, group: str, report: Report, config: DataConfig, prepare=lambda rows: rows,
 ) -> pd.DataFrame | None:
     "The lines of a CSV, as `prepare` changes them, that have all that is needed; None if columns are missing."
-    try: rows = read_image_table(path) if 'image' in needed else read_table(path)
+    try: rows = read_image_table(path)
     except DataError as e:
         report(e.issue)
         return None
     rows = prepare(rows)
-    if 'label' in rows: rows['label'] = standard_labels(rows.label, clean)
+    rows = rows.rename(columns={group_column(rows, group): group})
+    if 'label' in rows: rows['label'] = standard_labels(rows.label, config.clean)
     report_all(report, table_issues(rows, path.name, needed, group))
     columns = [*needed, group]
     if not set(columns) <= set(rows): return None
@@ -229,13 +233,13 @@ def read_manifest(
     px: int,                           # side of the patches
     group: str,                        # the column that names the weld
     report: Report = raise_if_error,   # called with each issue
-    clean: str = '',                   # further names for clean, separated by commas
+    config: DataConfig = DataConfig(),  # further names for clean; how masks draw the flaw
 ) -> PatchSet | None:
     "A `PatchSet` from a table of images; None if nothing usable is left."
-    rows = _read_checked_table(path, ('image', 'label'), group, report, clean)
+    rows = _read_checked_table(path, ('image', 'label'), group, report, config)
     if rows is None: return None
-    patches, rows = read_patches(lambda row: file_patch(path.parent, row, px, report),
-                                  rows.drop_duplicates('image'), report, 'reading images')
+    patches, rows = read_patches(lambda row: file_patch(path.parent, row, px, report, config.mask_flaw),
+                                  rows.drop_duplicates('image'), report, 'reading images', config.mask_flaw)
     if not patches: return None
     size, unit = size_column(rows)
     film = rows.get('film', rows[group])
@@ -248,7 +252,7 @@ def read_manifest(
 def _index_films(root: Path, folder: str, report: Report) -> dict:
     "Path below a folder of films or masks without the ending -> path in `root`; also stems that only one image has."
     files, _ = files_below(root/folder)
-    images = [f.relative_to(root).as_posix() for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
+    images = [f.relative_to(root).as_posix() for f in files if is_image_file(f)]
     index: dict = {}
     stems: dict = {}
     for name in images:
@@ -273,11 +277,16 @@ def film_key(
 # %% ../../nbs/data/08_readers.ipynb #3fcf544c
 @lru_cache(maxsize=8)
 def _load_film(root: Path, name: str, changed: int) -> tuple:
-    "The picture of a film or mask (None if it cannot be read) and its errors; `changed` is the file's time."
-    try: picture = read_picture(resolve_inside(root, name))
+    "A film as `Picture`, or a `Mask` (None if it cannot be read), and its issues; `changed` is the file's time."
+    try: file = resolve_inside(root, name)
     except ImageError as e: return None, [Issue(name, *e.args)]
-    issues = real_image_issues(name, picture) if name.startswith('films') else []
-    return picture, [issue for issue in issues if issue.error]
+    try:
+        if name.startswith('masks'):
+            mask = read_mask(file)
+            return mask, list(value_issues(name, mask))
+        picture = read_picture(file)
+    except ImageError as e: return None, [Issue(name, *e.args)]
+    return picture, [issue for issue in real_image_issues(name, picture) if issue.error]
 
 # %% ../../nbs/data/08_readers.ipynb #008ec328
 def _film_and_mask(root: Path, names: list, report: Report) -> list | None:
@@ -291,11 +300,11 @@ def _film_and_mask(root: Path, names: list, report: Report) -> list | None:
     return pictures if report_all(report, errors) else None
 
 # %% ../../nbs/data/08_readers.ipynb #c5dd5eef
-def _window_errors(row, where: str, film: Picture, mask: Picture | None, mask_name: str) -> Iterator[Issue]:
+def _window_errors(row, where: str, film: Picture, flaw: np.ndarray | None, mask_name: str) -> Iterator[Issue]:
     "Yields why a window cannot be cut from its film."
     height, width = film.grey.shape
-    if mask and mask.grey.shape != film.grey.shape:
-        what = f'is {mask.grey.shape[1]} x {mask.grey.shape[0]} pixels and its film {width} x {height}'
+    if flaw is not None and flaw.shape != film.grey.shape:
+        what = f'is {flaw.shape[1]} x {flaw.shape[0]} pixels and its film {width} x {height}'
         yield Issue(mask_name, what, 'give a mask of the size of its film')
     elif row.size < 1 or row.x + row.size > width or row.y + row.size > height:
         window = f'the window {row.x},{row.y} of {row.size} px'
@@ -303,7 +312,7 @@ def _window_errors(row, where: str, film: Picture, mask: Picture | None, mask_na
         yield Issue(where, what, 'correct its place or size')
 
 # %% ../../nbs/data/08_readers.ipynb #ff99ca2d
-def _window_patch(path: Path, row, films: dict, masks: dict, px: int, report: Report) -> Patch | None:
+def _window_patch(path: Path, row, films: dict, masks: dict, px: int, report: Report, mask_flaw: str) -> Patch | None:
     "The patch of one row of the table of windows, with its mask; None if an error was reported."
     where = line_of(path.name, row.line)
     if row.film not in films:
@@ -314,14 +323,16 @@ def _window_patch(path: Path, row, films: dict, masks: dict, px: int, report: Re
     pictures = _film_and_mask(path.parent, names, report)
     if pictures is None: return None
     film, mask = (*pictures, None)[:2]
-    if not report_all(report, _window_errors(row, where, film, mask, names[-1])): return None
+    flaw, turned = turn_mask(names[-1], mask, film.grey.shape, film.orientation) if mask else (None, [])
+    if not report_all(report, [*turned, *_window_errors(row, where, film, flaw, names[-1])]): return None
     place = slice(row.y, row.y + row.size), slice(row.x, row.x + row.size)
     grey = film.grey[place]
-    flaw = mask.grey[place] if mask else np.zeros(grey.shape)
     if not report_all(report, grey_issues(where, grey)): return None
-    wrong = mask_issues(f'{where}, mask', flaw, grey.shape, row.label) if mask else ()
-    if not report_all(report, (issue for issue in wrong if issue.error)): return None
-    return Patch(to_patch(grey, px), mask_patch(flaw, px) if masks else None, grey.shape, film.format, film.pitch)
+    patch = Patch(to_patch(grey, px), None, grey.shape, film.format, film.pitch)
+    if flaw is None: return patch._replace(mask=mask_patch(np.zeros(grey.shape), px)) if masks else patch
+    flaw = apply_mask_flaw(flaw[place], mask_flaw)
+    masked = with_mask(patch, flaw, grey.shape, f'{where}, mask', row.label, report)
+    return masked and masked._replace(mask_doubts=tuple(issue for issue in masked.mask_doubts if issue.error))
 
 # %% ../../nbs/data/08_readers.ipynb #c61e4802
 def _windows_of_boxes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -368,15 +379,15 @@ def read_windows(
     px: int,                           # side of the patches
     group: str,                        # the column that names the weld
     report: Report = raise_if_error,   # called with each issue
-    clean: str = '',                   # further names for clean, separated by commas
+    config: DataConfig = DataConfig(),  # further names for clean; how masks draw the flaw
 ) -> PatchSet | None:
     "A `PatchSet` cut from whole films; a film without a mask has an empty one. None if nothing usable is left."
-    rows = _read_checked_table(path, ('film', 'x', 'y', 'size', 'label'), group, report, clean, _windows_of_boxes)
+    rows = _read_checked_table(path, ('film', 'x', 'y', 'size', 'label'), group, report, config, _windows_of_boxes)
     if rows is None: return None
     films, masks = (_index_films(path.parent, folder, report) for folder in ('films', 'masks'))
     rows = _window_rows(rows, films, path, group, report)
-    patches, rows = read_patches(lambda row: _window_patch(path, row, films, masks, px, report),
-                                  rows, report, 'cutting films')
+    patches, rows = read_patches(lambda row: _window_patch(path, row, films, masks, px, report, config.mask_flaw),
+                                  rows, report, 'cutting films', config.mask_flaw)
     if not patches: return None
     size, unit = size_column(rows)
     ids = rows.film + '_' + rows.x.astype(str).str.zfill(5) + '_' + rows.y.astype(str).str.zfill(5)

@@ -30,10 +30,11 @@ from .annotations import name_files
 from .film_windows import cut_windows, describe_windows, flaw_map, place_windows, read_films
 from .images import DataError, ImageError, Issue, Report, raise_if_error, report_all, window
 from .loading import assemble, files_below, resolve_inside
+from .names import read_image_table
 from .patches import PatchSet
 from .readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows, understand_files  # noqa: F401
 from .simulate import simulate
-from .tables import lists_windows, read_image_table
+from .tables import lists_windows
 
 # %% ../../nbs/data/09_sources.ipynb #271c8a1c
 class Source(Protocol):
@@ -143,7 +144,7 @@ def source_table(
 ) -> Path | None:
     "The CSV that `data` stands for: itself, or the manifest.csv, windows.csv or metadata.csv in it; None without one."
     path = Path(data)
-    if path.is_file(): return path if path.suffix.lower() == '.csv' else None
+    if path.is_file(): return path if path.suffix.lower() in ('.csv', '.tsv', '.txt') else None
     own = next((path/name for name in ('manifest.csv', 'windows.csv') if (path/name).is_file()), None)
     return path/'metadata.csv' if own is None and _lists_images(path/'metadata.csv') else own
 
@@ -263,7 +264,7 @@ class Manifest(TableSource):
         return file if file.is_file() else None
 
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
-        return read_manifest(self.table, px, group, report, self.config.clean)
+        return read_manifest(self.table, px, group, report, self.config)
 
 # %% ../../nbs/data/09_sources.ipynb #2e8ec98e
 class Windows(TableSource):
@@ -282,7 +283,7 @@ class Windows(TableSource):
         return [self.table, *_files_below(self.root/'films'), *_files_below(self.root/'masks')]
 
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
-        return read_windows(self.table, px, group, report, self.config.clean)
+        return read_windows(self.table, px, group, report, self.config)
 
 # %% ../../nbs/data/09_sources.ipynb #4fee5a70
 @dataclass(frozen=True)

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['LABEL_SIGNS', 'COLUMNS', 'BOX_COLUMNS', 'normalise_name', 'spelling_issues', 'label_issues', 'line_of', 'read_table',
-           'our_columns', 'read_image_table', 'size_issues', 'table_issues', 'size_column', 'overlap_issues',
+__all__ = ['LABEL_SIGNS', 'COLUMNS', 'NUMBERS', 'BOX_COLUMNS', 'normalise_name', 'spelling_issues', 'label_issues', 'line_of',
+           'read_table', 'group_column', 'our_columns', 'size_issues', 'table_issues', 'size_column', 'overlap_issues',
            'named_column', 'box_columns', 'lists_windows']
 
 # %% ../../nbs/data/06_tables.ipynb #a6b37ce5
@@ -23,6 +22,15 @@ import pandas as pd
 
 # %% ../../nbs/data/06_tables.ipynb #78326b45
 from .clean import LOOKED_FOR, is_clean, is_unsure
+from weldsynth.data.dialects import (
+    BLANKS,
+    drop_unnamed,
+    plain_numbers,
+    separator,
+    table_lines,
+    table_text,
+    usual_columns,
+)
 from .images import DataError, Issue, plural
 
 # %% ../../nbs/data/06_tables.ipynb #73c27193
@@ -79,6 +87,7 @@ def label_issues(
 # %% ../../nbs/data/06_tables.ipynb #548ef4bd
 COLUMNS = ('image', 'label', 'group', 'mask', 'size_mm', 'flaw_px', 'film', 'origin', 'x', 'y', 'size', 'weak_mask',
            'split', 'fold')
+NUMBERS = ('size_mm', 'flaw_px', 'x', 'y', 'size')  # those that hold numbers
 
 
 def _table_error(path: Path, what: str, fix: str, line: int = 0) -> DataError:
@@ -96,25 +105,24 @@ def line_of(
 # %% ../../nbs/data/06_tables.ipynb #ad3caef8
 def _csv_lines(path: Path) -> list:
     "Pairs of line number and stripped fields; blank lines are left out. Raises `DataError`."
-    try: text = path.read_bytes().decode('utf-8-sig')
-    except UnicodeDecodeError: raise _table_error(path, 'is not UTF-8', "save it as 'CSV UTF-8'") from None
+    try: data = path.read_bytes()
     except OSError as e: raise _table_error(path, f'cannot be read ({e.strerror})', 'give a CSV file') from None
-    reader = csv.reader(io.StringIO(text, newline=''), strict=True)
-    lines = []
-    try:
-        for fields in reader:
-            stripped = [f.strip() for f in fields]
-            if any(stripped): lines.append((reader.line_num, stripped))
+    if data[:4] in (b'PK\3\4', b'\xd0\xcf\x11\xe0'):
+        raise _table_error(path, 'is an Excel workbook', "save it as 'CSV UTF-8'")
+    try: text = table_text(data)
+    except UnicodeDecodeError:
+        what = "is not UTF-8 (an older 'CSV' of Excel is in Windows-1252, GBK or another code page)"
+        raise _table_error(path, what, "save it as 'CSV UTF-8'") from None
+    try: return table_lines(text, *separator(text, COLUMNS))
     except csv.Error as e:
         what = f'cannot be read as a table ({e})'
-        raise _table_error(path, what, 'correct the quotes there', reader.line_num) from None
-    return lines
+        raise _table_error(path, what, 'correct the quotes there', getattr(e, 'line_num', 0)) from None
 
 # %% ../../nbs/data/06_tables.ipynb #d7afb32f
 def _check_header(path: Path, header: list):
     "Raises `DataError` for a header that cannot be one."
-    if len(header) == 1 and re.search('[;\t]', header[0]):
-        raise _table_error(path, 'does not separate its fields by commas', 'save it with commas')
+    if len(header) == 1 and re.search(r'[^\w.]\s*\w', header[0]):
+        raise _table_error(path, 'does not separate its fields by commas, semicolons or tabs', 'save it with commas')
     repeated = [column for column in header if header.count(column) > 1]
     if repeated: raise _table_error(path, f"has two columns '{repeated[0]}'", 'rename or remove one')
 
@@ -122,17 +130,40 @@ def _check_header(path: Path, header: list):
 def read_table(
     path: Path,  # a CSV
 ) -> pd.DataFrame:
-    "The table in a CSV as text, without blanks around its fields; its index is the line. Raises `DataError`."
+    "The table in a CSV as text, its index the line and `attrs['notes']` what was assumed. Raises `DataError`."
     lines = _csv_lines(path)
     if not lines: raise _table_error(path, 'is empty', 'give a header and a line per image')
     (_, header), *rows = lines
+    header, fields = drop_unnamed(usual_columns(header, COLUMNS), [row for _, row in rows])
     _check_header(path, header)
-    for line, fields in rows:
-        if len(fields) != len(header):
-            what = f'has {plural(len(fields), "field")}, and the header {len(header)}'
+    for (line, _), row in zip(rows, fields, strict=True):
+        if len(row) != len(header):
+            what = f'has {plural(len(row), "field")}, and the header {len(header)}'
             raise _table_error(path, what, 'correct the line', line)
     if not rows: raise _table_error(path, 'has a header and no lines', 'add a line per image')
-    return pd.DataFrame([fields for _, fields in rows], columns=header, index=[line for line, _ in rows], dtype=str)
+    return _plain_entries(pd.DataFrame(fields, columns=header, index=[line for line, _ in rows], dtype=str))
+
+# %% ../../nbs/data/06_tables.ipynb #376b0a2c
+def _plain_entries(rows: pd.DataFrame) -> pd.DataFrame:
+    "`rows` with numbers written in one way, and a missing mask as ''."
+    notes = []
+    for column in [name for name in NUMBERS if name in rows]:
+        rows[column], had_commas = plain_numbers(rows[column])
+        what = f"'{column}' is written with decimal commas"
+        if had_commas: notes.append((what, 'nothing to do, they are read as points'))
+    if 'mask' in rows: rows['mask'] = rows['mask'].where(~rows['mask'].str.lower().isin(BLANKS), '')
+    rows.attrs['notes'] = notes
+    return rows
+
+# %% ../../nbs/data/06_tables.ipynb #9cb12f4c
+def group_column(
+    rows: pd.DataFrame,  # from `read_table`
+    group: str,          # as the user wrote it
+) -> str:
+    "The column called `group`, in other capitals or with other blanks if there is just one such; else `group`."
+    if group in rows: return group
+    alike = [column for column in map(str, rows) if normalise_name(column) == normalise_name(group)]
+    return alike[0] if len(alike) == 1 else group
 
 # %% ../../nbs/data/06_tables.ipynb #c1a18322
 _OTHER_COLUMNS = {
@@ -150,14 +181,6 @@ def our_columns(
            for other in reversed(others) if other in plain}
     first = {ours: column for column, ours in new.items()}  # the likeliest of several
     return rows.rename(columns={column: ours for ours, column in first.items()})
-
-
-def read_image_table(
-    path: Path,  # a CSV
-) -> pd.DataFrame:
-    "`read_table`, the columns of other tools under our names. Raises `DataError`."
-    rows = read_table(path)
-    return rows if {'film', 'x'} <= set(rows) else our_columns(rows)
 
 # %% ../../nbs/data/06_tables.ipynb #2fc3bf13
 def _column(rows: pd.DataFrame, column: str) -> pd.Series:
@@ -234,6 +257,7 @@ def table_issues(
     group: str,          # the column that names the weld
 ) -> Iterator[Issue]:
     "Yields what is wrong with a table before any image is opened."
+    for what, fix in rows.attrs.get('notes', ()): yield Issue(name, what, fix, False)
     yield from _entry_issues(rows, name, needed, group)
     for line in rows.index[_column(rows, 'origin').str.lower() == 'synthetic']:
         yield Issue(line_of(name, line), 'a synthetic image is offered as real', 'remove it')
