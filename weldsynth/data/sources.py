@@ -212,7 +212,8 @@ class Folder(Undescribed):
         return 'manifest.csv', manifest_rows(self._reading().rows, self)
 
     def _reading(self):
-        return understand_files([file.relative_to(self.root) for file in files_below(self.root)[0]], self.config)
+        files = [file.relative_to(self.root) for file in files_below(self.root)[0]]
+        return understand_files(self.root, files, self.config)
 
 # %% ../../nbs/data/09_sources.ipynb #ba2c27bc
 @dataclass(frozen=True)
