@@ -7,7 +7,7 @@ from inspect import unwrap
 import pytest
 import typer
 
-from weldsynth import cli
+from weldsynth import cli, cli_records
 from weldsynth.cli import main
 from weldsynth.core.config import StudyError, config_table
 from weldsynth.core.profiles import PROFILES, choose_profile
@@ -146,8 +146,8 @@ def test_help_lists_the_commands(capsys, argv):
 
 def test_old_names_work_and_are_hidden(capsys):
     assert {name for name, command in COMMANDS.items() if command.hidden} == {'adopt', 'case'}
-    assert unwrap(COMMANDS['adopt'].callback) is cli.update_reference
-    assert unwrap(COMMANDS['case'].callback) is cli.gdxray
+    assert unwrap(COMMANDS['adopt'].callback) is cli_records.update_reference
+    assert unwrap(COMMANDS['case'].callback) is cli_records.gdxray
     assert main(['report', '--help']) == 0
     out = capsys.readouterr().out
     for old in ('--data', '--missed_cost', '--false_cost'): assert old not in out

@@ -5,7 +5,6 @@
 # %% ../nbs/cli.ipynb #bfb30c25
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 # %% auto #0
 __all__ = ['app', 'Data', 'OldData', 'Name', 'Profile', 'Group', 'Seed', 'Clean', 'Split', 'Outside', 'OutsideMap', 'Fields',
            'StudyName', 'summary', 'main', 'report', 'check', 'import_folder', 'verify', 'train', 'export_review_page',
-           'score_reviewers', 'config', 'update_reference', 'gdxray', 'instrument', 'speed']
+           'score_reviewers', 'config']
 
 # %% ../nbs/cli.ipynb #bb026aa5
 import typer
@@ -133,6 +132,7 @@ def _run(
     argv: list,  # the arguments
 ) -> int:        # exit code
     "Run the command that `argv` names."
+    from weldsynth import cli_records  # noqa: F401  registers its commands
     command = typer.main.get_command(app)
     try:
         with command.make_context('weldsynth', argv) as context: command.invoke(context)
@@ -336,88 +336,3 @@ def config(
     from weldsynth.core.config import value_text
     for field, value in config_table(choose_profile(profile, _overrides(fields))).items():
         print(f'{field} = {value_text(value)}')
-
-# %% ../nbs/cli.ipynb #d9219a1c
-@_command(name='adopt', hidden=True)
-@_command(name='update-reference')
-def update_reference(
-    name: Annotated[str, typer.Option(help='A study with a report.')] = 'simulated-thorough',
-):
-    "Update the outputs in the notebooks."
-    from weldsynth.core.runtime import checkout, home
-    from weldsynth.report import pages
-    copies = home()/'studies'/name/'notebooks'
-    if not copies.is_dir():
-        raise StudyError(f"study '{name}' has no executed notebooks in {copies}: run `weldsynth report` first")
-    for chapter in pages.CHAPTERS:
-        if chapter in pages.CASES: continue
-        pages.update_reference(copies/f'{chapter}.ipynb', checkout()/'nbs'/f'{chapter}.ipynb')
-
-# %% ../nbs/cli.ipynb #57b8e99e
-def _update_chapter(chapter: str, folder: Path, parameters: dict):
-    "Execute one chapter of the checkout into `folder`, and put the outputs into the chapter."
-    from weldsynth.core.runtime import checkout
-    from weldsynth.report import pages
-    notebook = checkout()/'nbs'/f'{chapter}.ipynb'
-    folder.mkdir(parents=True, exist_ok=True)
-    pages.execute_one(notebook, folder/notebook.name, parameters)
-    pages.update_reference(folder/notebook.name, notebook)
-
-# %% ../nbs/cli.ipynb #84353a47
-@_command(name='case', hidden=True)
-@_command()
-def gdxray(
-    folder: Annotated[str, typer.Argument(metavar='FOLDER', help='With films/, masks/ and windows.csv.')],
-    profile: Profile = '',
-    splits: Annotated[str, typer.Option(help='The columns to split by, one study each.')] = 'section film',
-    fields: Fields = [],  # noqa: B006  typer copies it
-):
-    "Repeat the case on real radiographs."
-    from weldsynth.core.runtime import checkout, home
-    from weldsynth.core.store import open_study
-    from weldsynth.stages.verdict import recommend
-    profile = choose_profile(profile).profile
-    data = str(Path(folder).resolve())
-    overrides = {'data.folds': 4} | _overrides(fields)
-    for column in splits.split():
-        recommendation = recommend(open_study(f'gdxray-{column}-{profile}', data, profile, column, overrides=overrides))
-        print(summary(recommendation, checkout()/'nbs'/'10_gdxray.ipynb'))
-    parameters = dict(gdxray=data, profile=profile, splits=splits, overrides=json.dumps(overrides))
-    _update_chapter('10_gdxray', home()/'studies', parameters)
-
-# %% ../nbs/cli.ipynb #69974556
-@_command()
-def instrument(
-    data: Data = 'simulated',
-    name: Name = '',
-    profile: Profile = '',
-    group: Group = 'group',
-    seed: Seed = 0,
-    title: Annotated[str, typer.Option(help='Of the data in the table; the name of the data if not given.')] = '',
-    clean: Clean = '',
-    split: Split = '',
-    fields: Fields = [],  # noqa: B006  typer copies it
-):
-    "Compare settings of the classifier on real images."
-    from weldsynth.stages.instrument import record_settings
-    study = _open_study(data, name, profile, group, seed, _data_fields(fields, clean, split))
-    record_settings(study, title or Path(data).name)
-
-# %% ../nbs/cli.ipynb #c5a63ff3
-@_command()
-def speed(
-    data: Data = 'simulated',
-    name: Name = '',
-    profile: Profile = '',
-    group: Group = 'group',
-    seed: Seed = 0,
-    old_data: OldData = '',
-):
-    "Measure the speed of this machine."
-    from weldsynth import bench
-    from weldsynth.report.pages import study_parameters
-    study = _open_study(old_data or data, name, profile, group, seed, [])
-    entry = bench.measure(study)
-    bench.record(entry)
-    print(bench.summary(entry))
-    _update_chapter('11_speed', study.path/'notebooks', study_parameters(study))
