@@ -32,7 +32,7 @@ from weldsynth.data.images import (
     raise_if_error,
     read_picture,
     report_all,
-    to_patch,
+    resize,
 )
 from weldsynth.data.loading import (
     UNPRINTABLE,
@@ -251,7 +251,7 @@ def _window_patch(path: Path, row, films: dict, masks: dict, px: int, report: Re
     if not report_all(report, grey_issues(where, grey)): return None
     wrong = mask_issues(f'{where}, mask', flaw, grey.shape, row.label) if mask else ()
     if not report_all(report, (issue for issue in wrong if issue.error)): return None
-    return Patch(to_patch(grey, px), mask_patch(flaw, px) if masks else None, grey.shape, film.format, film.pitch)
+    return Patch(resize(grey, px), mask_patch(flaw, px) if masks else None, grey.shape, film.format, film.pitch)
 
 # %% ../../nbs/data/08_readers.ipynb #49b07756
 def _window_rows(rows: pd.DataFrame, path: Path, group: str, report: Report) -> pd.DataFrame:
@@ -277,7 +277,7 @@ def read_windows(
     rows = _window_rows(rows, path, group, report)
     films, masks = (_index_films(path.parent, folder, report) for folder in ('films', 'masks'))
     patches, rows = read_patches(lambda row: _window_patch(path, row, films, masks, px, report),
-                                  rows, report, 'cutting films')
+                                  rows, report, 'cutting films', threads=1)
     if not patches: return None
     size, unit = size_column(rows)
     ids = rows.film + '_' + rows.x.astype(str).str.zfill(5) + '_' + rows.y.astype(str).str.zfill(5)
