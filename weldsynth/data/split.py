@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
 # %% auto #0
-__all__ = ['FOLDS', 'fold_shares', 'held_out_films', 'spread_issues', 'split', 'exact_duplicates', 'duplicates_across_folds',
-           'fine_structure', 'near_duplicates_across_folds', 'report_duplicates']
+__all__ = ['FOLDS', 'TRAIN', 'VALIDATION', 'TEST', 'fold_shares', 'held_out_films', 'spread_issues', 'split', 'exact_duplicates',
+           'duplicates_across_folds', 'fine_structure', 'near_duplicates_across_folds', 'report_duplicates']
 
 # %% ../../nbs/data/10_split.ipynb #b637e8be
 import numpy as np
@@ -23,6 +22,7 @@ from torch.nn.functional import avg_pool2d
 # %% ../../nbs/data/10_split.ipynb #281688e5
 from ..core.config import DataConfig
 from ..core.random import numpy_stream
+from .deal import Deal, deal_groups
 from .images import DataError, Issue, Report, plural, raise_if_error, report_all
 from .patches import PatchSet, hash_pairs, perceptual_hash
 
@@ -37,37 +37,46 @@ def fold_shares(
     "The share of each class (rows) that lies in each fold (columns)."
     return pd.crosstab(table.label, folds, normalize='index').reindex(columns=list(FOLDS), fill_value=0.)
 
-# %% ../../nbs/data/10_split.ipynb #fc3b024b
-def _parts(table: pd.DataFrame, wanted: int, seed: int) -> Iterator:
-    "Pairs of row numbers, the rest and one of `wanted` parts (fewer if groups or images are), groups whole."
-    from sklearn.model_selection import StratifiedGroupKFold
-    n = min(wanted, table.group.nunique(), table.label.value_counts().max())
-    if n < 2: return
-    folds = StratifiedGroupKFold(n, shuffle=True, random_state=seed)
-    yield from folds.split(np.zeros(len(table)), table.label, table.group)
-
-# %% ../../nbs/data/10_split.ipynb #d7687059
-def _inner_splits(table: pd.DataFrame, test: np.ndarray, config: DataConfig, seed: int) -> Iterator[np.ndarray]:
-    "Fold names for each row, for one test and every choice of the validation fold, groups whole."
-    rest = np.setdiff1d(np.arange(len(table)), test)
-    validation_parts = round((config.train_share + config.validation_share)/config.validation_share)
-    for _, validation in _parts(table.iloc[rest], validation_parts, seed):
-        names = np.full(len(table), 'train', dtype=object)
-        names[test] = 'test'
-        names[rest[validation]] = 'validation'
-        yield names
+# %% ../../nbs/data/10_split.ipynb #0b60667f
+def _codes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    "Class and group numbers of each row."
+    return pd.factorize(table.label, sort=True)[0], pd.factorize(table.group, sort=True)[0]
 
 
+def _deal_rows(table: pd.DataFrame, choices: list, parts: int) -> list:
+    "For each choice, a pair of row numbers and a seed: the part of each of its rows; None if it cannot be dealt."
+    labels, groups = _codes(table)
+    return deal_groups([Deal(labels[rows], groups[rows], seed) for rows, seed in choices], parts)
+
+# %% ../../nbs/data/10_split.ipynb #bb74f01b
+TRAIN, VALIDATION, TEST = range(3)  # places in FOLDS
+
+
+def _inner_splits(table: pd.DataFrame, tests: list, config: DataConfig) -> Iterator[np.ndarray]:
+    "Fold numbers of each row for every choice of the validation fold, for each test: a pair of row numbers and a seed."
+    parts = round((config.train_share + config.validation_share)/config.validation_share)
+    rests = [(np.setdiff1d(np.arange(len(table)), test), seed) for test, seed in tests]
+    for (test, _), (rest, _), part in zip(tests, rests, _deal_rows(table, rests, parts), strict=True):
+        if part is None: continue
+        for validation in range(part.max() + 1):
+            folds = np.full(len(table), TRAIN)
+            folds[test] = TEST
+            folds[rest[part == validation]] = VALIDATION
+            yield folds
+
+# %% ../../nbs/data/10_split.ipynb #2feae001
 def _candidate_splits(table: pd.DataFrame, config: DataConfig, seed: int) -> Iterator[np.ndarray]:
-    "Fold names for each row, in many ways, groups whole."
-    for shuffle in range(config.shuffles):
-        for _, test in _parts(table, round(1/config.test_share), seed + shuffle):
-            yield from _inner_splits(table, test, config, seed + shuffle)
+    "Fold numbers of each row, in many ways, groups whole."
+    seeds = range(seed, seed + config.shuffles)
+    dealt = _deal_rows(table, [(np.arange(len(table)), s) for s in seeds], round(1/config.test_share))
+    tests = [(np.flatnonzero(part == test), s) for s, part in zip(seeds, dealt, strict=True) if part is not None
+             for test in range(part.max() + 1)]
+    yield from _inner_splits(table, tests, config)
 
 # %% ../../nbs/data/10_split.ipynb #4e84993d
-def _unevenness(names: np.ndarray, classes: np.ndarray, wanted: np.ndarray, folds: tuple = FOLDS) -> float:
-    "The largest ratio, as a logarithm, between a class's share of `folds` and the share `wanted`, one for each."
-    counts = np.stack([np.bincount(classes[names == f], minlength=classes.max() + 1) for f in folds])
+def _unevenness(folds: np.ndarray, classes: np.ndarray, wanted: np.ndarray) -> float:
+    "The largest ratio, as a logarithm, between a class's share of the first folds and the share `wanted`, for each."
+    counts = np.stack([np.bincount(classes[folds == f], minlength=classes.max() + 1) for f in range(len(wanted))])
     return np.abs(np.log((counts/counts.sum(0)).clip(1e-9)/wanted[:, None])).max()
 
 
@@ -88,8 +97,9 @@ def _most_even_split(table: pd.DataFrame, config: DataConfig, seed: int) -> np.n
     "The fold of each row. Raises `DataError` if a class is missing from a fold."
     classes = pd.factorize(table.label)[0]
     wanted = np.array([config.train_share, config.validation_share, config.test_share])
-    names = min(_candidate_splits(table, config, seed), key=lambda n: _unevenness(n, classes, wanted), default=None)
-    if names is None: raise DataError(_CANNOT_SPLIT)
+    folds = min(_candidate_splits(table, config, seed), key=lambda f: _unevenness(f, classes, wanted), default=None)
+    if folds is None: raise DataError(_CANNOT_SPLIT)
+    names = np.array(FOLDS)[folds]
     error = _missing(table, names, FOLDS)
     if error: raise error
     return names
@@ -98,15 +108,12 @@ def _most_even_split(table: pd.DataFrame, config: DataConfig, seed: int) -> np.n
 def _outer_tests(table: pd.DataFrame, config: DataConfig, seed: int) -> list:
     "The rows of each outer test: of all shuffles the one whose classes are spread most evenly."
     classes = pd.factorize(table.label)[0]
-    parts = tuple(range(config.folds))
     wanted = np.full(config.folds, 1/config.folds)
-    deals = []
-    for shuffle in range(config.shuffles):
-        part = np.full(len(table), -1)
-        for i, (_, test) in enumerate(_parts(table, config.folds, seed + shuffle)): part[test] = i
-        deals.append(part)
-    best = min(deals, key=lambda part: _unevenness(part, classes, wanted, parts))
-    return [np.flatnonzero(best == i) for i in parts]
+    choices = [(np.arange(len(table)), seed + shuffle) for shuffle in range(config.shuffles)]
+    dealt = [part for part in _deal_rows(table, choices, config.folds) if part is not None]
+    if not dealt: raise DataError(_CANNOT_SPLIT)
+    best = min(dealt, key=lambda part: _unevenness(part, classes, wanted))
+    return [np.flatnonzero(best == i) for i in range(config.folds)]
 
 
 def _outer_splits(table: pd.DataFrame, config: DataConfig, seed: int) -> list:
@@ -116,9 +123,10 @@ def _outer_splits(table: pd.DataFrame, config: DataConfig, seed: int) -> list:
     wanted = np.array([config.train_share, config.validation_share])/(config.train_share + config.validation_share)
     splits = []
     for test in _outer_tests(table, config, seed):
-        inner = (names for s in range(config.shuffles) for names in _inner_splits(table, test, config, seed + s))
-        names = min(inner, key=lambda n: _unevenness(n, classes, wanted, learnt), default=None)
-        if names is None or not len(test): raise DataError(_CANNOT_SPLIT)
+        inner = _inner_splits(table, [(test, seed + s) for s in range(config.shuffles)], config)
+        folds = min(inner, key=lambda f: _unevenness(f, classes, wanted), default=None) if len(test) else None
+        if folds is None: raise DataError(_CANNOT_SPLIT)
+        names = np.array(FOLDS)[folds]
         error = _missing(table, names, learnt)
         if error: raise error
         splits.append(names)
@@ -163,9 +171,7 @@ def split(
     held_out = patches.table.film.isin(films).to_numpy()
     table = patches.table[~held_out].reset_index(drop=True)
     report_all(raise_if_error, spread_issues(table))
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # a class with fewer groups than folds: checked
-        splits = [_most_even_split(table, config, seed)] if config.folds == 1 else _outer_splits(table, config, seed)
+    splits = [_most_even_split(table, config, seed)] if config.folds == 1 else _outer_splits(table, config, seed)
     def folds(names):
         folds = np.full(len(held_out), 'film', dtype=object)
         folds[~held_out] = names
