@@ -199,6 +199,7 @@ def check(
     profile: Profile = '',
     group: Group = 'group',
     seed: Annotated[int, typer.Option(help='Of the split.')] = 0,
+    every: Annotated[bool, typer.Option('--all', help='A line for each file with a fault.')] = False,
     fields: Fields = [],  # noqa: B006  typer copies it
     old_data: OldData = '',
 ):
@@ -208,7 +209,7 @@ def check(
     data = old_data or data
     if not data: raise _UsageError('No data set is given: name a folder of images, or a CSV.')
     config = choose_profile(profile, _overrides(fields))
-    issues, patches = check_and_read(data, config, group, seed)
+    issues, patches = check_and_read(data, config, group, seed, every)
     if len(issues): print(issues_text(issues))
     count = count_text(issues)
     if (issues.severity == 'error').any():

@@ -32,7 +32,6 @@ class DataConfig:
     folds: int = 1                      # outer folds: with more than one every weld is tested once
     shuffles: int = 8                   # of the groups, from which the evenest split is taken
     min_images_per_class: int = 10
-    duplicate_bits: int = 4             # near-duplicates: greatest difference of 64-bit perceptual hashes
     duplicate_correlation: float = .5   # near-duplicates: least correlation of fine structure
     lookalike_bits: int = 4             # guessed welds: greatest difference of hashes that links two images
     lookalike_share: float = .1         # guessed welds: largest believable group, as a share of all images

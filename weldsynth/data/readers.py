@@ -50,6 +50,7 @@ from weldsynth.data.loading import (
 
 # %% ../../nbs/data/08_readers.ipynb #2b578f65
 from ..core.config import DataConfig
+from .copies import copy_pairs, linked, source_name
 from .patches import PatchSet, hash_pairs, perceptual_hash
 from .tables import line_of, overlap_issues, read_table, size_column, table_issues
 
@@ -108,16 +109,22 @@ def group_lookalikes(
     images: torch.Tensor,   # uint8, N x 1 x H x W
     bits: int,              # images whose hashes differ in at most this many bits are linked
     largest: float,         # largest believable group, as a share of all images
+    copies: np.ndarray,     # pairs of rows that are linked in any case, K x 2
 ) -> list:
     "A group name for each image: the same for images that are linked by likeness."
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
     n = len(images)
     links = [np.argwhere(alike) + [start, 0] for start, alike in hash_pairs(perceptual_hash(images), bits)]
-    a, b = np.concatenate(links).T
-    _, member = connected_components(coo_array((np.ones(len(a), bool), (a, b)), shape=(n, n)), directed=False)
-    if bits and np.bincount(member).max() > max(largest*n, 2): return group_lookalikes(images, 0, 1.)
+    member = linked(n, np.concatenate([*links, copies]))
+    if bits and np.bincount(member).max() > max(largest*n, 2): return group_lookalikes(images, 0, 1., copies)
     return [f'{GUESSED_GROUP_PREFIX}{m:05d}' for m in member]
+
+
+def _certain_links(images: torch.Tensor, ids: pd.Series, correlation: float) -> np.ndarray:
+    "Pairs of rows that show one exposure, by their grain or by the names of exported copies."
+    sources = pd.factorize(ids.map(source_name))[0]
+    first = np.unique(sources, return_index=True)[1]
+    named = np.stack([first[sources], np.arange(len(ids))], axis=1)
+    return np.concatenate([copy_pairs(images, correlation), named])
 
 # %% ../../nbs/data/08_readers.ipynb #28cef046
 def _folder_files(root: Path, report: Report) -> list:
@@ -137,7 +144,9 @@ def _guess_groups(rows: pd.DataFrame, images: torch.Tensor, config: DataConfig, 
     fix = 'put one between class and image, or give a manifest: with guessed welds the verdict is inconclusive at best'
     report(Issue(rows.image[bare.argmax()], what, fix, False))
     guessed = rows.group.to_numpy().copy()
-    guessed[bare] = group_lookalikes(images[np.flatnonzero(bare)], config.lookalike_bits, config.lookalike_share)
+    alone = images[np.flatnonzero(bare)]
+    links = _certain_links(alone, rows.image[bare], config.duplicate_correlation)
+    guessed[bare] = group_lookalikes(alone, config.lookalike_bits, config.lookalike_share, links)
     return rows.assign(group=guessed)
 
 # %% ../../nbs/data/08_readers.ipynb #24629463

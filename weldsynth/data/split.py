@@ -11,20 +11,19 @@ from dataclasses import replace
 
 # %% auto #0
 __all__ = ['FOLDS', 'TRAIN', 'VALIDATION', 'TEST', 'fold_shares', 'held_out_films', 'spread_issues', 'split', 'exact_duplicates',
-           'duplicates_across_folds', 'fine_structure', 'near_duplicates_across_folds', 'report_duplicates']
+           'duplicates_across_folds', 'near_duplicates', 'source_copies', 'report_duplicates']
 
 # %% ../../nbs/data/10_split.ipynb #b637e8be
 import numpy as np
 import pandas as pd
-import torch
-from torch.nn.functional import avg_pool2d
 
 # %% ../../nbs/data/10_split.ipynb #281688e5
 from ..core.config import DataConfig
 from ..core.random import numpy_stream
+from .copies import copy_pairs, source_name
 from .deal import Deal, deal_groups
 from .images import DataError, Issue, Report, plural, raise_if_error, report_all
-from .patches import PatchSet, hash_pairs, perceptual_hash
+from .patches import PatchSet
 
 # %% ../../nbs/data/10_split.ipynb #eb3802ca
 FOLDS = ('train', 'validation', 'test')
@@ -195,49 +194,53 @@ def duplicates_across_folds(
     t = patches.table
     return [(t.id[a], t.id[b]) for a, b in exact_duplicates(patches) if t.fold[a] != t.fold[b]]
 
-# %% ../../nbs/data/10_split.ipynb #f66588f4
-def fine_structure(
-    images: torch.Tensor,  # uint8, N x 1 x H x W
-) -> torch.Tensor:
-    "The finest structure of each image, less its blur over 3 x 3, with mean 0 and norm 1; N x HW."
-    x = images.float()
-    fine = (x - avg_pool2d(x, 3, 1, 1, count_include_pad=False)).flatten(1)
-    fine = fine - fine.mean(1, keepdim=True)
-    return fine/fine.norm(dim=1, keepdim=True).clamp(min=1e-6)
-
-# %% ../../nbs/data/10_split.ipynb #088fb5eb
-def near_duplicates_across_folds(
-    patches: PatchSet,     # split
-    bits: int,             # greatest difference of perceptual hashes
+# %% ../../nbs/data/10_split.ipynb #c4d435a3
+def near_duplicates(
+    patches: PatchSet,
     correlation: float,    # least correlation of fine structure
 ) -> list:
-    "Pairs of ids in different folds that show one exposure, whatever was done to the file."
-    folds = pd.factorize(patches.table.fold)[0]
-    ids = patches.table.id
-    found = []
-    for start, alike in hash_pairs(perceptual_hash(patches.images), bits):
-        near = alike & (folds[start:start + len(alike), None] < folds[None])
-        for pairs in np.array_split(np.argwhere(near) + [start, 0], 1 + near.sum()//4096):  # bounds the memory
-            a, b = pairs.T
-            product = fine_structure(patches.images[a])*fine_structure(patches.images[b])
-            same = product.sum(1).numpy() > correlation
-            found += [(ids[i], ids[j]) for i, j in zip(a[same], b[same], strict=True)]
-    return found
+    "Pairs of rows that show one exposure, whatever was done to the file, and yet have other pixels."
+    first = {b: a for a, b in exact_duplicates(patches)}
+    pairs = copy_pairs(patches.images, correlation).tolist()
+    return [(a, b) for a, b in pairs if first.get(a, a) != first.get(b, b)]
 
-# %% ../../nbs/data/10_split.ipynb #53bde19c
+
+def source_copies(
+    table: pd.DataFrame,  # id
+) -> list:
+    "Pairs of rows that were made from one image, by their names: the first such row, and another."
+    sources = table.id.map(source_name)
+    rows = pd.Series(range(len(table)))[(sources != table.id).to_numpy()]
+    return [(same.iloc[0], other) for _, same in rows.groupby(sources.to_numpy()[rows]) for other in same.iloc[1:]]
+
+# %% ../../nbs/data/10_split.ipynb #dd4927a9
+def _copies_by_kind(patches: PatchSet, correlation: float) -> dict:
+    "What kind of copy -> pairs of rows."
+    return {'the same image': exact_duplicates(patches),
+            'nearly the same image (one exposure, saved twice)': near_duplicates(patches, correlation),
+            'copies of one image, as their names tell (.rf.)': source_copies(patches.table)}
+
+
+def _apart(pair: tuple, parts: list) -> bool:
+    "Do two rows lie in different folds of any part?"
+    return any(part.table.fold[pair[0]] != part.table.fold[pair[1]] for part in parts)
+
+# %% ../../nbs/data/10_split.ipynb #d9b2c734
 def report_duplicates(
-    patches: PatchSet,                # split
+    patches: PatchSet,                # split, unless `parts` are given
     config: DataConfig,               # what counts as a near-duplicate
     report: Report = raise_if_error,  # called with each issue
+    parts: list | None = None,        # the set once for each outer fold
 ):
     "Reports where one image has two labels, or where it, or the same exposure in another file, lies in two folds."
     t = patches.table
-    for a, b in exact_duplicates(patches):
-        if t.label[a] != t.label[b]:
-            what = f"is the same image as '{t.id[a]}', and labelled '{t.label[b]}', not '{t.label[a]}'"
-            report(Issue(t.id[b], what, 'keep the one that is right'))
-    near = near_duplicates_across_folds(patches, config.duplicate_bits, config.duplicate_correlation)
-    for pairs, kind in ((duplicates_across_folds(patches), 'the same image'),
-                        (near, 'nearly the same image (one exposure, saved twice)')):
+    told: set = set()
+    for kind, pairs in _copies_by_kind(patches, config.duplicate_correlation).items():
         for a, b in pairs:
-            report(Issue(b, f"and '{a}' are {kind} in two folds", 'remove one, or give both the same group'))
+            if kind == 'the same image' and t.label[a] != t.label[b]:
+                what = f"is the same image as '{t.id[a]}', and labelled '{t.label[b]}', not '{t.label[a]}'"
+                report(Issue(t.id[b], what, 'keep the one that is right'))
+            elif (a, b) not in told and _apart((a, b), parts or [patches]):
+                fix = 'remove one, or give both the same group'
+                report(Issue(t.id[b], f"and '{t.id[a]}' are {kind} in two folds", fix))
+            told.add((a, b))
