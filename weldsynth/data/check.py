@@ -20,6 +20,7 @@ import pandas as pd
 # %% ../../nbs/data/11_check.ipynb #0723f2a5
 from ..core.config import StudyConfig
 from .images import IMAGE_SUFFIXES, DataError, Issue, Report, plural, printable
+from .loading import files_below
 from .messages import fold_issues
 from .patches import PatchSet
 from .readers import GUESSED_GROUP_PREFIX
@@ -129,8 +130,9 @@ def unread_files(
     rows = read_table(table)
     images = 'image' in rows
     named = {*rows.image, *rows.get('mask', [])} if images else set(rows.get('film', []))
-    below = (root if images else root/'films').rglob('*')
-    files = sorted(p for p in below if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+    below, left_out = files_below(root if images else root/'films')
+    if left_out: yield left_out
+    files = [p for p in below if p.suffix.lower() in IMAGE_SUFFIXES]
     unread = [p for p in files if (p.relative_to(root).as_posix() if images else p.stem) not in named]
     if unread:
         what = f'is not named by {table.name} ({plural(len(unread), "such image")})'

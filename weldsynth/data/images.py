@@ -14,7 +14,7 @@ from typing import NamedTuple
 # %% auto #0
 __all__ = ['Report', 'IMAGE_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'MAX_BYTES', 'CUT_UP', 'SYNTHETIC_MARK', 'printable', 'Issue',
            'DataError', 'raise_if_error', 'report_all', 'plural', 'Picture', 'ImageError', 'decode_image',
-           'read_picture', 'read_grey', 'window', 'resize', 'to_patch', 'count_levels', 'grey_issues']
+           'system_reason', 'read_picture', 'read_grey', 'window', 'resize', 'to_patch', 'count_levels', 'grey_issues']
 
 # %% ../../nbs/data/01_images.ipynb #fccec687
 import numpy as np
@@ -211,15 +211,27 @@ def _reason(error: Exception) -> str:
     lines = str(error).split(' <')[0].splitlines()
     return lines[0] if lines and lines[0] else type(error).__name__
 
+# %% ../../nbs/data/01_images.ipynb #3e0895a4
+def system_reason(
+    error: OSError,
+) -> tuple[str, str]:
+    "The `what` and the `fix` of an `Issue` about a file or folder that the system does not open."
+    if isinstance(error, PermissionError):
+        return 'cannot be opened (no permission)', 'give yourself the right to read it'
+    return f'cannot be opened ({error.strerror})', 'check the drive that it lies on, or copy it again'
+
 # %% ../../nbs/data/01_images.ipynb #22a8aa7f
 def read_picture(
     path: Path,  # PNG, TIFF, JPEG or DICOM
 ) -> Picture:
     "The picture in a file. Raises `ImageError` if there is none."
-    if not path.is_file(): raise ImageError('is missing', 'put it there, or remove what names it')
-    size = path.stat().st_size
-    if size > MAX_BYTES: raise ImageError(f'is huge ({size/2**30:.1f} GB)', 'cut it into smaller images')
-    return decode_image(path.read_bytes())
+    try:
+        if not path.is_file(): raise ImageError('is missing', 'put it there, or remove what names it')
+        size = path.stat().st_size
+        if size > MAX_BYTES: raise ImageError(f'is huge ({size/2**30:.1f} GB)', 'cut it into smaller images')
+        data = path.read_bytes()
+    except OSError as e: raise ImageError(*system_reason(e)) from None
+    return decode_image(data)
 
 # %% ../../nbs/data/01_images.ipynb #11dca8c5
 def read_grey(

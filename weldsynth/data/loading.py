@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['LEFT_OUT', 'UNPRINTABLE', 'is_left_out', 'system_reason', 'files_below', 'resolve_inside', 'real_image_issues',
-           'read_real', 'Patch', 'assemble', 'read_patches', 'mask_issues', 'mask_patch', 'file_patch']
+__all__ = ['LEFT_OUT', 'UNPRINTABLE', 'is_left_out', 'files_below', 'resolve_inside', 'real_image_issues', 'read_real', 'Patch',
+           'assemble', 'read_patches', 'mask_issues', 'mask_patch', 'file_patch']
 
 # %% ../../nbs/data/07_loading.ipynb #2bf3fad3
 import numpy as np
@@ -26,7 +26,6 @@ from torch.nn.functional import interpolate
 # %% ../../nbs/data/07_loading.ipynb #e7a6ed5f
 from weldsynth.data.images import (
     IMAGE_SUFFIXES,
-    DataError,
     ImageError,
     Issue,
     Picture,
@@ -37,11 +36,13 @@ from weldsynth.data.images import (
     read_picture,
     report_all,
     resize,
+    system_reason,
     window,
 )
 
 # %% ../../nbs/data/07_loading.ipynb #6a04f66c
 from ..core.runtime import progress
+from .messages import raise_folded
 from .patches import PatchSet
 from .tables import is_clean, label_issues, normalise_name, spelling_issues, standard_label
 
@@ -56,15 +57,6 @@ def is_left_out(
 ) -> bool:
     "Is it hidden, or does a system or a network drive put it there?"
     return name.startswith(('.', '~$')) or name.casefold() in LEFT_OUT
-
-# %% ../../nbs/data/07_loading.ipynb #3e0895a4
-def system_reason(
-    error: OSError,
-) -> tuple[str, str]:
-    "The `what` and the `fix` of an `Issue` about a file or folder that the system does not open."
-    if isinstance(error, PermissionError):
-        return 'cannot be opened (no permission)', 'give yourself the right to read it'
-    return f'cannot be opened ({error.strerror})', 'check the drive that it lies on, or copy it again'
 
 # %% ../../nbs/data/07_loading.ipynb #6a4f8f62
 def _kind_of(entry: os.DirEntry, root: str, above: tuple) -> str:
@@ -96,8 +88,8 @@ def files_below(
 ) -> tuple[list[Path], Issue | None]:
     "The files below `root`, sorted, and one warning that sums up what was left out. `DataError` for what is shut."
     found = [] if not root.is_dir() else list(_walk(str(root), os.path.realpath(root)))
-    for path, what, fix in found:
-        if what not in ('file', 'left out'): raise DataError(Issue(_name_below(root, path), what, fix))
+    shut = [f for f in found if f[1] not in ('file', 'left out')]
+    raise_folded(Issue(_name_below(root, path), what, fix) for path, what, fix in shut)
     files = sorted(Path(path) for path, what, _ in found if what == 'file')
     names = [os.path.basename(path) for path, what, _ in found if what == 'left out']
     return files, _left_out_issue(root, names) if names else None
@@ -128,9 +120,11 @@ def resolve_inside(
     if parts.is_absolute() or '..' in parts.parts or '\\' in name or PureWindowsPath(name).drive:
         fix = 'copy the image into it, and name it relative to the table, with /'
         raise ImageError('leads out of the folder of the data', fix)
-    if path.exists() and not path.resolve().is_relative_to(root.resolve()):
+    try: exists = path.exists()
+    except OSError as e: raise ImageError(*system_reason(e)) from None
+    if exists and not path.resolve().is_relative_to(root.resolve()):
         raise ImageError('is a link that leads out of the folder of the data', 'put the file itself there')
-    if path.exists(): return path
+    if exists: return path
     if path.is_symlink(): raise ImageError('is a link to a file that does not exist', 'put the file itself there')
     _check_spelling(path)
     return path
