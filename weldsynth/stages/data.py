@@ -16,6 +16,7 @@ import pandas as pd
 # %% ../../nbs/01_data.ipynb #71d2597b
 from ..core.config import StudyError
 from ..core.files import file_hash
+from ..core.fonts import name_labels
 from ..core.store import Artefact, Study, stage
 from ..data.check import check_data, count_issues, count_text
 from ..data.images import DataError
@@ -72,6 +73,7 @@ def prepare_or_count(study: Study) -> Artefact:
 def study_patches(study: Study) -> PatchSet:
     "The study's patches with the column `fold` of this outer fold, by default the first; made first if need be."
     patches = load_patches(prepare(study).path)
+    name_labels(patches.classes)
     table = patches.table
     if 'fold' not in table: table = table.assign(fold=table[f'fold-{max(study.outer, 0) + 1}'])
     return replace(patches, table=table)
