@@ -246,7 +246,7 @@ def window(
     x: torch.Tensor,  # float, N x 1 x H x W, any scale
 ) -> torch.Tensor:
     "Each image of `x` stretched from its 1st to its 99th percentile over 0 to 255, as uint8; a constant one becomes 0."
-    rows = max(1, 2**22//max(1, x[0].numel())) if len(x) else 1  # at a time: sorting all at once takes the memory
+    rows = max(1, 2**22//x[0].numel())  # at a time: sorting all at once takes memory
     return torch.cat([_window(part) for part in x.split(rows)])
 
 

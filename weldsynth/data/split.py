@@ -218,7 +218,7 @@ def _copies_by_kind(patches: PatchSet, correlation: float) -> dict:
     "What kind of copy -> pairs of rows."
     return {'the same image': exact_duplicates(patches),
             'nearly the same image (one exposure, saved twice)': near_duplicates(patches, correlation),
-            'copies of one image, as their names tell (.rf.)': source_copies(patches.table)}
+            'copies of one image by their names (.rf.)': source_copies(patches.table)}
 
 
 def _apart(pair: tuple, parts: list) -> bool:
