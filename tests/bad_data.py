@@ -345,7 +345,7 @@ FAULTS = {kind: Fault(*fault) for kind, fault in {
     'link to nothing': (
         'folder', link('crack/weld-00/x.png', 'nowhere.png'),
         E, 'crack/weld-00/x.png', 'is a link to a file that does not exist'),
-    'linked folder': ('folder', link('crack/weld-99', '/etc'), E, 'crack/weld-99', 'is a linked folder'),
+    'linked folder': ('folder', link('crack/weld-99', '/etc'), E, 'crack/weld-99', 'is a link that leads out'),
     'line break in a name': (
         'folder', array('crack/weld-00/a\nb.png', noise(99)),
         E, r'crack/weld-00/a\nb.png', 'has a line break'),

@@ -360,7 +360,9 @@ def test_a_refused_study_leaves_nothing_behind(manifest):
 
 
 def test_a_study_keeps_its_plan(manifest):
-    open_study('mine', str(manifest), 'fixture', 'film')
+    study = open_study('mine', str(manifest), 'fixture', 'film')
+    (study.path/'ldm'/'denoiser-0').mkdir(parents=True)
+    (study.path/'ldm'/'denoiser-0'/'artefact.json').write_text('{}')
     with pytest.raises(StudyError, match="study 'mine' was started with another .*profile.*: choose another NAME"):
         open_study('mine', str(manifest), 'smoke', 'film')
 

@@ -143,6 +143,9 @@ def _run(
     except StudyError as e:
         _complain(e)
         return 1
+    except PermissionError as e:
+        _complain(f'{e.filename} may not be opened (no permission): give yourself that right')
+        return 1
     return 0
 
 # %% ../nbs/cli.ipynb #716b28f4
@@ -218,6 +221,7 @@ def check(
     profile: Profile = '',
     group: Group = 'group',
     seed: Annotated[int, typer.Option(help='Of the split.')] = 0,
+    every: Annotated[bool, typer.Option('--all', help='A line for each file with a fault.')] = False,
     clean: Clean = '',
     split: Split = '',
     fields: Fields = [],  # noqa: B006  typer copies it
@@ -228,10 +232,10 @@ def check(
     from weldsynth.data.sources import tell_understood
     from weldsynth.metrics.studies import expected_power, power_text
     data = old_data or data
-    if not data: raise _UsageError('No data set is given: name a folder of images, or a CSV.')
+    if not data.strip(): raise _UsageError('No data set is given: name a folder of images, or a CSV.')
     config = choose_profile(profile, _overrides(_data_fields(fields, clean, split)))
     tell_understood(data, config.data, seed)
-    issues, patches = check_and_read(data, config, group, seed)
+    issues, patches = check_and_read(data, config, group, seed, every)
     if len(issues): print(issues_text(issues))
     count = count_text(issues)
     if (issues.severity == 'error').any():
@@ -305,9 +309,9 @@ def export_review_page(
     to: Annotated[str, typer.Option(help="A folder or an .html file; the study's folder review/ if not given.")] = '',
 ):
     "Write the page for the reviewers."
-    from weldsynth.core.store import find_study
+    from weldsynth.core.store import find_study, only_makes
     from weldsynth.stages.review import export_text
-    print(export_text(find_study(study).first, to))
+    with only_makes('review/'): print(export_text(find_study(study).first, to))
 
 # %% ../nbs/cli.ipynb #a2670121
 @_review.command('score')
@@ -317,12 +321,13 @@ def score_reviewers(
         metavar='FILE', help='The files that the reviewers sent.')] = [],  # noqa: B006  typer copies it
 ):
     "Score the reviewers' answers."
-    from weldsynth.core.store import find_study
+    from weldsynth.core.store import find_study, only_makes
     from weldsynth.stages.review import count_answers, score_text
     found = find_study(study).first
     if not answers: raise StudyError('no file of answers is given: name the files that the reviewers sent')
-    issues = count_answers(found, answers)
-    print(score_text(found))
+    with only_makes('review/'):
+        issues = count_answers(found, answers)
+        print(score_text(found))
     for issue in issues[:-1]: _complain(issue)
     if issues: raise StudyError(issues[-1])
 

@@ -35,7 +35,6 @@ class DataConfig:
     min_images_per_class: int = 10
     clean: str = ''                     # further labels that mean clean, separated by commas
     given_split: bool = False           # keep the split that the data came with, where welds allow
-    duplicate_bits: int = 4             # near-duplicates: greatest difference of 64-bit perceptual hashes
     duplicate_correlation: float = .5   # near-duplicates: least correlation of fine structure
     lookalike_bits: int = 4             # guessed welds: greatest difference of hashes that links two images
     lookalike_share: float = .1         # guessed welds: largest believable group, as a share of all images

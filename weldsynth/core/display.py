@@ -17,6 +17,8 @@ __all__ = ['escape', 'show_figure', 'markdown_table', 'show_table', 'patch_rows'
 import numpy as np
 import pandas as pd
 
+from .fonts import make_readable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -42,10 +44,11 @@ def show_figure(
     import matplotlib.pyplot as plt
     from IPython.display import Image, display
     png = io.BytesIO()
+    note = make_readable(fig)
     fig.savefig(png, format='png', dpi=110, bbox_inches='tight', metadata={'Software': None})
     plt.close(fig)
     display(Image(png.getvalue(), alt=caption))
-    _show_caption(caption)
+    _show_caption(f'{caption} {note}'.strip())
 
 # %% ../../nbs/core/06_display.ipynb #3d09125b
 def _cell_text(value, digits: int) -> str:

@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['file_hash', 'file_hashes', 'file_changes', 'explain_disk_full', 'file_lock', 'staging_dir', 'remove_part',
-           'remove_stale_staging', 'empty_part', 'staging', 'process_folder', 'write_atomic', 'flush_folder',
-           'save_state', 'load_state']
+__all__ = ['file_hash', 'file_hashes', 'file_changes', 'require_writable', 'explain_disk_full', 'file_lock', 'staging_dir',
+           'remove_part', 'remove_stale_staging', 'empty_part', 'staging', 'process_folder', 'write_atomic',
+           'flush_folder', 'save_state', 'load_state']
 
 # %% ../../nbs/core/04_files.ipynb #ec9de764
 from filelock import FileLock, Timeout
@@ -63,14 +63,36 @@ def _is_disk_full(e: Exception) -> bool:
     no_room = (errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC), errno.EFBIG)
     return getattr(e, 'errno', None) in no_room or bool(re.search(r'os error (28|122|27)\b', str(e)))
 
+# %% ../../nbs/core/04_files.ipynb #90cd232f
+_OWN_PLACE = 'give yourself that right, or set WELDSYNTH_HOME to a folder of your own'
+
+
+def _no_permission(error, at: Path) -> StudyError:
+    "The error of a place that may not be opened."
+    file = Path(getattr(error, 'filename', None) or at)
+    if Path(at).absolute() in (file.absolute(), *file.absolute().parents):
+        return StudyError(f'{file} may not be written (no permission): {_OWN_PLACE}')
+    return StudyError(f'{file} may not be opened (no permission): give yourself that right')
+
+
+def require_writable(
+    folder: Path,  # it need not exist
+):
+    "Raises `StudyError` if nothing can be written to a folder, or the folder above that is there."
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir(): raise StudyError(f'{there} is no folder: remove it, or set WELDSYNTH_HOME to a folder')
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StudyError(f'{there} may not be written (no permission): {_OWN_PLACE}')
+
 # %% ../../nbs/core/04_files.ipynb #9d7acd1b
 @contextmanager
 def explain_disk_full(
     at: Path,  # the file or the folder that is written
 ):
-    "Turns the error of a full disk into a `StudyError` of one line."
+    "Turns the error of a full disk, or of a missing permission, into a `StudyError` of one line."
     try: yield
     except (OSError, SafetensorError) as e:
+        if getattr(e, 'errno', None) in (errno.EACCES, errno.EPERM, errno.EROFS): raise _no_permission(e, at) from e
         if not _is_disk_full(e): raise
         written = [p for p in Path(at).rglob('*') if p.is_file()]
         newest = max(written, key=lambda p: p.stat().st_mtime_ns, default=at)

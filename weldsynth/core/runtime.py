@@ -46,9 +46,16 @@ def checkout() -> Path:
 
 # %% ../../nbs/core/03_runtime.ipynb #4972b438
 def home() -> Path:
-    "The folder that holds `studies/`: `$WELDSYNTH_HOME`, or the repository, or, without one, the working folder."
-    default = checkout() if (checkout()/'settings.ini').exists() else Path.cwd()
-    return Path(os.environ.get('WELDSYNTH_HOME', default)).resolve()
+    """The folder that holds `studies/`: `$WELDSYNTH_HOME`, or the repository, or, without one, the working folder.
+
+    Raises `StudyError` if `$WELDSYNTH_HOME` is a file, or lies in a folder that does not exist.
+    """
+    named = os.environ.get('WELDSYNTH_HOME', '').strip()
+    if not named: return checkout() if (checkout()/'settings.ini').exists() else Path.cwd()
+    path = Path(named).expanduser().resolve()
+    if path.is_dir() or path.parent.is_dir() and not path.exists(): return path
+    what = 'is no folder' if path.exists() else f'lies in {path.parent}, which is no folder'
+    raise StudyError(f'WELDSYNTH_HOME={named} {what}: correct it, or remove that variable')
 
 # %% ../../nbs/core/03_runtime.ipynb #69666ec0
 def process() -> PartialState:

@@ -19,8 +19,8 @@ from functools import lru_cache, wraps
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['STAGES', 'DATA_NAMES', 'Artefact', 'Study', 'artefact_key', 'make_artefact', 'artefact_folders', 'outdated', 'Stage',
-           'stage', 'open_study', 'find_study']
+__all__ = ['STAGES', 'DATA_NAMES', 'Artefact', 'Study', 'artefact_key', 'only_makes', 'make_artefact', 'artefact_folders',
+           'outdated', 'Stage', 'stage', 'open_study', 'find_study']
 
 # %% ../../nbs/core/05_store.ipynb #4a5caa14
 from .config import StudyConfig, StudyError, config_table
@@ -33,6 +33,7 @@ from weldsynth.core.files import (
     flush_folder,
     process_folder,
     remove_part,
+    require_writable,
     staging,
     write_atomic,
 )
@@ -140,6 +141,7 @@ def _only_run(study: Study, timeout: float):
     "Holds the study's lock, unless this run holds it already."
     held = os.environ.get('WELDSYNTH_RUN', '').split(os.pathsep)
     if str(study.path) in held or not process().is_main_process: return (yield)
+    require_writable(study.path)
     study.path.mkdir(parents=True, exist_ok=True)
     owner = study.path/'.study.owner'
     with explain_disk_full(study.path), file_lock(study.path/'.study', timeout) as free:
@@ -174,6 +176,19 @@ def artefact_key(
     "The key of an artefact."
     return digest(name, version, args, config, inputs)
 
+# %% ../../nbs/core/05_store.ipynb #f78cd7b0
+_may_make: list = []  # the rooms whose stages may be made, innermost last; empty where any may
+
+
+@contextmanager
+def only_makes(
+    *rooms: str,  # such as 'review/'
+):
+    "Inside, a stage of another room that is not finished raises `StudyError` instead of being made."
+    _may_make.append(rooms)
+    try: yield
+    finally: _may_make.pop()
+
 # %% ../../nbs/core/05_store.ipynb #2ca80aec
 def make_artefact(
     study: Study,
@@ -195,6 +210,9 @@ def make_artefact(
         found = _made_before(study, name, args, keys)
         if found is not None: return found
         refuse_0_1(study.whole)
+    if _may_make and not name.startswith(_may_make[-1]):
+        raise StudyError(f"study '{study.name}' has not made {name} yet, and this command trains nothing: "
+                         'run `weldsynth report` with its data first')
     info = dict(stage=name, version=version, key=key, args=args, config=config, inputs=keys)
     _build(study, path, build, shared, info)
     return Artefact(path, key)
@@ -330,9 +348,27 @@ def _run_stage(declared: Stage, study: Study, args: dict) -> Artefact:
 # %% ../../nbs/core/05_store.ipynb #7b092a94
 def _study_name(name: str, data: str, config: StudyConfig) -> str:
     "`name`, or one made of data and profile. Raises `StudyError` if it is not a plain folder name."
-    name = name or re.sub(r'[^\w.+-]+', '-', f'{Path(data).stem}-{config.profile}').strip('.-')
+    name = name or _derived_name(data, config.profile)
     if re.fullmatch(r'[\w+-][\w.+-]*', name): return name
     raise StudyError(f"study name '{name}' is not a plain folder name: use letters, digits, '.', '-', '+' and '_'")
+
+
+def _derived_name(data: str, profile: str) -> str:
+    "A name for a study of `data`: that of a study which has these data, or one that no other data have."
+    path = Path(data)
+    parts = (path.parent.name, path.stem) if path.is_file() else (path.name,)
+    stem = '-'.join(filter(None, parts))
+    stems = path.stem, stem, f'{stem}-{digest(data)[:6]}'
+    names = [re.sub(r'[^\w.+-]+', '-', f'{s}-{profile}').strip('.-') for s in stems]
+    for name in names:
+        if _recorded_data(name) == data: return name
+    return next(name for name in names[1:] if _recorded_data(name) is None or name == names[-1])
+
+
+def _recorded_data(name: str) -> str | None:
+    "The data of the study called `name`; None if there is none."
+    file = home()/'studies'/name/'study.json'
+    return json.loads(file.read_text())['plan']['data'] if file.exists() else None
 
 # %% ../../nbs/core/05_store.ipynb #20354f24
 DATA_NAMES = {'simulated'}  # data that are not a path; a source of another kind adds its name
@@ -345,7 +381,7 @@ def open_study(
     seed: int = 0,             # everything random follows from it
     overrides=None,            # dotted name -> value, a dict or its JSON, such as {'denoiser.steps': 9000}
 ) -> Study:
-    "Open the study called `name`, or start it. A study keeps the plan it was started with: another plan, another name."
+    "Open the study called `name`, or start it. Once it has made more than its patches, it keeps the plan it has."
     overrides = json.loads(overrides) if isinstance(overrides, str) and overrides else overrides
     config = with_absolute_outside(choose_profile(profile, overrides), DATA_NAMES)
     data = absolute_data(data, 'data', DATA_NAMES)
@@ -358,18 +394,33 @@ def open_study(
 def _record_plan(study: Study):
     "Write the plan to `study.json`, or check that it is the one that is there."
     file = study.path/'study.json'
-    record = dict(name=study.name, plan={}, started=time.strftime('%Y-%m-%d'), hardware=hardware(), versions=versions())
-    if file.exists():
-        record = json.loads(file.read_text())
-        changed = _plan_changes(record['plan'], study)
-        if not changed: return
-        if study.is_closed() or not outside_alone(changed):
-            raise StudyError(f"study '{study.name}' was started with another {', '.join(changed)}: "
-                             f'choose another NAME, or remove {study.path}')
-        log(f"study '{study.name}' has another {', '.join(changed)} now")
-    if process().is_main_process:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps(dict(record, plan=study.plan()), indent=1))
+    record: dict = dict(name=study.name, plan={}, started=time.strftime('%Y-%m-%d'), hardware=hardware(), versions=versions())
+    if file.exists(): record = json.loads(file.read_text())
+    changed = _plan_changes(record['plan'], study) if file.exists() else []
+    if file.exists() and not changed: return
+    require_writable(study.path)
+    if not process().is_main_process: return
+    if changed: _take_changes(study, changed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, json.dumps(dict(record, plan=study.plan()), indent=1))
+
+
+def _take_changes(study: Study, changed: list):
+    "Say what a study changes of its plan; `StudyError` if it has begun, and not the outside set alone is changed."
+    fields = ', '.join(changed[:3]) + f' and {len(changed) - 3} more'*(len(changed) > 3)
+    if not _has_begun(study):
+        return log(f"study '{study.name}' has made nothing but patches: it takes another {fields}")
+    if study.is_closed() or not outside_alone(changed):
+        raise StudyError(f"study '{study.name}' was started with another {', '.join(changed)}: "
+                         f'choose another NAME, or remove {study.path}')
+    log(f"study '{study.name}' has another {fields} now")
+
+# %% ../../nbs/core/05_store.ipynb #b4859c86
+def _has_begun(study: Study) -> bool:
+    "Has a study made more than its patches, is it making anything, or has its test fold been opened?"
+    if study.is_closed(): return True
+    if any(folder.parent.name != 'data' for folder in artefact_folders(study.path)): return True
+    with file_lock(study.path/'.study') as free: return not free
 
 # %% ../../nbs/core/05_store.ipynb #1c9e5e89
 def _plan_changes(plan: dict, study: Study) -> list:

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 # %% auto #0
 __all__ = ['NON_LABELS', 'MIN_GROUPS_PER_CLASS', 'MAX_CLASS_RATIO', 'count_issues', 'doubtful_labels', 'sample_warnings',
-           'unread_files', 'set_issues', 'check_data', 'check_and_read', 'issues_text', 'count_text']
+           'unread_files', 'set_issues', 'check_data', 'check_and_read', 'issue_table', 'issues_text', 'count_text']
 
 # %% ../../nbs/data/11_check.ipynb #ef34381d
 import pandas as pd
@@ -21,6 +21,7 @@ import pandas as pd
 from ..core.config import StudyConfig
 from .images import DataError, Issue, Report, is_image_file, plural, printable
 from .loading import files_below
+from .messages import fold_issues
 from .names import read_image_table
 from .pairing import places
 from .patches import PatchSet
@@ -132,7 +133,8 @@ def unread_files(
     images = 'image' in rows
     named = {*rows.image, *rows.get('mask', [])} if images else {film_key(film) for film in rows.get('film', [])}
     of_images, of_masks = ({(root/name).parent for name in rows.get(c, []) if name} for c in ('image', 'mask'))
-    below, _ = files_below(root if images else root/'films')
+    below, left_out = files_below(root if images else root/'films')
+    if left_out: yield left_out
     files = [p for p in below if p.parent not in of_masks - of_images and is_image_file(p)]
     masks = {p.path for p in places(f.relative_to(root).as_posix() for f in files) if p.sure} if images else set()
     files = [f for f in files if f.relative_to(root).as_posix() not in masks]  # clean images need none
@@ -161,25 +163,36 @@ def _split_if_possible(patches: PatchSet, config: StudyConfig, seed: int, report
         report(e.issue)
         return by_group
 
+# %% ../../nbs/data/11_check.ipynb #d6765c0a
+def _copy_issues(patches: PatchSet, parts: list, config: StudyConfig) -> list:
+    "What is wrong with copies: with two labels, in two folds, or in two groups of one fold, which is a warning."
+    found: list = []
+    report_duplicates(patches, config.data, found.append, parts)
+    t = patches.table
+    for a, b in exact_duplicates(patches):
+        if t.group[a] != t.group[b] and all(part.table.fold[a] == part.table.fold[b] for part in parts):
+            found.append(Issue(t.id[b], f"is the same image as '{t.id[a]}', of another group", 'remove one', False))
+    return found
+
 # %% ../../nbs/data/11_check.ipynb #847069e3
 def set_issues(
     patches: PatchSet,
     config: StudyConfig,
     seed: int,            # of the split
+    whole: bool = True,   # could all files be read? Else counts and spread would say so once more
 ) -> list:
     "What is wrong with a set of patches as a whole: labels, counts, spread over welds, copies."
     patches = replace(patches, table=patches.table.assign(label=_usual_spelling(patches.table.label)))
-    found = [*doubtful_labels(patches.table.label), *count_issues(patches, config)]
-    if config.data.given_split: found += given_split_issues(patches.table)
-    parts = _split_if_possible(patches, config, seed, found.append)
-    for part in parts: report_duplicates(part, config.data, found.append)
+    counts = [*doubtful_labels(patches.table.label), *count_issues(patches, config)]
+    if config.data.given_split: counts += given_split_issues(patches.table)
+    parts = _split_if_possible(patches, config, seed, counts.append)
+    copies = _copy_issues(patches, parts, config)
+    if not whole: return copies
+    if any(issue.error for issue in counts): return [*counts, *copies]
     t = parts[0].table
-    for a, b in exact_duplicates(patches):
-        if t.group[a] != t.group[b] and all(part.table.fold[a] == part.table.fold[b] for part in parts):
-            found.append(Issue(t.id[b], f"is the same image as '{t.id[a]}', of another group", 'remove one', False))
     if not set(t.fold) <= {*FOLDS, 'film'}: t = t.drop(columns='fold')
     if len(parts) > 1: t = t.assign(fold='test')  # every image is tested once
-    return [*found, *sample_warnings(t, config.rule.least_items)]
+    return [*counts, *copies, *sample_warnings(t, config.rule.least_items)]
 
 # %% ../../nbs/data/11_check.ipynb #e12fac7e
 def check_data(
@@ -187,13 +200,14 @@ def check_data(
     config: StudyConfig,
     group: str = 'group',     # the column that names the weld
     seed: int = 0,            # of the split
+    every: bool = False,      # a line for each file, also where many have the same fault?
 ) -> pd.DataFrame:
-    "Every issue of a data set, errors first: severity, file, what, fix. Reads only."
-    return check_and_read(data, config, group, seed)[0]
+    "The issues of a data set, errors first: severity, file, what, fix. Reads only."
+    return check_and_read(data, config, group, seed, every)[0]
 
 
 def check_and_read(
-    data: str, config: StudyConfig, group: str = 'group', seed: int = 0,  # as for `check_data`
+    data: str, config: StudyConfig, group: str = 'group', seed: int = 0, every: bool = False,  # as for `check_data`
 ) -> tuple[pd.DataFrame, PatchSet | None]:
     "The issues, and the patches if they could be read."
     found: list = []
@@ -201,12 +215,21 @@ def check_and_read(
     try:
         source = open_source(data, config.data, seed)
         patches = source.read(config.data.px, group, found.append)
-        if isinstance(source, TableSource): found += unread_files(source.table)
-        if patches is not None: found += set_issues(patches, config, seed)
+        found.sort()  # files are read by several threads
+        whole = not any(issue.error for issue in found)
+        if isinstance(source, TableSource) and whole: found += unread_files(source.table)
+        if patches is not None: found += set_issues(patches, config, seed, whole)
     except DataError as e: found.append(e.issue)
-    rows = [('error' if issue.error else 'warning', *map(printable, issue[:3])) for issue in dict.fromkeys(found)]
+    return issue_table(dict.fromkeys(found) if every else fold_issues(found)), patches
+
+
+def issue_table(
+    issues: Iterable[Issue],
+) -> pd.DataFrame:
+    "Issues as a table, errors first: severity, file, what, fix."
+    rows = [('error' if issue.error else 'warning', *map(printable, issue[:3])) for issue in issues]
     table = pd.DataFrame(rows, columns=['severity', 'file', 'what', 'fix'])
-    return table.sort_values('severity', kind='stable', ignore_index=True), patches
+    return table.sort_values('severity', kind='stable', ignore_index=True)
 
 # %% ../../nbs/data/11_check.ipynb #fb732215
 def issues_text(

@@ -25,7 +25,7 @@ from ..core.config import DataConfig
 from ..core.random import numpy_stream
 from ..core.runtime import progress
 from .flaw_maps import OUTSIDE, flaw_map
-from .images import ImageError, Issue, Report, plural, read_picture, report_all, to_patch
+from .images import ImageError, Issue, Report, plural, read_picture, report_all, resize
 from .loading import Patch, assemble, mask_patch, read_patches, real_image_issues, resolve_inside
 from .patches import PatchSet
 
@@ -281,7 +281,7 @@ def _film_patches(root: Path, film: Film, rows: pd.DataFrame, px: int, report: R
     for y, x, side in zip(rows.y, rows.x, rows['size'], strict=True):
         place = slice(y, y + side), slice(x, x + side)
         grey = picture.grey[place]
-        patch = Patch(to_patch(grey, px), mask_patch(flaws[place], px), grey.shape, picture.format, picture.pitch)
+        patch = Patch(resize(grey, px), mask_patch(flaws[place], px), grey.shape, picture.format, picture.pitch)
         patches.append((patch, int(flaws[place].sum())) if np.ptp(grey) else None)
     return patches
 

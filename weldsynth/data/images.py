@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['Report', 'printable', 'Issue', 'DataError', 'raise_if_error', 'report_all', 'plural', 'read_picture', 'read_grey',
-           'window', 'to_patch', 'grey_issues']
+__all__ = ['Report', 'printable', 'Issue', 'DataError', 'raise_if_error', 'report_all', 'plural', 'system_reason', 'read_picture',
+           'read_grey', 'window', 'resize', 'to_patch', 'count_levels', 'grey_issues']
 
 # %% ../../nbs/data/01_images.ipynb #fccec687
 import numpy as np
@@ -84,6 +84,15 @@ def plural(
     "A count and its noun: '1 image', '2 images'."
     return f'{n:,} {noun}' if n == 1 else f"{n:,} {many or noun + 's'}"
 
+# %% ../../nbs/data/01_images.ipynb #3e0895a4
+def system_reason(
+    error: OSError,
+) -> tuple[str, str]:
+    "The `what` and the `fix` of an `Issue` about a file or folder that the system does not open."
+    if isinstance(error, PermissionError):
+        return 'cannot be opened (no permission)', 'give yourself the right to read it'
+    return f'cannot be opened ({error.strerror})', 'check the drive that it lies on, or copy it again'
+
 # %% ../../nbs/data/01_images.ipynb #22a8aa7f
 def read_picture(
     path: Path,  # of any format in `IMAGE_SUFFIXES`
@@ -104,19 +113,41 @@ def window(
     x: torch.Tensor,  # float, N x 1 x H x W, any scale
 ) -> torch.Tensor:
     "Each image of `x` stretched from its 1st to its 99th percentile over 0 to 255, as uint8; a constant one becomes 0."
-    flat = x.flatten(1)
-    low, high = (torch.quantile(flat, q, dim=1).view(-1, 1, 1, 1) for q in (.01, .99))
+    rows = max(1, 2**22//x[0].numel())  # at a time: sorting all at once takes memory
+    return torch.cat([_window(part) for part in x.split(rows)])
+
+
+def _window(x: torch.Tensor) -> torch.Tensor:
+    "`window` of a few images."
+    low, high = torch.quantile(x.flatten(1), x.new_tensor([.01, .99]), dim=1).view(2, -1, 1, 1, 1)
     return ((x - low)/(high - low).clamp(min=1e-6)).clamp(0, 1).mul(255).round().to(torch.uint8)
 
 # %% ../../nbs/data/01_images.ipynb #5029fbf0
+def resize(
+    grey: np.ndarray,  # H x W, any scale
+    px: int,           # side of the patch
+) -> torch.Tensor:
+    "An image resized with anti-aliasing, in its own scale: float32, 1 x `px` x `px`."
+    x = torch.as_tensor(grey)[None, None].float()
+    if x.shape[-2:] != (px, px): x = interpolate(x, size=(px, px), mode='bilinear', antialias=True)
+    return x[0]
+
+
 def to_patch(
     grey: np.ndarray,  # H x W, any scale
     px: int,           # side of the patch
 ) -> torch.Tensor:
     "An image resized with anti-aliasing and passed through `window`: uint8, 1 x `px` x `px`."
-    x = torch.as_tensor(grey)[None, None].float()
-    if x.shape[-2:] != (px, px): x = interpolate(x, size=(px, px), mode='bilinear', antialias=True)
-    return window(x)[0]
+    return window(resize(grey, px)[None])[0]
+
+# %% ../../nbs/data/01_images.ipynb #57a76f3c
+def count_levels(
+    grey: np.ndarray,  # H x W
+    enough: int,       # do not count on from here
+) -> int:
+    "How many grey levels there are; a few rows say so where there are `enough`, since sorting all pixels is slow."
+    some = len(np.unique(grey[::8]))
+    return some if some >= enough else len(np.unique(grey))
 
 # %% ../../nbs/data/01_images.ipynb #56e15033
 def grey_issues(
@@ -137,7 +168,7 @@ def _grey_warnings(name: str, grey: np.ndarray) -> Iterator[Issue]:
     "Yields warnings: cut off at the ends of the scale, hardly any grey levels, far from square."
     height, width = grey.shape
     ends = ((grey == grey.min()) | (grey == grey.max())).mean()
-    levels = len(np.unique(grey))
+    levels = count_levels(grey, 5)
     if ends > .25:
         what = f'has {100*ends:.0f} % of its pixels at the ends of its scale'
         yield Issue(name, what, 'digitise it with a wider range of densities', False)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 # %% auto #0
 __all__ = ['COLUMNS', 'LAYOUTS', 'Reading', 'Listing', 'read_mvtec', 'read_visa', 'read_anomalib', 'read_ok_ng',
            'read_film_over_class', 'read_mask_labels', 'read_file_names', 'read_class_folders', 'understand',
-           'layout_issues', 'split_beside_classes', 'source_name']
+           'layout_issues', 'split_beside_classes']
 
 # %% ../../nbs/data/12_layouts.ipynb #0db64455
 import pandas as pd
@@ -271,11 +271,3 @@ def split_beside_classes(
     if not named or any(image.split for image in reading.pairing.images): return None
     fix = 'put the class folders at the top, or all of them into folders of splits: weldsynth splits by weld'
     return Issue(named[0], 'is a split, not a class', fix)
-
-# %% ../../nbs/data/12_layouts.ipynb #3e275e1a
-def source_name(
-    path: str,  # of an image
-) -> str:
-    "The image that an augmented copy was made from, by its name; '' for other names."
-    name = re.fullmatch(r'(.+)\.rf\.[\w-]+', PurePosixPath(path).stem)
-    return name[1] if name else ''

@@ -32,7 +32,7 @@ from weldsynth.data.images import (
     raise_if_error,
     read_picture,
     report_all,
-    to_patch,
+    resize,
 )
 from weldsynth.data.loading import (
     UNPRINTABLE,
@@ -51,8 +51,9 @@ from .masks import apply_mask_flaw, mask_patch, read_mask, turn_mask, value_issu
 # %% ../../nbs/data/08_readers.ipynb #2b578f65
 from ..core.config import DataConfig
 from .clean import standard_labels
+from .copies import copy_pairs, linked, source_name
 from .formats import IMAGE_SUFFIXES
-from .layouts import Reading, layout_issues, source_name, split_beside_classes, understand
+from .layouts import Reading, layout_issues, split_beside_classes, understand
 from .names import read_image_table
 from .pairing import split_of
 from .patches import PatchSet, hash_pairs, perceptual_hash
@@ -115,16 +116,22 @@ def group_lookalikes(
     images: torch.Tensor,   # uint8, N x 1 x H x W
     bits: int,              # images whose hashes differ in at most this many bits are linked
     largest: float,         # largest believable group, as a share of all images
+    copies: np.ndarray,     # pairs of rows that are linked in any case, K x 2
 ) -> list:
     "A group name for each image: the same for images that are linked by likeness."
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
     n = len(images)
     links = [np.argwhere(alike) + [start, 0] for start, alike in hash_pairs(perceptual_hash(images), bits)]
-    a, b = np.concatenate(links).T
-    _, member = connected_components(coo_array((np.ones(len(a), bool), (a, b)), shape=(n, n)), directed=False)
-    if bits and np.bincount(member).max() > max(largest*n, 2): return group_lookalikes(images, 0, 1.)
+    member = linked(n, np.concatenate([*links, copies]))
+    if bits and np.bincount(member).max() > max(largest*n, 2): return group_lookalikes(images, 0, 1., copies)
     return [f'{GUESSED_GROUP_PREFIX}{m:05d}' for m in member]
+
+
+def _certain_links(images: torch.Tensor, ids: pd.Series, correlation: float) -> np.ndarray:
+    "Pairs of rows that show one exposure, by their grain or by the names of exported copies."
+    sources = pd.factorize(ids.map(source_name))[0]
+    first = np.unique(sources, return_index=True)[1]
+    named = np.stack([first[sources], np.arange(len(ids))], axis=1)
+    return np.concatenate([copy_pairs(images, correlation), named])
 
 # %% ../../nbs/data/08_readers.ipynb #28cef046
 def _folder_files(root: Path, report: Report) -> list:
@@ -136,19 +143,6 @@ def _folder_files(root: Path, report: Report) -> list:
     return [f for f in files if str(f).isprintable()]
 
 # %% ../../nbs/data/08_readers.ipynb #debaa894
-def _joined_groups(names: list, sources: list) -> list:
-    "Group names of which those are one that share a source ('' for none): the first name of each stands for all."
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    firsts: list[dict] = [{}, {}]
-    links = [(seen.setdefault(key, i), i) for keys, seen in zip((names, sources), firsts, strict=True)
-             for i, key in enumerate(keys) if key]
-    a, b = np.array(links).T
-    _, member = connected_components(coo_array((np.ones(len(a), bool), (a, b)), shape=(len(names),)*2), directed=False)
-    first: dict = {}
-    return [first.setdefault(m, name) for m, name in zip(member, names, strict=True)]
-
-
 def _guess_groups(rows: pd.DataFrame, images: torch.Tensor, config: DataConfig, report: Report) -> pd.DataFrame:
     "`rows` with a group for each image that has none; reported as a warning."
     bare = (rows.group == '').to_numpy()
@@ -157,10 +151,9 @@ def _guess_groups(rows: pd.DataFrame, images: torch.Tensor, config: DataConfig, 
     fix = 'put one between class and image, or give a manifest: with guessed welds the verdict is inconclusive at best'
     report(Issue(rows.image[bare.argmax()], what, fix, False))
     guessed = rows.group.to_numpy().copy()
-    alike = group_lookalikes(images[np.flatnonzero(bare)], config.lookalike_bits, config.lookalike_share)
-    names = rows.image[bare].map(source_name)
-    sources = [name and f'{label}/{name}' for label, name in zip(rows.label[bare], names, strict=True)]
-    guessed[bare] = _joined_groups(alike, sources)
+    alone = images[np.flatnonzero(bare)]
+    links = _certain_links(alone, rows.image[bare], config.duplicate_correlation)
+    guessed[bare] = group_lookalikes(alone, config.lookalike_bits, config.lookalike_share, links)
     return rows.assign(group=guessed)
 
 # %% ../../nbs/data/08_readers.ipynb #b3fb2b6f
@@ -328,7 +321,7 @@ def _window_patch(path: Path, row, films: dict, masks: dict, px: int, report: Re
     place = slice(row.y, row.y + row.size), slice(row.x, row.x + row.size)
     grey = film.grey[place]
     if not report_all(report, grey_issues(where, grey)): return None
-    patch = Patch(to_patch(grey, px), None, grey.shape, film.format, film.pitch)
+    patch = Patch(resize(grey, px), None, grey.shape, film.format, film.pitch)
     if flaw is None: return patch._replace(mask=mask_patch(np.zeros(grey.shape), px)) if masks else patch
     flaw = apply_mask_flaw(flaw[place], mask_flaw)
     masked = with_mask(patch, flaw, grey.shape, f'{where}, mask', row.label, report)
@@ -387,7 +380,7 @@ def read_windows(
     films, masks = (_index_films(path.parent, folder, report) for folder in ('films', 'masks'))
     rows = _window_rows(rows, films, path, group, report)
     patches, rows = read_patches(lambda row: _window_patch(path, row, films, masks, px, report, config.mask_flaw),
-                                  rows, report, 'cutting films', config.mask_flaw)
+                                  rows, report, 'cutting films', config.mask_flaw, threads=1)
     if not patches: return None
     size, unit = size_column(rows)
     ids = rows.film + '_' + rows.x.astype(str).str.zfill(5) + '_' + rows.y.astype(str).str.zfill(5)

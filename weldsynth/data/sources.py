@@ -28,8 +28,18 @@ from ..core.runtime import log
 from .annotation_formats import find_annotations, read_annotations
 from .annotations import name_files
 from .film_windows import cut_windows, describe_windows, flaw_map, place_windows, read_films
-from .images import DataError, ImageError, Issue, Report, raise_if_error, report_all, window
+from weldsynth.data.images import (
+    DataError,
+    ImageError,
+    Issue,
+    Report,
+    raise_if_error,
+    report_all,
+    system_reason,
+    window,
+)
 from .loading import assemble, files_below, resolve_inside
+from .messages import raise_folded
 from .names import read_image_table
 from .patches import PatchSet
 from .readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows, understand_files  # noqa: F401
@@ -105,10 +115,14 @@ def files_fingerprint(
     root: Path,
 ) -> str:
     "A digest of the relative paths and the contents of files."
-    facts = []
+    facts, shut = [], []
     for file in files:
-        stat = file.stat()
-        facts.append((file.relative_to(root).as_posix(), _hash_once(file, stat.st_size, stat.st_mtime_ns)))
+        name = file.relative_to(root).as_posix()
+        try:
+            stat = file.stat()
+            facts.append((name, _hash_once(file, stat.st_size, stat.st_mtime_ns)))
+        except OSError as e: shut.append(Issue(name, *system_reason(e)))
+    raise_folded(shut)
     return digest(facts)
 
 # %% ../../nbs/data/09_sources.ipynb #f5cf6bb1
@@ -366,6 +380,7 @@ def _unknown_source(data: str) -> Issue:
     "Why no source accepts `data`."
     path = Path(data)
     forms = "give a folder of images, a CSV, or 'simulated'"
+    if not data.strip(): return Issue('data', 'are not named', forms)
     if not path.exists(): return Issue(data, 'does not exist', forms)
     if path.suffix.lower() in ('.zip', '.tar', '.gz', '.7z', '.rar', '.tgz'):
         return Issue(path.name, 'is an archive', 'unpack it and give the folder')
@@ -378,6 +393,7 @@ def open_source(
     seed: int = 0,        # of the simulator
 ) -> Source:
     "The source that accepts `data`, the one added last if several do. Raises `DataError` if none does."
+    if not data.strip(): raise DataError(_unknown_source(data))
     for source in reversed(SOURCES.values()):
         if source.accepts(data): return source(data, config, seed)
     raise DataError(_unknown_source(data))

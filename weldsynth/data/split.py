@@ -6,25 +6,25 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
 # %% auto #0
-__all__ = ['FOLDS', 'fold_shares', 'held_out_films', 'spread_issues', 'given_split_issues', 'split', 'exact_duplicates',
-           'duplicates_across_folds', 'fine_structure', 'near_duplicates_across_folds', 'report_duplicates']
+__all__ = ['FOLDS', 'TRAIN', 'VALIDATION', 'TEST', 'fold_shares', 'held_out_films', 'spread_issues', 'given_split_issues',
+           'split', 'exact_duplicates', 'duplicates_across_folds', 'near_duplicates', 'source_copies',
+           'report_duplicates']
 
 # %% ../../nbs/data/10_split.ipynb #b637e8be
 import numpy as np
 import pandas as pd
-import torch
-from torch.nn.functional import avg_pool2d
 
 # %% ../../nbs/data/10_split.ipynb #281688e5
 from ..core.config import DataConfig
 from ..core.random import numpy_stream
+from .copies import copy_pairs, source_name
+from .deal import Deal, deal_groups
 from .images import DataError, Issue, Report, plural, raise_if_error, report_all
-from .patches import PatchSet, hash_pairs, perceptual_hash
+from .patches import PatchSet
 
 # %% ../../nbs/data/10_split.ipynb #eb3802ca
 FOLDS = ('train', 'validation', 'test')
@@ -37,37 +37,46 @@ def fold_shares(
     "The share of each class (rows) that lies in each fold (columns)."
     return pd.crosstab(table.label, folds, normalize='index').reindex(columns=list(FOLDS), fill_value=0.)
 
-# %% ../../nbs/data/10_split.ipynb #fc3b024b
-def _parts(table: pd.DataFrame, wanted: int, seed: int) -> Iterator:
-    "Pairs of row numbers, the rest and one of `wanted` parts (fewer if groups or images are), groups whole."
-    from sklearn.model_selection import StratifiedGroupKFold
-    n = min(wanted, table.group.nunique(), table.label.value_counts().max())
-    if n < 2: return
-    folds = StratifiedGroupKFold(n, shuffle=True, random_state=seed)
-    yield from folds.split(np.zeros(len(table)), table.label, table.group)
-
-# %% ../../nbs/data/10_split.ipynb #d7687059
-def _inner_splits(table: pd.DataFrame, test: np.ndarray, config: DataConfig, seed: int) -> Iterator[np.ndarray]:
-    "Fold names for each row, for one test and every choice of the validation fold, groups whole."
-    rest = np.setdiff1d(np.arange(len(table)), test)
-    validation_parts = round((config.train_share + config.validation_share)/config.validation_share)
-    for _, validation in _parts(table.iloc[rest], validation_parts, seed):
-        names = np.full(len(table), 'train', dtype=object)
-        names[test] = 'test'
-        names[rest[validation]] = 'validation'
-        yield names
+# %% ../../nbs/data/10_split.ipynb #0b60667f
+def _codes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    "Class and group numbers of each row."
+    return pd.factorize(table.label, sort=True)[0], pd.factorize(table.group, sort=True)[0]
 
 
+def _deal_rows(table: pd.DataFrame, choices: list, parts: int) -> list:
+    "For each choice, a pair of row numbers and a seed: the part of each of its rows; None if it cannot be dealt."
+    labels, groups = _codes(table)
+    return deal_groups([Deal(labels[rows], groups[rows], seed) for rows, seed in choices], parts)
+
+# %% ../../nbs/data/10_split.ipynb #bb74f01b
+TRAIN, VALIDATION, TEST = range(3)  # places in FOLDS
+
+
+def _inner_splits(table: pd.DataFrame, tests: list, config: DataConfig) -> Iterator[np.ndarray]:
+    "Fold numbers of each row for every choice of the validation fold, for each test: a pair of row numbers and a seed."
+    parts = round((config.train_share + config.validation_share)/config.validation_share)
+    rests = [(np.setdiff1d(np.arange(len(table)), test), seed) for test, seed in tests]
+    for (test, _), (rest, _), part in zip(tests, rests, _deal_rows(table, rests, parts), strict=True):
+        if part is None: continue
+        for validation in range(part.max() + 1):
+            folds = np.full(len(table), TRAIN)
+            folds[test] = TEST
+            folds[rest[part == validation]] = VALIDATION
+            yield folds
+
+# %% ../../nbs/data/10_split.ipynb #2feae001
 def _candidate_splits(table: pd.DataFrame, config: DataConfig, seed: int) -> Iterator[np.ndarray]:
-    "Fold names for each row, in many ways, groups whole."
-    for shuffle in range(config.shuffles):
-        for _, test in _parts(table, round(1/config.test_share), seed + shuffle):
-            yield from _inner_splits(table, test, config, seed + shuffle)
+    "Fold numbers of each row, in many ways, groups whole."
+    seeds = range(seed, seed + config.shuffles)
+    dealt = _deal_rows(table, [(np.arange(len(table)), s) for s in seeds], round(1/config.test_share))
+    tests = [(np.flatnonzero(part == test), s) for s, part in zip(seeds, dealt, strict=True) if part is not None
+             for test in range(part.max() + 1)]
+    yield from _inner_splits(table, tests, config)
 
 # %% ../../nbs/data/10_split.ipynb #4e84993d
-def _unevenness(names: np.ndarray, classes: np.ndarray, wanted: np.ndarray, folds: tuple = FOLDS) -> float:
-    "The largest ratio, as a logarithm, between a class's share of `folds` and the share `wanted`, one for each."
-    counts = np.stack([np.bincount(classes[names == f], minlength=classes.max() + 1) for f in folds])
+def _unevenness(folds: np.ndarray, classes: np.ndarray, wanted: np.ndarray) -> float:
+    "The largest ratio, as a logarithm, between a class's share of the first folds and the share `wanted`, for each."
+    counts = np.stack([np.bincount(classes[folds == f], minlength=classes.max() + 1) for f in range(len(wanted))])
     return np.abs(np.log((counts/counts.sum(0)).clip(1e-9)/wanted[:, None])).max()
 
 
@@ -88,8 +97,9 @@ def _most_even_split(table: pd.DataFrame, config: DataConfig, seed: int) -> np.n
     "The fold of each row. Raises `DataError` if a class is missing from a fold."
     classes = pd.factorize(table.label)[0]
     wanted = np.array([config.train_share, config.validation_share, config.test_share])
-    names = min(_candidate_splits(table, config, seed), key=lambda n: _unevenness(n, classes, wanted), default=None)
-    if names is None: raise DataError(_CANNOT_SPLIT)
+    folds = min(_candidate_splits(table, config, seed), key=lambda f: _unevenness(f, classes, wanted), default=None)
+    if folds is None: raise DataError(_CANNOT_SPLIT)
+    names = np.array(FOLDS)[folds]
     error = _missing(table, names, FOLDS)
     if error: raise error
     return names
@@ -98,15 +108,12 @@ def _most_even_split(table: pd.DataFrame, config: DataConfig, seed: int) -> np.n
 def _outer_tests(table: pd.DataFrame, config: DataConfig, seed: int) -> list:
     "The rows of each outer test: of all shuffles the one whose classes are spread most evenly."
     classes = pd.factorize(table.label)[0]
-    parts = tuple(range(config.folds))
     wanted = np.full(config.folds, 1/config.folds)
-    deals = []
-    for shuffle in range(config.shuffles):
-        part = np.full(len(table), -1)
-        for i, (_, test) in enumerate(_parts(table, config.folds, seed + shuffle)): part[test] = i
-        deals.append(part)
-    best = min(deals, key=lambda part: _unevenness(part, classes, wanted, parts))
-    return [np.flatnonzero(best == i) for i in parts]
+    choices = [(np.arange(len(table)), seed + shuffle) for shuffle in range(config.shuffles)]
+    dealt = [part for part in _deal_rows(table, choices, config.folds) if part is not None]
+    if not dealt: raise DataError(_CANNOT_SPLIT)
+    best = min(dealt, key=lambda part: _unevenness(part, classes, wanted))
+    return [np.flatnonzero(best == i) for i in range(config.folds)]
 
 
 def _outer_splits(table: pd.DataFrame, config: DataConfig, seed: int) -> list:
@@ -116,9 +123,10 @@ def _outer_splits(table: pd.DataFrame, config: DataConfig, seed: int) -> list:
     wanted = np.array([config.train_share, config.validation_share])/(config.train_share + config.validation_share)
     splits = []
     for test in _outer_tests(table, config, seed):
-        inner = (names for s in range(config.shuffles) for names in _inner_splits(table, test, config, seed + s))
-        names = min(inner, key=lambda n: _unevenness(n, classes, wanted, learnt), default=None)
-        if names is None or not len(test): raise DataError(_CANNOT_SPLIT)
+        inner = _inner_splits(table, [(test, seed + s) for s in range(config.shuffles)], config)
+        folds = min(inner, key=lambda f: _unevenness(f, classes, wanted), default=None) if len(test) else None
+        if folds is None: raise DataError(_CANNOT_SPLIT)
+        names = np.array(FOLDS)[folds]
         error = _missing(table, names, learnt)
         if error: raise error
         splits.append(names)
@@ -177,8 +185,9 @@ def _given_split(table: pd.DataFrame, config: DataConfig, seed: int) -> np.ndarr
     if 'validation' not in names and 'train' in names:
         test = np.flatnonzero(names == 'test')
         classes, wanted = pd.factorize(table.label)[0], np.array([config.train_share, config.validation_share])
-        inner = list(_inner_splits(table, test, config, seed))
-        if inner: names = min(inner, key=lambda n: _unevenness(n, classes, wanted/wanted.sum(), FOLDS[:2]))
+        inner = _inner_splits(table, [(test, seed)], config)
+        folds = min(inner, key=lambda f: _unevenness(f, classes, wanted/wanted.sum()), default=None)
+        if folds is not None: names = np.array(FOLDS, dtype=object)[folds]
     error = _missing(table, names, FOLDS)
     if error: raise DataError(error.issue._replace(fix=fix))
     return names
@@ -199,10 +208,8 @@ def split(
     if config.given_split and config.folds > 1:
         raise DataError(Issue('the given split', 'cannot be kept in several outer folds', 'leave out data.given_split'))
     report_all(raise_if_error, spread_issues(table))
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # a class with fewer groups than folds: checked
-        one = _given_split if config.given_split else _most_even_split
-        splits = _outer_splits(table, config, seed) if config.folds > 1 else [one(table, config, seed)]
+    one = _given_split if config.given_split else _most_even_split
+    splits = _outer_splits(table, config, seed) if config.folds > 1 else [one(table, config, seed)]
     def folds(names):
         folds = np.full(len(held_out), 'film', dtype=object)
         folds[~held_out] = names
@@ -226,49 +233,53 @@ def duplicates_across_folds(
     t = patches.table
     return [(t.id[a], t.id[b]) for a, b in exact_duplicates(patches) if t.fold[a] != t.fold[b]]
 
-# %% ../../nbs/data/10_split.ipynb #f66588f4
-def fine_structure(
-    images: torch.Tensor,  # uint8, N x 1 x H x W
-) -> torch.Tensor:
-    "The finest structure of each image, less its blur over 3 x 3, with mean 0 and norm 1; N x HW."
-    x = images.float()
-    fine = (x - avg_pool2d(x, 3, 1, 1, count_include_pad=False)).flatten(1)
-    fine = fine - fine.mean(1, keepdim=True)
-    return fine/fine.norm(dim=1, keepdim=True).clamp(min=1e-6)
-
-# %% ../../nbs/data/10_split.ipynb #088fb5eb
-def near_duplicates_across_folds(
-    patches: PatchSet,     # split
-    bits: int,             # greatest difference of perceptual hashes
+# %% ../../nbs/data/10_split.ipynb #c4d435a3
+def near_duplicates(
+    patches: PatchSet,
     correlation: float,    # least correlation of fine structure
 ) -> list:
-    "Pairs of ids in different folds that show one exposure, whatever was done to the file."
-    folds = pd.factorize(patches.table.fold)[0]
-    ids = patches.table.id
-    found = []
-    for start, alike in hash_pairs(perceptual_hash(patches.images), bits):
-        near = alike & (folds[start:start + len(alike), None] < folds[None])
-        for pairs in np.array_split(np.argwhere(near) + [start, 0], 1 + near.sum()//4096):  # bounds the memory
-            a, b = pairs.T
-            product = fine_structure(patches.images[a])*fine_structure(patches.images[b])
-            same = product.sum(1).numpy() > correlation
-            found += [(ids[i], ids[j]) for i, j in zip(a[same], b[same], strict=True)]
-    return found
+    "Pairs of rows that show one exposure, whatever was done to the file, and yet have other pixels."
+    first = {b: a for a, b in exact_duplicates(patches)}
+    pairs = copy_pairs(patches.images, correlation).tolist()
+    return [(a, b) for a, b in pairs if first.get(a, a) != first.get(b, b)]
 
-# %% ../../nbs/data/10_split.ipynb #53bde19c
+
+def source_copies(
+    table: pd.DataFrame,  # id
+) -> list:
+    "Pairs of rows that were made from one image, by their names: the first such row, and another."
+    sources = table.id.map(source_name)
+    rows = pd.Series(range(len(table)))[(sources != table.id).to_numpy()]
+    return [(same.iloc[0], other) for _, same in rows.groupby(sources.to_numpy()[rows]) for other in same.iloc[1:]]
+
+# %% ../../nbs/data/10_split.ipynb #dd4927a9
+def _copies_by_kind(patches: PatchSet, correlation: float) -> dict:
+    "What kind of copy -> pairs of rows."
+    return {'the same image': exact_duplicates(patches),
+            'nearly the same image (one exposure, saved twice)': near_duplicates(patches, correlation),
+            'copies of one image by their names (.rf.)': source_copies(patches.table)}
+
+
+def _apart(pair: tuple, parts: list) -> bool:
+    "Do two rows lie in different folds of any part?"
+    return any(part.table.fold[pair[0]] != part.table.fold[pair[1]] for part in parts)
+
+# %% ../../nbs/data/10_split.ipynb #d9b2c734
 def report_duplicates(
-    patches: PatchSet,                # split
+    patches: PatchSet,                # split, unless `parts` are given
     config: DataConfig,               # what counts as a near-duplicate
     report: Report = raise_if_error,  # called with each issue
+    parts: list | None = None,        # the set once for each outer fold
 ):
     "Reports where one image has two labels, or where it, or the same exposure in another file, lies in two folds."
     t = patches.table
-    for a, b in exact_duplicates(patches):
-        if t.label[a] != t.label[b]:
-            what = f"is the same image as '{t.id[a]}', and labelled '{t.label[b]}', not '{t.label[a]}'"
-            report(Issue(t.id[b], what, 'keep the one that is right'))
-    near = near_duplicates_across_folds(patches, config.duplicate_bits, config.duplicate_correlation)
-    for pairs, kind in ((duplicates_across_folds(patches), 'the same image'),
-                        (near, 'nearly the same image (one exposure, saved twice)')):
+    told: set = set()
+    for kind, pairs in _copies_by_kind(patches, config.duplicate_correlation).items():
         for a, b in pairs:
-            report(Issue(b, f"and '{a}' are {kind} in two folds", 'remove one, or give both the same group'))
+            if kind == 'the same image' and t.label[a] != t.label[b]:
+                what = f"is the same image as '{t.id[a]}', and labelled '{t.label[b]}', not '{t.label[a]}'"
+                report(Issue(t.id[b], what, 'keep the one that is right'))
+            elif (a, b) not in told and _apart((a, b), parts or [patches]):
+                fix = 'remove one, or give both the same group'
+                report(Issue(t.id[b], f"and '{t.id[a]}' are {kind} in two folds", fix))
+            told.add((a, b))

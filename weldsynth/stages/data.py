@@ -16,9 +16,11 @@ import pandas as pd
 # %% ../../nbs/01_data.ipynb #71d2597b
 from ..core.config import StudyError
 from ..core.files import file_hash
+from ..core.fonts import name_labels
 from ..core.store import Artefact, Study, stage
 from ..data.check import check_data, count_issues, count_text
-from ..data.images import DataError, raise_if_error, report_all
+from ..data.images import DataError
+from ..data.messages import raise_folded
 from ..data.patches import PatchSet, load_patches, save_patches, subsample_defects
 from ..data.sources import Source, open_source
 from ..data.split import report_duplicates, split
@@ -40,11 +42,14 @@ def _source_facts(study: Study) -> dict:
 def _prepare(study: Study, folder):
     "The study's patches, read, split and checked, and `source.csv` with the SHA-256 hash of each file they came from."
     source = study_source(study)
-    patches = source.read(study.config.data.px, study.group)
+    found: list = []
+    patches = source.read(study.config.data.px, study.group, found.append)
+    raise_folded(found)
     if patches is None: raise StudyError(f'{study.data} holds no image that can be used: `weldsynth check` says why')
-    report_all(raise_if_error, count_issues(patches, study.config))
+    raise_folded(count_issues(patches, study.config))
     splits = split(patches, study.config.data, study.seed)
-    for part in splits: report_duplicates(part, study.config.data)
+    report_duplicates(patches, study.config.data, found.append, splits)
+    raise_folded(found)
     folds = {f'fold-{i + 1}': part.table.fold for i, part in enumerate(splits)}
     save_patches(replace(patches, table=patches.table.assign(**folds)), folder)
     rows = [(str(f.relative_to(source.root or f.parent)), file_hash(f)) for f in source.files()]
@@ -69,6 +74,7 @@ def prepare_or_count(study: Study) -> Artefact:
 def study_patches(study: Study) -> PatchSet:
     "The study's patches with the column `fold` of this outer fold, by default the first; made first if need be."
     patches = load_patches(prepare(study).path)
+    name_labels(patches.classes)
     table = patches.table
     if 'fold' not in table: table = table.assign(fold=table[f'fold-{max(study.outer, 0) + 1}'])
     return replace(patches, table=table)
