@@ -59,7 +59,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope='session')
 def study(home):
     "A finished study of fixture size, for reading only."
-    from weldsynth.core.store import open_study
+    from weldsynth.core.opening import open_study
     from weldsynth.stages.sweep import learning_curve
     from weldsynth.stages.verdict import recommend
     with FileLock(home/'study.lock'), pytest.MonkeyPatch.context() as patch:

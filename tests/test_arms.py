@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from weldsynth.core.config import StudyError
+from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import choose_profile
-from weldsynth.core.store import Study, open_study
+from weldsynth.core.store import Study
 from weldsynth.data.simulate import simulate
 from weldsynth.stages.arms import (
     ARMS,

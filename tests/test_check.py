@@ -11,9 +11,9 @@ from PIL import Image
 
 from weldsynth.cli import main
 from weldsynth.core.config import StudyError, with_overrides
+from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import PROFILES
 from weldsynth.core.random import digest
-from weldsynth.core.store import open_study
 from weldsynth.data.check import check_data, count_text
 from weldsynth.data.images import read_grey, read_picture, to_patch
 from weldsynth.data.sources import read_manifest

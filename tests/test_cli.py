@@ -10,8 +10,8 @@ import typer
 from weldsynth import cli, cli_records
 from weldsynth.cli import main
 from weldsynth.core.config import StudyError, config_table
+from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import PROFILES, choose_profile
-from weldsynth.core.store import open_study
 
 ANSWER = dict(decision='SHIP', sentence='Ship it.', figures=[['recall', '0.9'], ['false calls', '12.5']])
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from weldsynth.core.config import DataConfig, StudyError
+from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import PROFILES
-from weldsynth.core.store import open_study
 from weldsynth.data.images import DataError, read_grey, to_patch
 from weldsynth.data.patches import PatchSet
 from weldsynth.data.readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows

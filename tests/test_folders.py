@@ -19,8 +19,9 @@ from weldsynth.cli import main
 from weldsynth.core import fonts
 from weldsynth.core.config import DataConfig, StudyError
 from weldsynth.core.display import patch_rows
+from weldsynth.core.opening import find_study, open_study
 from weldsynth.core.profiles import PROFILES
-from weldsynth.core.store import find_study, only_makes, open_study
+from weldsynth.core.store import only_makes
 from weldsynth.data.check import check_data
 from weldsynth.data.deal import Deal, deal_groups
 from weldsynth.data.images import DataError, Issue, to_patch, window

@@ -10,8 +10,9 @@ import torch
 
 from weldsynth.cli import main
 from weldsynth.core.config import DataConfig, StudyError, value_text
+from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import choose_profile
-from weldsynth.core.store import Study, artefact_folders, open_study
+from weldsynth.core.store import Study, artefact_folders
 from weldsynth.data.check import set_issues
 from weldsynth.data.patches import PatchSet
 from weldsynth.data.split import split

@@ -8,8 +8,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from weldsynth.core.config import OptimiserConfig, RuleConfig
+from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import choose_profile
-from weldsynth.core.store import Study, open_study
+from weldsynth.core.store import Study
 from weldsynth.metrics.classification import choose_threshold, clean_weight, decide, macro_f1, trivial_scores
 from weldsynth.metrics.rule import Guard, decide_shipping
 from weldsynth.models.fits import fit_all

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
+from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import choose_profile
-from weldsynth.core.store import Study, open_study
+from weldsynth.core.store import Study
 from weldsynth.models.denoiser import condition_ids_for, draw
 from weldsynth.stages.data import study_patches, training_fold
 from weldsynth.stages.ldm import load_pipeline, train_denoiser

@@ -17,8 +17,9 @@ from weldsynth.core import store
 from weldsynth.core.config import RuleConfig, StudyError, config_table
 from weldsynth.core.files import file_hash, file_hashes
 from weldsynth.core.legacy import FIELDS_0_1, config_of_plan
+from weldsynth.core.opening import find_study
 from weldsynth.core.random import digest
-from weldsynth.core.store import Artefact, artefact_folders, artefact_key, find_study
+from weldsynth.core.store import Artefact, artefact_folders, artefact_key
 from weldsynth.report.verification import verify
 from weldsynth.stages.arms import open_test, times_opened
 from weldsynth.stages.audit import fidelity

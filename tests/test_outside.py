@@ -16,8 +16,8 @@ from sklearn.metrics import f1_score
 
 from weldsynth.cli import main
 from weldsynth.core.config import DataConfig, StudyConfig, StudyError
+from weldsynth.core.opening import open_study
 from weldsynth.core.random import digest
-from weldsynth.core.store import open_study
 from weldsynth.data.mapping import label_targets, map_labels, parse_map, shared_images
 from weldsynth.data.patches import PatchSet
 from weldsynth.data.simulate import simulate
@@ -499,7 +499,7 @@ def test_the_command_has_the_options(command, monkeypatch):
     def stop(name, data, profile, group, seed, overrides):
         given.update(overrides)
         raise StudyError('enough')
-    monkeypatch.setattr('weldsynth.core.store.open_study', stop)
+    monkeypatch.setattr('weldsynth.core.opening.open_study', stop)
     assert main([command, '--outside', 'films', '--outside-map', 'crack=crack,other=-', '--set', 'data.px=32']) == 1
     assert given == {'data.px': '32', 'outside.data': 'films', 'outside.map': 'crack=crack,other=-'}
     given.clear()

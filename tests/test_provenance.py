@@ -13,9 +13,10 @@ from PIL import Image
 from weldsynth.cli import main
 from weldsynth.core.config import StudyError
 from weldsynth.core.files import file_hash, file_hashes, write_atomic
+from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import choose_profile
 from weldsynth.core.random import digest
-from weldsynth.core.store import STAGES, artefact_key, open_study
+from weldsynth.core.store import STAGES, artefact_key
 from weldsynth.data.check import check_data
 from weldsynth.data.sources import read_folder
 from weldsynth.report.cards import data_card, finish, model_card

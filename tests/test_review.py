@@ -21,7 +21,7 @@ from sklearn.model_selection import cross_val_predict
 import weldsynth
 from weldsynth.cli import main
 from weldsynth.core.config import ReviewConfig, RuleConfig, StudyError, with_overrides
-from weldsynth.core.store import open_study
+from weldsynth.core.opening import open_study
 from weldsynth.data.patches import PatchSet
 from weldsynth.metrics.fidelity import nan_to_none
 from weldsynth.metrics.review_scores import (

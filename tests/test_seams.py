@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from weldsynth.core.config import DataConfig, StudyError, with_overrides
+from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import PROFILES
 from weldsynth.core.random import numpy_stream
-from weldsynth.core.store import STAGES, Study, open_study, outdated, stage
+from weldsynth.core.store import STAGES, Study, outdated, stage
 from weldsynth.data.check import check_data
 from weldsynth.data.images import raise_if_error
 from weldsynth.data.loading import assemble
@@ -256,7 +257,7 @@ def test_an_unknown_generator_is_an_error_in_one_line(study, tmp_path):
 
 def test_a_study_is_opened_on_the_added_source(study, tmp_path, monkeypatch):
     monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
-    monkeypatch.setattr('weldsynth.core.store.DATA_NAMES', {'simulated', 'drawn'})
+    monkeypatch.setattr('weldsynth.core.opening.DATA_NAMES', {'simulated', 'drawn'})
     opened = open_study('mine', 'drawn', 'fixture')
     assert study_source(opened).title == 'drawn welds'
 

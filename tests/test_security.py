@@ -23,8 +23,9 @@ from PIL import Image
 import weldsynth
 from weldsynth.core.config import StudyError
 from weldsynth.core.display import escape, markdown_table
+from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import choose_profile
-from weldsynth.core.store import Study, open_study
+from weldsynth.core.store import Study
 from weldsynth.data.images import read_grey
 from weldsynth.data.patches import load_patches
 from weldsynth.models import backbone
@@ -350,7 +351,7 @@ open(os.environ['HEARD'] + f'.{os.getpid()}', 'w')
 
 STUDY = '''
 import sys
-from weldsynth.core.store import open_study
+from weldsynth.core.opening import open_study
 from weldsynth.report.pages import execute, page_issues, render
 from weldsynth.stages.verdict import recommend
 from weldsynth.report.cards import finish

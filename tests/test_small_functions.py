@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from weldsynth.core import store
+from weldsynth.core import opening
 from weldsynth.core.config import ClassifierConfig, DataConfig, OptimiserConfig
 from weldsynth.core.files import remove_part
 from weldsynth.core.store import artefact_folders, make_artefact
@@ -148,7 +148,7 @@ def test_an_artefact_is_made_once(study_copy):
 
 def test_the_parameters_of_a_chapter_open_the_same_study(study, monkeypatch, home):
     monkeypatch.setenv('WELDSYNTH_HOME', str(home))
-    assert store.open_study(**study_parameters(study)) == study
+    assert opening.open_study(**study_parameters(study)) == study
 
 
 def test_a_review_is_exported_and_counts_nothing_before_answers_come(study_copy):

@@ -12,8 +12,9 @@ from PIL import Image
 from weldsynth.core import store
 from weldsynth.core.config import DataConfig, StudyError
 from weldsynth.core.files import file_hash
+from weldsynth.core.opening import find_study, open_study
 from weldsynth.core.profiles import choose_profile
-from weldsynth.core.store import STAGES, Study, artefact_key, find_study, open_study, outdated, stage
+from weldsynth.core.store import STAGES, Study, artefact_key, outdated, stage
 from weldsynth.data.patches import PatchSet, save_patches
 from weldsynth.data.sources import open_source
 from weldsynth.models.autoencoder import BlockAutoencoder, save_weights

@@ -10,8 +10,8 @@ from bs4 import BeautifulSoup
 from conftest import environment
 from PIL import Image
 
+from weldsynth.core.opening import open_study
 from weldsynth.core.runtime import checkout
-from weldsynth.core.store import open_study
 from weldsynth.data.simulate import simulate
 from weldsynth.report.pages import CHAPTERS, execute, page_issues, render
 from weldsynth.stages.arms import ARMS

@@ -100,7 +100,7 @@ def _data_fields(fields: list, clean: str, split: str = '', outside: str = '', o
 
 def _open_study(data: str, name: str, profile: str, group: str, seed: int, fields: list) -> Study:
     "The study that the options name."
-    from weldsynth.core.store import open_study
+    from weldsynth.core.opening import open_study
     return open_study(name, data, profile, group, seed, _overrides(fields))
 
 # %% ../nbs/cli.ipynb #9cea5bc3
@@ -309,7 +309,8 @@ def export_review_page(
     to: Annotated[str, typer.Option(help="A folder or an .html file; the study's folder review/ if not given.")] = '',
 ):
     "Write the page for the reviewers."
-    from weldsynth.core.store import find_study, only_makes
+    from weldsynth.core.opening import find_study
+    from weldsynth.core.store import only_makes
     from weldsynth.stages.review import export_text
     with only_makes('review/'): print(export_text(find_study(study).first, to))
 
@@ -321,7 +322,8 @@ def score_reviewers(
         metavar='FILE', help='The files that the reviewers sent.')] = [],  # noqa: B006  typer copies it
 ):
     "Score the reviewers' answers."
-    from weldsynth.core.store import find_study, only_makes
+    from weldsynth.core.opening import find_study
+    from weldsynth.core.store import only_makes
     from weldsynth.stages.review import count_answers, score_text
     found = find_study(study).first
     if not answers: raise StudyError('no file of answers is given: name the files that the reviewers sent')

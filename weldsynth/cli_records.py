@@ -71,8 +71,8 @@ def gdxray(
     fields: Fields = [],  # noqa: B006  typer copies it
 ):
     "Repeat the case on real radiographs."
+    from weldsynth.core.opening import open_study
     from weldsynth.core.runtime import checkout, home
-    from weldsynth.core.store import open_study
     from weldsynth.stages.verdict import recommend
     profile = choose_profile(profile).profile
     data = str(Path(folder).resolve())

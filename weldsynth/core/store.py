@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import re
 import shutil
 import socket
 import time
@@ -19,8 +18,8 @@ from functools import lru_cache, wraps
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['STAGES', 'DATA_NAMES', 'Artefact', 'Study', 'artefact_key', 'only_makes', 'make_artefact', 'artefact_folders',
-           'outdated', 'Stage', 'stage', 'open_study', 'find_study']
+__all__ = ['STAGES', 'Artefact', 'Study', 'artefact_key', 'only_makes', 'make_artefact', 'artefact_folders', 'outdated', 'Stage',
+           'stage']
 
 # %% ../../nbs/core/05_store.ipynb #4a5caa14
 from .config import StudyConfig, StudyError, config_table
@@ -38,10 +37,8 @@ from weldsynth.core.files import (
     write_atomic,
 )
 from .legacy import config_of_plan, refuse_0_1
-from .outside import absolute_data, outside_alone, with_absolute_outside
-from .profiles import choose_profile
 from .random import digest
-from .runtime import barrier, hardware, home, log, process, versions
+from .runtime import barrier, hardware, log, process, versions
 
 # %% ../../nbs/core/05_store.ipynb #d1db0361
 @dataclass(frozen=True)
@@ -345,83 +342,6 @@ def _run_stage(declared: Stage, study: Study, args: dict) -> Artefact:
     inputs = [i for i in declared.needs(study, **args) if i is not None]
     return study.make(declared.name, build, declared.version, inputs, declared.shared, args, config)
 
-# %% ../../nbs/core/05_store.ipynb #7b092a94
-def _study_name(name: str, data: str, config: StudyConfig) -> str:
-    "`name`, or one made of data and profile. Raises `StudyError` if it is not a plain folder name."
-    name = name or _derived_name(data, config.profile)
-    if re.fullmatch(r'[\w+-][\w.+-]*', name): return name
-    raise StudyError(f"study name '{name}' is not a plain folder name: use letters, digits, '.', '-', '+' and '_'")
-
-
-def _derived_name(data: str, profile: str) -> str:
-    "A name for a study of `data`: that of a study which has these data, or one that no other data have."
-    path = Path(data)
-    parts = (path.parent.name, path.stem) if path.is_file() else (path.name,)
-    stem = '-'.join(filter(None, parts))
-    stems = path.stem, stem, f'{stem}-{digest(data)[:6]}'
-    names = [re.sub(r'[^\w.+-]+', '-', f'{s}-{profile}').strip('.-') for s in stems]
-    for name in names:
-        if _recorded_data(name) == data: return name
-    return next(name for name in names[1:] if _recorded_data(name) is None or name == names[-1])
-
-
-def _recorded_data(name: str) -> str | None:
-    "The data of the study called `name`; None if there is none."
-    file = home()/'studies'/name/'study.json'
-    return json.loads(file.read_text())['plan']['data'] if file.exists() else None
-
-# %% ../../nbs/core/05_store.ipynb #20354f24
-DATA_NAMES = {'simulated'}  # data that are not a path; a source of another kind adds its name
-
-def open_study(
-    name: str = '',            # folder under `studies/`; '' for one made of data and profile
-    data: str = 'simulated',   # 'simulated', a folder of images, or a CSV
-    profile: str = '',         # a name in `PROFILES`, or '' to suit the machine
-    group: str = 'group',      # the column that names a patch's weld, film, plate or section
-    seed: int = 0,             # everything random follows from it
-    overrides=None,            # dotted name -> value, a dict or its JSON, such as {'denoiser.steps': 9000}
-) -> Study:
-    "Open the study called `name`, or start it. Once it has made more than its patches, it keeps the plan it has."
-    overrides = json.loads(overrides) if isinstance(overrides, str) and overrides else overrides
-    config = with_absolute_outside(choose_profile(profile, overrides), DATA_NAMES)
-    data = absolute_data(data, 'data', DATA_NAMES)
-    name = _study_name(name, data, config)
-    study = Study(name, home()/'studies'/name, config, data, group, seed)
-    _record_plan(study)
-    return study
-
-# %% ../../nbs/core/05_store.ipynb #f3e11c9d
-def _record_plan(study: Study):
-    "Write the plan to `study.json`, or check that it is the one that is there."
-    file = study.path/'study.json'
-    record: dict = dict(name=study.name, plan={}, started=time.strftime('%Y-%m-%d'), hardware=hardware(), versions=versions())
-    if file.exists(): record = json.loads(file.read_text())
-    changed = _plan_changes(record['plan'], study) if file.exists() else []
-    if file.exists() and not changed: return
-    require_writable(study.path)
-    if not process().is_main_process: return
-    if changed: _take_changes(study, changed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, json.dumps(dict(record, plan=study.plan()), indent=1))
-
-
-def _take_changes(study: Study, changed: list):
-    "Say what a study changes of its plan; `StudyError` if it has begun, and not the outside set alone is changed."
-    fields = ', '.join(changed[:3]) + f' and {len(changed) - 3} more'*(len(changed) > 3)
-    if not _has_begun(study):
-        return log(f"study '{study.name}' has made nothing but patches: it takes another {fields}")
-    if study.is_closed() or not outside_alone(changed):
-        raise StudyError(f"study '{study.name}' was started with another {', '.join(changed)}: "
-                         f'choose another NAME, or remove {study.path}')
-    log(f"study '{study.name}' has another {fields} now")
-
-# %% ../../nbs/core/05_store.ipynb #b4859c86
-def _has_begun(study: Study) -> bool:
-    "Has a study made more than its patches, is it making anything, or has its test fold been opened?"
-    if study.is_closed(): return True
-    if any(folder.parent.name != 'data' for folder in artefact_folders(study.path)): return True
-    with file_lock(study.path/'.study') as free: return not free
-
 # %% ../../nbs/core/05_store.ipynb #1c9e5e89
 def _plan_changes(plan: dict, study: Study) -> list:
     "The names of what differs between a recorded plan and that of `study`."
@@ -430,16 +350,3 @@ def _plan_changes(plan: dict, study: Study) -> list:
     if then.profile != study.config.profile: changed.append('profile')
     now, before = config_table(study.config), config_table(then)
     return changed + [k for k in now.index if now[k] != before[k]]
-
-# %% ../../nbs/core/05_store.ipynb #84bb1704
-def find_study(
-    name: str,  # its folder under `studies/`
-) -> Study:
-    "The study called `name`, with the plan it was started with; `StudyError` if there is none."
-    file = home()/'studies'/name/'study.json'
-    if Path(name).name != name or not file.exists():
-        known = ', '.join(sorted(f.parent.name for f in (home()/'studies').glob('*/study.json')))
-        fix = f'choose one of {known}' if known else 'start one with `weldsynth report`'
-        raise StudyError(f"there is no study '{name}' in {home()/'studies'}: {fix}")
-    plan = json.loads(file.read_text())['plan']
-    return Study(name, file.parent, config_of_plan(plan), plan['data'], plan['group'], plan['seed'])
