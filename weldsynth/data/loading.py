@@ -9,13 +9,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'UNPRINTABLE', 'is_left_out', 'files_below', 'resolve_inside', 'real_image_issues', 'read_real', 'Patch',
-           'assemble', 'read_patches', 'flaw_on', 'with_mask', 'file_patch']
+           'assemble', 'read_patches', 'flaw_on', 'with_mask', 'file_patch', 'files_fingerprint']
 
 # %% ../../nbs/data/07_loading.ipynb #2bf3fad3
 import numpy as np
@@ -50,6 +51,8 @@ from weldsynth.data.masks import (
 )
 
 # %% ../../nbs/data/07_loading.ipynb #6a04f66c
+from ..core.files import file_hash
+from ..core.random import digest
 from ..core.runtime import progress
 from .clean import is_clean, standard_label
 from .messages import raise_folded
@@ -325,3 +328,25 @@ def file_patch(
     if not mask_name: return patch._replace(mask=mask_patch(np.zeros(grey.shape), px))
     flaw = flaw_on(root, mask_name, picture, report, mask_flaw)
     return with_mask(patch, flaw, grey.shape, mask_name, row.label, report)
+
+# %% ../../nbs/data/07_loading.ipynb #8acac3a1
+@lru_cache(maxsize=None)
+def _hash_once(file: Path, size: int, changed: int) -> str:
+    "`file_hash`, taken once in a process while the file stays as it is."
+    return file_hash(file)
+
+
+def files_fingerprint(
+    files: list,   # paths below `root`
+    root: Path,
+) -> str:
+    "A digest of the relative paths and the contents of files."
+    facts, shut = [], []
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        try:
+            stat = file.stat()
+            facts.append((name, _hash_once(file, stat.st_size, stat.st_mtime_ns)))
+        except OSError as e: shut.append(Issue(name, *system_reason(e)))
+    raise_folded(shut)
+    return digest(facts)

@@ -5,41 +5,24 @@
 # %% ../../nbs/data/09_sources.ipynb #968b77b1
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 # %% auto #0
-__all__ = ['SOURCES', 'Source', 'Undescribed', 'files_fingerprint', 'Simulated', 'source_table', 'manifest_rows', 'Folder',
-           'TableSource', 'Manifest', 'Windows', 'AnnotatedFilms', 'open_source', 'tell_understood']
+__all__ = ['SOURCES', 'Source', 'Undescribed', 'Simulated', 'source_table', 'manifest_rows', 'Folder', 'TableSource', 'Manifest',
+           'Windows', 'open_source', 'tell_understood']
 
 # %% ../../nbs/data/09_sources.ipynb #58af14ad
-import numpy as np
 import pandas as pd
 import torch
 
 # %% ../../nbs/data/09_sources.ipynb #7d285d02
 from ..core.config import DataConfig
-from ..core.files import file_hash
-from ..core.random import digest
 from ..core.runtime import log
-from .annotation_formats import find_annotations, read_annotations
-from .annotations import name_files
-from .film_windows import cut_windows, describe_windows, flaw_map, place_windows, read_films
-from weldsynth.data.images import (
-    DataError,
-    ImageError,
-    Issue,
-    Report,
-    raise_if_error,
-    report_all,
-    system_reason,
-    window,
-)
-from .loading import assemble, files_below, resolve_inside
-from .messages import raise_folded
+from .annotated_films import AnnotatedFilms
+from .images import DataError, ImageError, Issue, Report, raise_if_error, window
+from .loading import assemble, files_below, files_fingerprint, resolve_inside
 from .names import read_image_table
 from .patches import PatchSet
 from .readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows, understand_files  # noqa: F401
@@ -102,28 +85,6 @@ class Undescribed:
 
     def rows(self) -> tuple[str, pd.DataFrame]:
         raise DataError(Issue(self.data, 'cannot be imported', 'give a folder of images'))
-
-# %% ../../nbs/data/09_sources.ipynb #8acac3a1
-@lru_cache(maxsize=None)
-def _hash_once(file: Path, size: int, changed: int) -> str:
-    "`file_hash`, taken once in a process while the file stays as it is."
-    return file_hash(file)
-
-
-def files_fingerprint(
-    files: list,   # paths below `root`
-    root: Path,
-) -> str:
-    "A digest of the relative paths and the contents of files."
-    facts, shut = [], []
-    for file in files:
-        name = file.relative_to(root).as_posix()
-        try:
-            stat = file.stat()
-            facts.append((name, _hash_once(file, stat.st_size, stat.st_mtime_ns)))
-        except OSError as e: shut.append(Issue(name, *system_reason(e)))
-    raise_folded(shut)
-    return digest(facts)
 
 # %% ../../nbs/data/09_sources.ipynb #f5cf6bb1
 @dataclass(frozen=True)
@@ -299,76 +260,6 @@ class Windows(TableSource):
 
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
         return read_windows(self.table, px, group, report, self.config)
-
-# %% ../../nbs/data/09_sources.ipynb #4fee5a70
-@dataclass(frozen=True)
-class AnnotatedFilms:
-    "Whole films, or images, with flaws marked on them."
-    data: str
-    config: DataConfig
-    seed: int = 0
-    is_simulated: ClassVar[bool] = False
-
-    @classmethod
-    def accepts(cls, data: str) -> bool: return find_annotations(data) is not None
-
-    @cached_property
-    def marked(self):
-        "The files of annotations and their format."
-        marked = find_annotations(self.data)
-        if marked is None: raise DataError(_unknown_source(self.data))
-        return marked
-
-    @property
-    def title(self) -> str: return f'films with {self.marked.format.title} annotations'
-
-    @property
-    def root(self) -> Path: return self.marked.tree.root
-
-    def files(self) -> list[Path]:
-        names = {*self.marked.files, *self.marked.tree.images, *name_files(self.marked.tree)}
-        return [self.root/name for name in sorted(names)]
-
-    def fingerprint(self) -> str: return files_fingerprint(self.files(), self.root)
-
-    @cached_property
-    def films(self) -> tuple[list, list]:
-        "The films, and what is wrong with their marks."
-        issues: list[Issue] = []
-        marks = read_annotations(self.marked, issues.append)
-        return read_films(self.root, marks, issues.append), issues
-
-    def windows(self, px: int) -> pd.DataFrame:
-        "The windows of the films, for patches of `px` pixels a side."
-        if px not in self._placed: self._placed[px] = place_windows(self.films[0], px, self.config)
-        return self._placed[px]
-
-    @cached_property
-    def _placed(self) -> dict: return {}
-
-    @property
-    def understood(self) -> str:
-        windows = self.windows(self.config.px)
-        keep_split = getattr(self.config, 'given_split', False)
-        return describe_windows(self.marked.format.title, self.films[0], windows, keep_split)
-
-    def rows(self) -> tuple[str, pd.DataFrame]:
-        "The windows as a `windows.csv` lists them, whose films keep their paths."
-        rows = self.windows(self.config.px).drop(columns=['name', 'labels'])
-        return 'windows.csv', rows
-
-    def masks(self) -> Iterator[tuple[str, np.ndarray]]:
-        "The path of each film with flaws, and its mask, uint8, H x W."
-        for film in self.films[0]:
-            if any(film.places): yield film.path, np.uint8(255)*(flaw_map(film.marks, film.shape) > 0)
-
-    def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
-        films, issues = self.films
-        report_all(report, issues)
-        if group not in ('group', 'film'):
-            fix = "leave GROUP out, or import the folder and name the welds in its windows.csv"
-            report(Issue(self.root.name, f"has no column '{group}', and its films are the groups", fix, False))
-        return cut_windows(self.root, films, self.windows(px), px, report) if films else None
 
 # %% ../../nbs/data/09_sources.ipynb #9d990915
 SOURCES: dict[str, type[Source]] = {
