@@ -39,7 +39,7 @@ def case(tmp_path, monkeypatch):
 
 def read(data, **overrides):
     "The patches of a set, and its issues as (severity, what, fix) with the number of files that have each."
-    issues, patches = check_and_read(str(data), with_overrides(CONFIG, overrides))
+    issues, patches = check_and_read(str(data), with_overrides(CONFIG, overrides), every=True)
     issues = issues[~issues.what.str.contains('|'.join(SET_WARNINGS))]
     return patches, issues.groupby(['severity', 'what', 'fix']).size().to_dict()
 

@@ -252,7 +252,7 @@ def import_folder(
     clean: Clean = '',
     fields: Fields = [],  # noqa: B006  typer copies it
 ):
-    "Write a folder's manifest.csv or windows.csv, so that it can be corrected."
+    "Write down how a folder was understood."
     from weldsynth.data.importing import import_data
     from weldsynth.data.sources import open_source, tell_understood
     config = choose_profile(profile, _overrides(_data_fields(fields, clean))).data

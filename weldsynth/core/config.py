@@ -117,9 +117,9 @@ class ClassifierConfig:
     kind: str = 'features'              # a name in `CLASSIFIERS`; naming another takes its `CLASSIFIER_DEFAULTS`
     steps: int = 1_200
     batch: int = 128
-    lr: float = 1e-3                    # peak learning rate
+    lr: float = 2e-3                    # peak learning rate
     weight_decay: float = .3
-    label_smoothing: float = .05
+    label_smoothing: float = 0.
     seeds: int = 3                      # classifier seeds per arm
     backbone: str = 'tf_efficientnet_lite0'  # a timm model
     weights: str = 'package'            # or the path of a safetensors file, or 'hub'

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'MAX_BYTES', 'CUT_UP', 'SYNTHETIC_MARK', 'Picture', 'ImageError',
-           'is_dicom', 'is_image_file', 'file_bytes', 'Raster', 'open_raster', 'turn', 'decode_image', 'explained']
+           'is_dicom', 'is_image_file', 'system_reason', 'file_bytes', 'Raster', 'open_raster', 'turn', 'decode_image',
+           'explained']
 
 # %% ../../nbs/data/17_formats.ipynb #ac16cff8
 import numpy as np
@@ -79,16 +80,26 @@ def _check_dimensions(width: int, height: int, frames: int = 1, samples: int = 1
     if frames > 1: raise ImageError(f'holds {frames} frames', 'save the frame that counts as a file of its own')
     if width*height*samples < 1: raise ImageError('holds no pixels', 'replace or remove it')
 
+# %% ../../nbs/data/17_formats.ipynb #3e0895a4
+def system_reason(
+    error: OSError,
+) -> tuple[str, str]:
+    "The `what` and the `fix` of an `Issue` about a file or folder that the system does not open."
+    if isinstance(error, PermissionError):
+        return 'cannot be opened (no permission)', 'give yourself the right to read it'
+    return f'cannot be opened ({error.strerror})', 'check the drive that it lies on, or copy it again'
+
 # %% ../../nbs/data/17_formats.ipynb #e1fc2cdf
 def file_bytes(
     path: Path,
 ) -> bytes:
     "The bytes of a regular file of acceptable size. Raises `ImageError` for another."
-    if not path.is_file(): raise ImageError('is missing', 'put it there, or remove what names it')
-    size = path.stat().st_size
-    if size > MAX_BYTES: raise ImageError(f'is huge ({size/2**30:.1f} GB)', 'cut it into smaller images')
-    try: return path.read_bytes()
-    except OSError as e: raise ImageError(f'cannot be read ({e.strerror})', 'allow it, or copy it again') from None
+    try:
+        if not path.is_file(): raise ImageError('is missing', 'put it there, or remove what names it')
+        size = path.stat().st_size
+        if size > MAX_BYTES: raise ImageError(f'is huge ({size/2**30:.1f} GB)', 'cut it into smaller images')
+        return path.read_bytes()
+    except OSError as e: raise ImageError(*system_reason(e)) from None
 
 # %% ../../nbs/data/17_formats.ipynb #63deb01f
 SYNTHETIC_MARK = re.compile(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['Report', 'printable', 'Issue', 'DataError', 'raise_if_error', 'report_all', 'plural', 'system_reason', 'read_picture',
-           'read_grey', 'window', 'resize', 'to_patch', 'count_levels', 'grey_issues']
+__all__ = ['Report', 'printable', 'Issue', 'DataError', 'raise_if_error', 'report_all', 'plural', 'read_picture', 'read_grey',
+           'window', 'resize', 'to_patch', 'count_levels', 'grey_issues']
 
 # %% ../../nbs/data/01_images.ipynb #fccec687
 import numpy as np
@@ -29,6 +29,7 @@ from weldsynth.data.formats import (  # noqa: F401
     decode_image,
     file_bytes,
     is_image_file,
+    system_reason,
 )
 
 # %% ../../nbs/data/01_images.ipynb #f0a764e9
@@ -83,15 +84,6 @@ def plural(
 ) -> str:
     "A count and its noun: '1 image', '2 images'."
     return f'{n:,} {noun}' if n == 1 else f"{n:,} {many or noun + 's'}"
-
-# %% ../../nbs/data/01_images.ipynb #3e0895a4
-def system_reason(
-    error: OSError,
-) -> tuple[str, str]:
-    "The `what` and the `fix` of an `Issue` about a file or folder that the system does not open."
-    if isinstance(error, PermissionError):
-        return 'cannot be opened (no permission)', 'give yourself the right to read it'
-    return f'cannot be opened ({error.strerror})', 'check the drive that it lies on, or copy it again'
 
 # %% ../../nbs/data/01_images.ipynb #22a8aa7f
 def read_picture(

@@ -10,9 +10,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 # %% auto #0
-__all__ = ['CLASSIFIERS', 'small_cnn', 'grey_resnet18', 'FeatureNoise', 'feature_head', 'FrozenClassifier', 'FinetunedClassifier',
-           'classifier_builder', 'make_classifier', 'load_classifier', 'is_frozen', 'mirrored_flaws', 'augment_mildly',
-           'classifier_batch', 'fit', 'logits', 'probabilities', 'penultimate']
+__all__ = ['CLASSIFIERS', 'small_cnn', 'grey_resnet18', 'FeatureNoise', 'UniformDropout', 'feature_head', 'FrozenClassifier',
+           'FinetunedClassifier', 'classifier_builder', 'make_classifier', 'load_classifier', 'is_frozen',
+           'mirrored_flaws', 'augment_mildly', 'classifier_batch', 'fit', 'logits', 'probabilities', 'penultimate']
 
 # %% ../../nbs/models/05_classifier.ipynb #643e2934
 import numpy as np
@@ -62,6 +62,17 @@ class FeatureNoise(nn.Module):
     def forward(self, x): return x + torch.randn_like(x)*self.deviation if self.training else x
 
 
+class UniformDropout(nn.Module):
+    "`nn.Dropout` by uniform random numbers, in a third of its time on a CPU."
+    def __init__(self, share: float):  # of the inputs that become 0; the others grow to keep the sum
+        super().__init__()
+        self.share = share
+
+    def forward(self, x):
+        if not self.training: return x
+        return x*torch.rand_like(x).ge_(self.share).div_(1 - self.share)
+
+
 def feature_head(
     width: int,    # number of features
     classes: int,  # number of classes
@@ -69,8 +80,8 @@ def feature_head(
 ) -> nn.Module:
     "Features, N x `width`, to logits, N x `classes`: standardised, disturbed, one hidden layer."
     return nn.Sequential(nn.BatchNorm1d(width, affine=False), FeatureNoise(config.feature_noise),
-                         nn.Dropout(config.dropout), nn.Linear(width, config.hidden), nn.ReLU(),
-                         nn.Dropout(config.dropout), nn.Linear(config.hidden, classes))
+                         UniformDropout(config.dropout), nn.Linear(width, config.hidden), nn.ReLU(),
+                         UniformDropout(config.dropout), nn.Linear(config.hidden, classes))
 
 # %% ../../nbs/models/05_classifier.ipynb #299bb375
 class FrozenClassifier(nn.Module):
@@ -191,7 +202,7 @@ def fit(
     optimiser: OptimiserConfig,
     seed: int,             # of initial weights and batches: the same for all arms, so that arms are paired
 ) -> nn.Module:
-    "Train one classifier: AdamW, cosine schedule, cross-entropy with smoothed labels (Szegedy et al. 2016)."
+    "Train one classifier: AdamW, cosine schedule, cross-entropy, labels smoothed if asked for (Szegedy et al. 2016)."
     def loss(net, x, y): return cross_entropy(net(x), y, label_smoothing=config.label_smoothing)
     net = seeded_weights(seed, 'classifier weights', lambda: make_classifier(classes, config))
     batch = classifier_batch(values, rows, labels, config, seed)

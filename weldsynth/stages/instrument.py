@@ -61,7 +61,7 @@ def real_scores(
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 
 # %% ../../nbs/14_instrument.ipynb #fd907345
-@stage('eval/instrument', version=2, needs=lambda study: [prepare(study)], shared=True,
+@stage('eval/instrument', version=3, needs=lambda study: [prepare(study)], shared=True,
        reads=(*FIT_FIELDS, 'instrument', 'rule.prevalence'))
 def check_instrument(study: Study, folder):
     "`scores.csv`: classifier, training (1: its own number of steps) and `SCORE_COLUMNS`; `trivial.csv`."
@@ -154,8 +154,8 @@ SETTINGS: dict[str, dict] = {
     'dropout 0.2': {'classifier.dropout': .2},
     'weight decay 0.03': {'classifier.weight_decay': .03},
     'no noise': {'classifier.feature_noise': 0.},
-    'no label smoothing': {'classifier.label_smoothing': 0.},
-    'learning rate 0.003': {'classifier.lr': 3e-3},
+    'label smoothing 0.05': {'classifier.label_smoothing': .05},
+    'learning rate 0.001': {'classifier.lr': 1e-3},
     'half the training': {'classifier.steps': ClassifierConfig().steps//2},
     'twice the training': {'classifier.steps': ClassifierConfig().steps*2},
     'from scratch (small)': {'classifier.kind': 'small'},
