@@ -26,7 +26,7 @@ from weldsynth.data.check import check_data
 from weldsynth.data.deal import Deal, deal_groups
 from weldsynth.data.images import DataError, Issue, to_patch, window
 from weldsynth.data.loading import files_below
-from weldsynth.data.messages import fold_issues
+from weldsynth.data.messages import fold_issues, in_order
 from weldsynth.data.patches import PatchSet
 from weldsynth.data.readers import read_folder
 from weldsynth.data.split import split
@@ -193,6 +193,24 @@ def test_texts_are_merged_and_errors_come_first():
     assert error.file == 'a'
     assert warning == Issue('0.png, 1.png, 2.png and 6 more', "is 1 to 9 x 7 pixels, not as '...'", 'give larger ones',
                             False)
+
+
+def test_lines_of_a_table_are_in_order():
+    issues = [Issue(f'windows.csv, line {n}', 'is cut off', 'correct it') for n in (10, 9, 100, 2, 11)]
+    [one] = fold_issues(in_order(issues))
+    assert one.file == 'windows.csv, lines 2, 9, 10 and 2 more'
+
+
+@pytest.mark.parametrize('case, file', [
+    ('tif16_rgb', 'clean/film-01/0000.tif'), ('films_float_xy', 'windows.csv, lines '),
+    ('mask_inverted', 'masks/'), ('csv_backslash', 'manifest.csv'), ('csv_decimal_comma', 'manifest.csv')])
+def test_a_case_of_many_files_is_few_lines(case, file, tmp_path):
+    "Whatever it says or does about them, it does not say it of each file."
+    root = tmp_path/'set'
+    runpy.run_path(str(CASES/f'{case}.py'))[case](root)
+    issues = check(root)
+    assert len(issues) <= 8, issues.to_string()
+    assert not issues.file.str.count(r'\.(?:png|tif|csv)').gt(3).any()
 
 
 def test_kinds_with_other_texts_are_not_merged():

@@ -21,7 +21,7 @@ import pandas as pd
 from ..core.config import StudyConfig
 from .images import DataError, Issue, Report, is_image_file, plural, printable
 from .loading import files_below
-from .messages import fold_issues
+from .messages import fold_issues, in_order
 from .names import read_image_table
 from .pairing import places
 from .patches import PatchSet
@@ -215,7 +215,7 @@ def check_and_read(
     try:
         source = open_source(data, config.data, seed)
         patches = source.read(config.data.px, group, found.append)
-        found.sort()  # files are read by several threads
+        found = in_order(found)
         whole = not any(issue.error for issue in found)
         if isinstance(source, TableSource) and whole: found += unread_files(source.table)
         if patches is not None: found += set_issues(patches, config, seed, whole)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 
 # %% auto #0
-__all__ = ['SHOWN', 'fold_issues', 'raise_folded']
+__all__ = ['SHOWN', 'fold_issues', 'in_order', 'raise_folded']
 
 # %% ../../nbs/data/27_messages.ipynb #79b6123c
 from .images import Issue, raise_if_error
@@ -53,11 +53,29 @@ def _as_one(same: list) -> Issue:
     names = list(dict.fromkeys(issue.file for issue in same))
     more = f' and {len(names) - SHOWN:,} more' if len(names) > SHOWN else ''
     what, fix = (_merged([issue[i] for issue in same]) for i in (1, 2))
-    return Issue(', '.join(names[:SHOWN]) + more, what, fix, same[0].error)
+    return Issue(_named(names[:SHOWN]) + more, what, fix, same[0].error)
+
+
+def _named(names: list) -> str:
+    "A few files, or a few lines of one table, in words."
+    lines = [re.fullmatch(r'(.*), line (\d+)', name) for name in names]
+    tables = {line[1] for line in lines if line}
+    if not all(lines) or len(tables) != 1: return ', '.join(names)
+    return f"{tables.pop()}, lines {', '.join(line[2] for line in lines if line)}"
+
+# %% ../../nbs/data/27_messages.ipynb #c1df03bc
+def in_order(
+    issues: Iterable[Issue],  # from reading
+) -> list:
+    "The issues in the order of their files and lines, without what may follow from another error."
+    def place(issue): return [(0, int(p), '') if p.isdecimal() else (1, 0, p) for p in re.split('([0-9]+)', issue.file)]
+    found = sorted(issues, key=lambda issue: (place(issue), issue))
+    first = any(issue.error and issue.file != 'labels' for issue in found)
+    return [issue for issue in found if not (first and issue.error and issue.file == 'labels')]
 
 # %% ../../nbs/data/27_messages.ipynb #f1222526
 def raise_folded(
     issues: Iterable[Issue],
 ):
     "Raises `DataError` for the first error, with all of its kind; does nothing if there is none."
-    for issue in fold_issues(sorted(issues))[:1]: raise_if_error(issue)
+    for issue in fold_issues(in_order(issues))[:1]: raise_if_error(issue)
