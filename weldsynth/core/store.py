@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -334,8 +335,23 @@ def stage(
     return declare
 
 # %% ../../nbs/core/05_store.ipynb #bb4633c9
+_found: ContextVar[dict | None] = ContextVar('artefacts found by the stage call that is going on', default=None)
+
+
 def _run_stage(declared: Stage, study: Study, args: dict) -> Artefact:
-    "Find or make the artefact of a declared stage."
+    "The artefact of a declared stage: found or made once while the outermost stage call lasts."
+    found = _found.get()
+    if found is None:
+        outermost = _found.set({})
+        try: return _run_stage(declared, study, args)
+        finally: _found.reset(outermost)
+    place = declared.name, study, json.dumps(args, sort_keys=True)
+    if place not in found: found[place] = _find_or_make(declared, study, args)
+    return found[place]
+
+
+def _find_or_make(declared: Stage, study: Study, args: dict) -> Artefact:
+    "The artefact of a declared stage and of what it needs."
     config = _config_read(study.config, declared.reads) | declared.also(study, **args)
     if study.outer >= 0: config['outer'] = study.outer
     def build(folder): declared.build(study, folder, **args)

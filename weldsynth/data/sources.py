@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -199,7 +200,7 @@ class TableSource(Undescribed):
     seed: int = 0
     is_simulated: ClassVar[bool] = False
 
-    @property
+    @cached_property
     def table(self) -> Path:
         "The CSV."
         path = source_table(self.data)
