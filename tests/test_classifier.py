@@ -142,9 +142,9 @@ def test_an_image_in_many_sets_stands_once_in_the_table(patches):
 
 @pytest.mark.parametrize('config', [QUICK, FROZEN], ids=['small', 'features'])
 def test_fits_are_the_same_on_one_core_and_on_two(patches, tmp_path, monkeypatch, config):
-    monkeypatch.setattr(fits, 'cores', lambda: 1)
+    monkeypatch.setattr(fits, 'cores', lambda on_cpu=False: 1)
     one = fits_of(patches, tmp_path/'one', config)
-    monkeypatch.setattr(fits, 'cores', lambda: 2)
+    monkeypatch.setattr(fits, 'cores', lambda on_cpu=False: 2)
     two = fits_of(patches, tmp_path/'two', config)
     assert [seed for _, seed, *_ in two] == [0, 1], 'in the order of the jobs'
     for (*_, probs), (*_, others) in zip(one, two, strict=True): assert torch.equal(probs, others)
@@ -152,13 +152,13 @@ def test_fits_are_the_same_on_one_core_and_on_two(patches, tmp_path, monkeypatch
 
 def test_a_classifier_added_from_outside_reaches_the_workers(patches, tmp_path, monkeypatch):
     monkeypatch.setitem(CLASSIFIERS, 'line', Line)
-    monkeypatch.setattr(fits, 'cores', lambda: 2)
+    monkeypatch.setattr(fits, 'cores', lambda on_cpu=False: 2)
     done = fits_of(patches, tmp_path, ClassifierConfig('line', steps=2, batch=8))
     assert [weights['2.weight'].shape for _, _, weights, _ in done] == [(2, 1)]*2
 
 
 def test_a_saved_fit_is_not_made_again(patches, tmp_path, monkeypatch):
-    monkeypatch.setattr(fits, 'cores', lambda: 1)
+    monkeypatch.setattr(fits, 'cores', lambda on_cpu=False: 1)
     [(*_, probs)] = fits_of(patches, tmp_path, seeds=(0,))
     seeds = []
 
@@ -172,7 +172,7 @@ def test_a_saved_fit_is_not_made_again(patches, tmp_path, monkeypatch):
 
 
 def test_an_error_of_a_fit_names_arm_and_seed(monkeypatch):
-    monkeypatch.setattr(fits, 'cores', lambda: 1)
+    monkeypatch.setattr(fits, 'cores', lambda on_cpu=False: 1)
 
     def fails(name, seed): raise StudyError('the loss is not finite')
     with pytest.raises(StudyError, match='^fit real, seed 3: the loss is not finite'):

@@ -125,7 +125,7 @@ def test_sampling_resumes_with_the_next_batch(study, tmp_path, monkeypatch):
 
 def test_fits_resume_with_the_next(study, tmp_path, monkeypatch):
     cut = begun(study, tmp_path/'cut', 'data/patches', 'ldm/autoencoder', 'ldm/denoiser', 'samples/defects')
-    monkeypatch.setattr(fits, 'cores', lambda: 1)
+    monkeypatch.setattr(fits, 'cores', lambda on_cpu=False: 1)
     with monkeypatch.context() as patch:
         dies_at(patch, fits, 'fit_job', 2)
         with pytest.raises(Killed): sweep_guidance(cut)
@@ -398,13 +398,13 @@ def test_samples_that_do_not_fit_are_drawn_in_halves(study, tmp_path):
 # --- what hangs or dies ---
 
 def test_fits_run_side_by_side(monkeypatch):
-    monkeypatch.setattr(fits, 'cores', lambda: 2)
+    monkeypatch.setattr(fits, 'cores', lambda on_cpu=False: 2)
     def f(name, seed): return seed
     assert sorted(fit_parallel(f, [('real', 0), ('real', 1)])) == [('real', 0, 0), ('real', 1, 1)]
 
 
 def test_a_fit_that_hangs_is_named(monkeypatch):
-    monkeypatch.setattr(fits, 'cores', lambda: 2)
+    monkeypatch.setattr(fits, 'cores', lambda on_cpu=False: 2)
     monkeypatch.setattr(fits, 'TIMEOUT_S', 3.)
     def f(name, seed):
         import time
@@ -416,7 +416,7 @@ def test_a_fit_that_hangs_is_named(monkeypatch):
 
 
 def test_a_fit_whose_process_dies_is_one_line(monkeypatch):
-    monkeypatch.setattr(fits, 'cores', lambda: 2)
+    monkeypatch.setattr(fits, 'cores', lambda on_cpu=False: 2)
     def f(name, seed):
         import os
         import signal

@@ -159,9 +159,10 @@ PACKAGED = 'torch.load(packaged_weights(), weights_only=True)'  # after their SH
 
 
 def test_the_code_has_no_way_to_unpickle_or_to_run_text():
-    "But for the packaged weights of the backbone, of which tensors alone are read."
+    "But for the packaged weights of the backbone, of which tensors alone are read, and YAML, of which text alone is."
     unsafe = [(file, node) for file, node in nodes() for name in names_in(node) if FORBIDDEN.search(name)]
-    assert [(file.name, ast.unparse(node)) for file, node in unsafe] == [('backbone.py', PACKAGED)]
+    allowed = [('annotations.py', 'yaml.load(text, yaml.BaseLoader)'), ('backbone.py', PACKAGED)]
+    assert sorted((file.name, ast.unparse(node)) for file, node in unsafe) == allowed
 
 
 def test_packaged_weights_of_another_hash_are_not_read(tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def _chance(signs: torch.Tensor) -> float:
 def _grain_pairs(images: torch.Tensor, correlation: float, common: torch.Tensor) -> np.ndarray:
     "`copy_pairs` with the common pixels given."
     signs = grain_signs(images, common)
-    least = min(.95, max(correlation, 10*_chance(signs)))
+    least = min(.95, max(correlation, 9*_chance(signs)))
     pairs = _candidates(signs, 2/np.pi*np.arcsin(least))
     kept = [np.zeros((0, 2), int)]
     for some in np.array_split(pairs, 1 + len(pairs)//4096):  # bounds the memory
