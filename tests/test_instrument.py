@@ -81,7 +81,7 @@ def test_lengths_are_of_the_own_training_and_rivals_have_their_own(tmp_path, mon
     changes = {'classifier.kind': 'features', 'classifier.steps': 10, 'instrument.lengths': (2., .25),
                'instrument.rivals': ('features', 'small', 'resnet18'), 'instrument.seeds': 4}
     check_instrument(open_study('rivals', profile='fixture', overrides=changes))
-    assert asked == [('features', 2, 2e-3, 4), ('features', 10, 1e-3, 4), ('features', 20, 1e-3, 4),
+    assert asked == [('features', 2, 2e-3, 4), ('features', 10, 2e-3, 4), ('features', 20, 2e-3, 4),
                      ('small', 500, 5e-3, 4), ('resnet18', 3_000, 1e-3, 4)]
     assert len(folders) == 5, 'no training resumes from another'
 
