@@ -470,3 +470,35 @@ def test_check_takes_the_name_of_clean_and_the_split(tmp_path, capsys):
     assert '96 A' in err
     assert 'kept where welds allow' in err
     assert main(['check', str(tmp_path), '--split', 'mine']) == 1
+
+
+# --- tables of Hugging Face ---
+
+def as_json_lines(folder):
+    "The case of Hugging Face's metadata, with a JSON object on each line."
+    write_case('hf_metadata_csv', folder)
+    table = pd.read_csv(folder/'metadata.csv')
+    table.to_json(folder/'metadata.jsonl', orient='records', lines=True)
+    (folder/'metadata.csv').unlink()
+    return folder
+
+
+def test_metadata_may_be_json_lines(tmp_path):
+    issues, patches = check_and_read(str(as_json_lines(tmp_path/'set')), CONFIG, 'film')
+    assert not (issues.severity == 'error').any()
+    assert (len(patches), patches.classes) == (96, ('clean', 'crack', 'porosity'))
+
+
+def test_a_line_that_is_no_json_object_is_named(tmp_path):
+    folder = as_json_lines(tmp_path/'set')
+    lines = (folder/'metadata.jsonl').read_text().splitlines()
+    (folder/'metadata.jsonl').write_text('\n'.join([*lines[:4], '["a list"]', *lines[4:]]))
+    issues, _ = check_and_read(str(folder/'metadata.jsonl'), CONFIG, 'film')
+    assert issues.loc[0, ['file', 'what']].tolist() == ['metadata.jsonl, line 5', 'is no JSON object']
+
+
+def test_tables_in_the_folders_of_splits_are_to_be_joined(tmp_path):
+    for part in ('train', 'test'): as_json_lines(tmp_path/'set'/part)
+    issues, _ = check_and_read(str(tmp_path/'set'), CONFIG, 'film')
+    first = issues.loc[0]
+    assert (first.file, first.what) == ('test/metadata.jsonl', 'names the labels of its own folder alone')

@@ -76,7 +76,11 @@ def folder_issues(
     "Yields what is wrong with how files lie in a folder of class folders."
     images = [f for f in files if is_image_file(root/f)]
     yield from layout_issues(reading)
-    yield from _other_file_issues(sorted(set(files) - set(images)))
+    tables = [f for f in files if f.name in ('metadata.csv', 'metadata.jsonl')]
+    yield from _other_file_issues(sorted(set(files) - set(images) - set(tables)))
+    if tables:
+        fix = 'join all such tables to one manifest.csv in the folder of the data, with paths from there'
+        yield Issue(str(tables[0]), 'names the labels of its own folder alone', fix)
     if reading.rows.empty:
         fix = 'put images (PNG, TIFF, DICOM, JPEG, BMP and others) into one sub-folder per class'
         yield Issue(root.name, 'has no images in class folders', fix)

@@ -118,11 +118,12 @@ class Simulated(Undescribed):
 def source_table(
     data: str,
 ) -> Path | None:
-    "The CSV that `data` stands for: itself, or the manifest.csv, windows.csv or metadata.csv in it; None without one."
+    "The table that `data` stands for: itself, or manifest.csv, windows.csv or metadata.csv or .jsonl in it; or None."
     path = Path(data)
-    if path.is_file(): return path if path.suffix.lower() in ('.csv', '.tsv', '.txt') else None
+    if path.is_file(): return path if path.suffix.lower() in ('.csv', '.tsv', '.txt', '.jsonl') else None
     own = next((path/name for name in ('manifest.csv', 'windows.csv') if (path/name).is_file()), None)
-    return path/'metadata.csv' if own is None and _lists_images(path/'metadata.csv') else own
+    others = (path/'metadata.csv', path/'metadata.jsonl')
+    return own or next((table for table in others if _lists_images(table)), None)
 
 
 def _lists_images(path: Path) -> bool:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -113,12 +114,26 @@ def _csv_lines(path: Path) -> list:
     except UnicodeDecodeError:
         what = "is not UTF-8 (an older 'CSV' of Excel is in Windows-1252, GBK or another code page)"
         raise _table_error(path, what, "save it as 'CSV UTF-8'") from None
+    if path.suffix.lower() == '.jsonl': return _json_lines(path, text)
     try: return table_lines(text, *separator(text, COLUMNS))
     except csv.Error as e:
         what = f'cannot be read as a table ({e})'
         raise _table_error(path, what, 'correct the quotes there', getattr(e, 'line_num', 0)) from None
 
 # %% ../../nbs/data/06_tables.ipynb #d7afb32f
+def _json_lines(path: Path, text: str) -> list:
+    "The same of a file with a JSON object on each line; its header is line 1. Raises `DataError`."
+    objects = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip(): continue
+        try: objects.append((number, dict(json.loads(line))))
+        except (TypeError, ValueError):
+            raise _table_error(path, 'is no JSON object', 'correct the line', number) from None
+    header = list(dict.fromkeys(name for _, values in objects for name in values))
+    def text_of(value): return '' if value is None else str(value).strip()
+    return [(1, header), *((number, [text_of(values.get(h)) for h in header]) for number, values in objects)]
+
+
 def _check_header(path: Path, header: list):
     "Raises `DataError` for a header that cannot be one."
     if len(header) == 1 and re.search(r'[^\w.]\s*\w', header[0]):
@@ -128,9 +143,9 @@ def _check_header(path: Path, header: list):
 
 # %% ../../nbs/data/06_tables.ipynb #d028ec0f
 def read_table(
-    path: Path,  # a CSV
+    path: Path,  # a CSV, or JSON lines (.jsonl)
 ) -> pd.DataFrame:
-    "The table in a CSV as text, its index the line and `attrs['notes']` what was assumed. Raises `DataError`."
+    "The table in a file as text, its index the line and `attrs['notes']` what was assumed. Raises `DataError`."
     lines = _csv_lines(path)
     if not lines: raise _table_error(path, 'is empty', 'give a header and a line per image')
     (_, header), *rows = lines
