@@ -76,8 +76,7 @@ class AnnotatedFilms:
     @property
     def understood(self) -> str:
         windows = self.windows(self.config.px)
-        keep_split = getattr(self.config, 'given_split', False)
-        return describe_windows(self.marked.format.title, self.films[0], windows, keep_split)
+        return describe_windows(self.marked.format.title, self.films[0], windows, self.config.given_split)
 
     def rows(self) -> tuple[str, pd.DataFrame]:
         "The windows as a `windows.csv` lists them, whose films keep their paths."
