@@ -26,7 +26,15 @@ from ..core.random import numpy_stream
 from ..core.runtime import progress
 from .flaw_maps import OUTSIDE, flaw_map
 from .images import ImageError, Issue, Report, plural, read_picture, report_all, resize
-from .loading import Patch, assemble, mask_patch, read_patches, real_image_issues, resolve_inside
+from weldsynth.data.loading import (
+    Patch,
+    assemble,
+    grey_ends,
+    mask_patch,
+    read_patches,
+    real_image_issues,
+    resolve_inside,
+)
 from .patches import PatchSet
 
 # %% ../../nbs/data/16_film_windows.ipynb #f9afcaae
@@ -309,7 +317,7 @@ def cut_windows(
     size = np.where(exact & (area > 0), area, np.nan)
     ids = [f'{film}_{x:05d}_{y:05d}' for film, x, y in zip(rows.film, rows.x, rows.y, strict=True)]
     table = pd.DataFrame(dict(id=ids, label=rows.label, group=rows.group, film=rows.name, size=size,
-                              weak_mask=rows.weak_mask.astype(bool)))
+                              weak_mask=rows.weak_mask.astype(bool), **grey_ends(patches)))
     given = rows.film.map(given_split)
     if (given != '').any(): table['given'] = given
     unit = 'px' if np.isfinite(size).any() else ''

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['Report', 'printable', 'Issue', 'DataError', 'raise_if_error', 'report_all', 'plural', 'read_picture', 'read_grey',
-           'window', 'resize', 'to_patch', 'count_levels', 'grey_issues']
+           'stretch', 'window', 'resize', 'to_patch', 'count_levels', 'grey_issues']
 
 # %% ../../nbs/data/01_images.ipynb #fccec687
 import numpy as np
@@ -101,18 +101,27 @@ def read_grey(
     except ImageError as e: raise DataError(Issue(str(path), *e.args)) from None
 
 # %% ../../nbs/data/01_images.ipynb #f57ffcdf
+def stretch(
+    x: torch.Tensor,  # float, N x 1 x H x W, any scale
+) -> tuple:
+    "Each image from its 1st to its 99th percentile over 0 to 255, uint8, a constant one 0; both percentiles, each N."
+    rows = max(1, 2**22//x[0].numel())  # at a time: sorting all at once takes memory
+    images, low, high = zip(*(_stretch(part) for part in x.split(rows)), strict=True)
+    return torch.cat(images), torch.cat(low), torch.cat(high)
+
+
+def _stretch(x: torch.Tensor) -> tuple:
+    "`stretch` of a few images."
+    low, high = torch.quantile(x.flatten(1), x.new_tensor([.01, .99]), dim=1)
+    at_low, span = low.view(-1, 1, 1, 1), (high - low).clamp(min=1e-6).view(-1, 1, 1, 1)
+    return ((x - at_low)/span).clamp(0, 1).mul(255).round().to(torch.uint8), low, high
+
+
 def window(
     x: torch.Tensor,  # float, N x 1 x H x W, any scale
 ) -> torch.Tensor:
     "Each image of `x` stretched from its 1st to its 99th percentile over 0 to 255, as uint8; a constant one becomes 0."
-    rows = max(1, 2**22//x[0].numel())  # at a time: sorting all at once takes memory
-    return torch.cat([_window(part) for part in x.split(rows)])
-
-
-def _window(x: torch.Tensor) -> torch.Tensor:
-    "`window` of a few images."
-    low, high = torch.quantile(x.flatten(1), x.new_tensor([.01, .99]), dim=1).view(2, -1, 1, 1, 1)
-    return ((x - low)/(high - low).clamp(min=1e-6)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return stretch(x)[0]
 
 # %% ../../nbs/data/01_images.ipynb #5029fbf0
 def resize(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'UNPRINTABLE', 'is_left_out', 'files_below', 'resolve_inside', 'real_image_issues', 'read_real', 'Patch',
-           'assemble', 'read_patches', 'flaw_on', 'with_mask', 'file_patch', 'files_fingerprint']
+           'assemble', 'grey_ends', 'read_patches', 'flaw_on', 'with_mask', 'file_patch', 'files_fingerprint']
 
 # %% ../../nbs/data/07_loading.ipynb #2bf3fad3
 import numpy as np
@@ -36,8 +36,8 @@ from weldsynth.data.images import (
     read_picture,
     report_all,
     resize,
+    stretch,
     system_reason,
-    window,
 )
 from weldsynth.data.masks import (
     apply_mask_flaw,
@@ -189,6 +189,8 @@ class Patch(NamedTuple):
     size: tuple                  # width and height in the file, pixels
     format: str
     pitch: float                 # mm per pixel, NaN where the file does not say
+    low: float = 0.              # the grey value in the file that `window` makes 0
+    high: float = 255.           # the one that it makes 255
     mask_name: str = ''          # of the mask's file, or how it is called in messages; '': it has none
     mask_share: float = np.nan   # of the image that its mask calls flaw
     mask_doubts: tuple = ()      # what is wrong with the mask, unless all masks are inverted
@@ -196,13 +198,14 @@ class Patch(NamedTuple):
 # %% ../../nbs/data/07_loading.ipynb #bca97b13
 def assemble(
     images: list,                      # uint8 tensors, 1 x H x W
-    table: pd.DataFrame,               # id, label, group, size and, if known, film
+    table: pd.DataFrame,               # id, label, group, size and, if known, film, low and high
     masks: list | None = None,         # uint8 tensors as `images`
     size_unit: str = '',               # 'mm' or 'px'
     report: Report = raise_if_error,   # called with each issue
 ) -> PatchSet:
     "A `PatchSet` of real images, its classes in order with 'clean' first."
     table = table.reset_index(drop=True).assign(origin='real')
+    for end, grey in (('low', 0.), ('high', 255.)): table[end] = table[end].astype(float) if end in table else grey
     table['label'] = [standard_label(label) for label in table.label.astype(str)]
     table['group'] = table.group.astype(str)
     table['film'] = table.film.astype(str) if 'film' in table else table.group
@@ -211,6 +214,14 @@ def assemble(
     return PatchSet(torch.stack(images), table, classes, None if masks is None else torch.stack(masks), size_unit)
 
 # %% ../../nbs/data/07_loading.ipynb #46aad43b
+def _grey_scale_issues(highs: np.ndarray) -> Iterator[Issue]:
+    "Yields a warning for grey values that differ so much that their scales must: 8 bits beside 12 or 16."
+    few, many = np.quantile(highs, [.02, .98])
+    if many > 12*max(few, 1):
+        what = f'have grey values of different scales (to {few:,.0f} and to {many:,.0f})'
+        yield Issue('images', what, 'save all with as many bits: flaws are pasted in these values', False)
+
+
 def _uniformity_issues(patches: list, labels: pd.Series) -> Iterator[Issue]:
     "Yields warnings for images that differ in what should be the same for all, or that give their label away."
     sizes = pd.Series([f'{width} x {height}' for width, height in (p.size for p in patches)])
@@ -222,6 +233,7 @@ def _uniformity_issues(patches: list, labels: pd.Series) -> Iterator[Issue]:
     if len(pitch) and pitch.max() > 1.05*pitch.min():
         what = f'have pixels from {pitch.min():.3g} to {pitch.max():.3g} mm'
         yield Issue('images', what, 'bring all to one scale', False)
+    yield from _grey_scale_issues(np.array([p.high for p in patches]))
     wide = [p.size for p in patches if max(p.size) > 3*min(p.size)]
     if 2*len(wide) > len(patches):
         what = f"look like whole films ({len(wide):,} of {len(patches):,}, such as {wide[0][0]} x {wide[0][1]} pixels)"
@@ -247,9 +259,17 @@ def _windowed(patches: list) -> list:
     "Patches, or None, with their images passed through `window`, all at once: one by one takes three times as long."
     floats = [i for i, patch in enumerate(patches) if patch and patch.image.is_floating_point()]
     if not floats: return patches
-    images = window(torch.stack([patches[i].image for i in floats]))
-    for i, image in zip(floats, images, strict=True): patches[i] = patches[i]._replace(image=image)
+    images, lows, highs = stretch(torch.stack([patches[i].image for i in floats]))
+    for i, image, low, high in zip(floats, images, lows.tolist(), highs.tolist(), strict=True):
+        patches[i] = patches[i]._replace(image=image, low=low, high=high)
     return patches
+
+
+def grey_ends(
+    patches: list,  # of `Patch`
+) -> dict:
+    "The columns low and high of the patches' table: the grey values of the file that became 0 and 255."
+    return dict(low=[p.low for p in patches], high=[p.high for p in patches])
 
 # %% ../../nbs/data/07_loading.ipynb #a92c9a85
 def read_patches(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class PatchSet:
     "N grey patches and what is known of each."
     images: torch.Tensor                # uint8, N x 1 x H x W
-    table: pd.DataFrame                 # N rows: id, label, group, film, size, origin and, once split, fold
+    table: pd.DataFrame                 # N rows: id, label, group, film, size, origin, low, high and, once split, fold
     classes: tuple                      # the label names, 'clean' first; a label's number is its place here
     masks: torch.Tensor | None = None   # uint8, N x 1 x H x W, 255 where the flaw is; None where no image has one
     size_unit: str = ''                 # of the column `size`: 'mm' or 'px' (pixels of flaw), '' where unknown
@@ -48,6 +48,15 @@ class PatchSet:
     def labels(self) -> torch.Tensor:
         "Class numbers, int64, N."
         return torch.from_numpy(pd.Categorical(self.table.label, categories=self.classes).codes.astype('int64'))
+
+    @property
+    def greys(self) -> torch.Tensor:
+        """The images in the grey values of their files, float, N x 1 x H x W.
+
+        The columns `low` and `high` say which of them became 0 and 255; what lies outside was cut off."""
+        low, high = (torch.tensor(self.table[end].to_numpy(), dtype=torch.float32).view(-1, 1, 1, 1)
+                     for end in ('low', 'high'))
+        return low + self.images/255*(high - low)
 
     def take(self, rows) -> PatchSet:
         "The patches that `rows` (a boolean mask or indices) selects."

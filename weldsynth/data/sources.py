@@ -22,7 +22,7 @@ import torch
 from ..core.config import DataConfig
 from ..core.runtime import log
 from .annotated_films import AnnotatedFilms
-from .images import DataError, ImageError, Issue, Report, raise_if_error, window
+from .images import DataError, ImageError, Issue, Report, raise_if_error, stretch
 from .loading import assemble, files_below, files_fingerprint, resolve_inside
 from .names import read_image_table
 from .patches import PatchSet
@@ -108,10 +108,12 @@ class Simulated(Undescribed):
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet:
         shots = simulate(self.config.defects, self.config.cleans, self.config.plates, px, self.seed)
         greys = torch.from_numpy(shots.images)[:, None]
-        images = torch.cat([window(chunk.float()) for chunk in greys.split(512)])
+        chunks = [stretch(chunk.float()) for chunk in greys.split(512)]
+        images, low, high = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         masks = torch.from_numpy(shots.masks)[:, None].mul(255).to(torch.uint8)
         ids = [f'{plate}_{i:05d}' for i, plate in enumerate(shots.plates)]
-        table = pd.DataFrame(dict(id=ids, label=shots.labels, group=shots.plates, size=shots.sizes_mm))
+        table = pd.DataFrame(dict(id=ids, label=shots.labels, group=shots.plates, size=shots.sizes_mm,
+                                  low=low.numpy(), high=high.numpy()))
         return assemble(list(images), table, list(masks), 'mm')
 
 # %% ../../nbs/data/09_sources.ipynb #7cc04ac0

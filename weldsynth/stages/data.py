@@ -38,7 +38,7 @@ def _source_facts(study: Study) -> dict:
     return dict(fingerprint=study_source(study).fingerprint(), group=study.group, seed=study.seed)
 
 # %% ../../nbs/01_data.ipynb #8921648a
-@stage('data/patches', version=2, reads=('data',), also=_source_facts)
+@stage('data/patches', version=3, reads=('data',), also=_source_facts)
 def _prepare(study: Study, folder):
     "The study's patches, read, split and checked, and `source.csv` with the SHA-256 hash of each file they came from."
     source = study_source(study)
