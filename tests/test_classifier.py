@@ -22,7 +22,7 @@ from weldsynth.models.classifier import (
     penultimate,
     probabilities,
 )
-from weldsynth.models.fits import distinct_images, fit_all, fit_job, fit_parallel, training_table
+from weldsynth.models.fits import distinct_images, fit_all, fit_groups, fit_job, fit_parallel, training_table
 
 QUICK = ClassifierConfig('small', steps=4, batch=8)
 FROZEN = ClassifierConfig(steps=4, batch=8, backbone_px=32)
@@ -58,7 +58,7 @@ def test_an_unknown_classifier_is_refused_with_the_known_ones():
 @pytest.mark.parametrize('config', [QUICK, FROZEN], ids=['small', 'features'])
 def test_a_loaded_classifier_predicts_as_the_trained_one(config, patches):
     values, members = training_table(dict(real=patches), config)
-    weights, probs = fit_job(values, *members['real'], 2, config, OptimiserConfig(), 0, values[:12])
+    [(weights, probs)] = fit_job(values, [members['real']], 2, config, OptimiserConfig(), 0, values[:12])
     again = probabilities(load_classifier(config, 2, weights), patches.images)
     assert torch.allclose(probs, again, atol=1e-4)
 
@@ -111,20 +111,39 @@ def test_a_frozen_classifier_learns_from_features_as_from_images(patches):
 
 def test_training_a_head_leaves_the_backbone_as_it_is(patches):
     values, members = training_table(dict(real=patches), FROZEN)
-    net = fit(values, *members['real'], 2, FROZEN, OptimiserConfig(), 0)
+    [net] = fit(values, [members['real']], 2, FROZEN, OptimiserConfig(), 0)
     assert isinstance(net, FrozenClassifier)
     assert all(name.startswith('head.') for name in net.state_dict())
 
 
 def test_dropout_and_noise_follow_the_seed_and_nothing_else(patches):
     values, members = training_table(dict(real=patches), FROZEN)
-    def weights(seed): return fit(values, *members['real'], 2, FROZEN, OptimiserConfig(), seed).head[3].weight
+    def weights(seed): return fit(values, [members['real']], 2, FROZEN, OptimiserConfig(), seed)[0].head.hidden.weight
     before = torch.random.get_rng_state()
     first = weights(0)
     assert torch.equal(torch.random.get_rng_state(), before), "the caller's own random numbers go on as they were"
     torch.rand(5)
     assert torch.equal(weights(0), first)
     assert not torch.equal(weights(1), first)
+
+
+def test_a_head_trained_beside_others_is_the_one_trained_alone(patches):
+    sets = dict(real=patches, fewer=patches.take([0, 1, 2, 3]))
+    values, members = training_table(sets, FROZEN)
+    together = fit(values, list(members.values()), 2, FROZEN, OptimiserConfig(), 0)
+    for net, member in zip(together, members.values(), strict=True):
+        [alone] = fit(values, [member], 2, FROZEN, OptimiserConfig(), 0)
+        for name, weight in alone.state_dict().items(): assert torch.equal(net.state_dict()[name], weight), name
+    assert not torch.equal(together[0].head.hidden.weight, together[1].head.hidden.weight)
+
+
+@pytest.mark.parametrize(('cores', 'sizes'), [(1, [9]*3), (2, [5, 4]*3), (16, [1]*27)])
+def test_groups_of_fits_hold_each_once_and_leave_no_core_idle(cores, sizes, monkeypatch):
+    monkeypatch.setattr(fits, 'cores', lambda on_cpu=False: cores)
+    jobs = [(f'arm-{i}', seed) for seed in range(3) for i in range(9)]
+    groups = fit_groups(jobs)
+    assert sorted((name, seed) for (_, seed), names in groups.items() for name in names) == sorted(jobs)
+    assert [len(names) for names in groups.values()] == sizes
 
 
 def test_flaws_count_with_their_mirror_images_and_cleans_once(patches):
@@ -163,7 +182,7 @@ def test_a_saved_fit_is_not_made_again(patches, tmp_path, monkeypatch):
     seeds = []
 
     def counted(*args, real=fits.fit_job):
-        seeds.append(args[6])
+        seeds.append(args[5])
         return real(*args)
     monkeypatch.setattr(fits, 'fit_job', counted)
     again = fits_of(patches, tmp_path)

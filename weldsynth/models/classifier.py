@@ -5,12 +5,13 @@
 # %% ../../nbs/models/05_classifier.ipynb #0ea11768
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 # %% auto #0
-__all__ = ['CLASSIFIERS', 'small_cnn', 'grey_resnet18', 'FeatureNoise', 'UniformDropout', 'feature_head', 'FrozenClassifier',
+__all__ = ['CLASSIFIERS', 'small_cnn', 'grey_resnet18', 'FeatureHead', 'draw_disturbance', 'FrozenClassifier',
            'FinetunedClassifier', 'classifier_builder', 'make_classifier', 'load_classifier', 'is_frozen',
            'mirrored_flaws', 'augment_mildly', 'classifier_batch', 'fit', 'logits', 'probabilities', 'penultimate']
 
@@ -53,35 +54,31 @@ def grey_resnet18(
     return net
 
 # %% ../../nbs/models/05_classifier.ipynb #024e640c
-class FeatureNoise(nn.Module):
-    "Adds normal noise in training; nothing in evaluation."
-    def __init__(self, deviation: float):
+class FeatureHead(nn.Module):
+    "Features, N x D, to logits, N x K: standardised, disturbed in training, one hidden layer."
+    def __init__(
+        self,
+        width: int,    # number of features
+        classes: int,  # number of classes
+        config: ClassifierConfig,
+    ):
         super().__init__()
-        self.deviation = deviation
+        self.standardise = nn.BatchNorm1d(width, affine=False)
+        self.hidden = nn.Linear(width, config.hidden)
+        self.out = nn.Linear(config.hidden, classes)
 
-    def forward(self, x): return x + torch.randn_like(x)*self.deviation if self.training else x
-
-
-class UniformDropout(nn.Module):
-    "`nn.Dropout` by uniform random numbers, in a third of its time on a CPU."
-    def __init__(self, share: float):  # of the inputs that become 0; the others grow to keep the sum
-        super().__init__()
-        self.share = share
-
-    def forward(self, x):
-        if not self.training: return x
-        return x*torch.rand_like(x).ge_(self.share).div_(1 - self.share)
+    def forward(self, x, noise=0., keep=1., keep_hidden=1.):  # from `draw_disturbance`
+        return self.out(self.hidden((self.standardise(x) + noise)*keep).relu()*keep_hidden)
 
 
-def feature_head(
-    width: int,    # number of features
-    classes: int,  # number of classes
+def draw_disturbance(
+    n: int,  # images
+    width: int,  # number of features
     config: ClassifierConfig,
-) -> nn.Module:
-    "Features, N x `width`, to logits, N x `classes`: standardised, disturbed, one hidden layer."
-    return nn.Sequential(nn.BatchNorm1d(width, affine=False), FeatureNoise(config.feature_noise),
-                         UniformDropout(config.dropout), nn.Linear(width, config.hidden), nn.ReLU(),
-                         UniformDropout(config.dropout), nn.Linear(config.hidden, classes))
+) -> tuple:
+    "Noise to add to standardised features, and factors of features and hidden units that drop a share of them."
+    def keep(units): return torch.rand(n, units).ge_(config.dropout).div_(1 - config.dropout)
+    return torch.randn(n, width)*config.feature_noise, keep(width), keep(config.hidden)
 
 # %% ../../nbs/models/05_classifier.ipynb #299bb375
 class FrozenClassifier(nn.Module):
@@ -93,7 +90,7 @@ class FrozenClassifier(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.head = feature_head(frozen_backbone(config).width, classes, config)
+        self.head = FeatureHead(frozen_backbone(config).width, classes, config)
 
     def forward(self, x): return self.head(x if x.ndim == 2 else frozen_backbone(self.config)(x))
 
@@ -193,23 +190,48 @@ def classifier_batch(
     return draw_batch
 
 # %% ../../nbs/models/05_classifier.ipynb #f280e260
+def _heads_loss(heads: nn.ModuleList, x: torch.Tensor, labels: torch.Tensor, config: ClassifierConfig) -> torch.Tensor:
+    "The sum of the heads' losses; `x` N x heads x D, `labels` N x heads."
+    disturbance = [d.to(x.device) for d in draw_disturbance(len(x), x.shape[-1], config)]
+    return torch.stack([
+        cross_entropy(head(x[:, i], *disturbance), labels[:, i], label_smoothing=config.label_smoothing)
+        for i, head in enumerate(heads)]).sum()
+
+
+def _together(batches: list) -> Callable:
+    "The function `step -> (x, labels)` that gives the batches of all in `batches` side by side, N x batches x ..."
+    def draw_batch(step: int) -> tuple:
+        x, labels = zip(*(batch(step) for batch in batches), strict=True)
+        return torch.stack(x).transpose(0, 1), torch.stack(labels).T  # each batch stays in one piece of memory
+    return draw_batch
+
+# %% ../../nbs/models/05_classifier.ipynb #8a90a607
 def fit(
     values: torch.Tensor,  # images, uint8, N x 1 x H x W, or features, float16, N x D
-    rows: torch.Tensor,    # int64, M rows of `values`: the training set
-    labels: torch.Tensor,  # int64, M class numbers
+    members: list,         # of each training set: int64, M rows of `values`, and int64, M class numbers
     classes: int,          # number of classes
     config: ClassifierConfig,
     optimiser: OptimiserConfig,
     seed: int,             # of initial weights and batches: the same for all arms, so that arms are paired
-) -> nn.Module:
-    "Train one classifier: AdamW, cosine schedule, cross-entropy, labels smoothed if asked for (Szegedy et al. 2016)."
+) -> list:
+    """A classifier for each training set: AdamW, cosine schedule, cross-entropy, labels smoothed if asked for.
+
+    Heads on frozen features are trained side by side, disturbed alike; each comes out as if it were alone. Labels
+    smoothed: Szegedy et al. 2016."""
     def loss(net, x, y): return cross_entropy(net(x), y, label_smoothing=config.label_smoothing)
-    net = seeded_weights(seed, 'classifier weights', lambda: make_classifier(classes, config))
-    batch = classifier_batch(values, rows, labels, config, seed)
+    def heads_loss(heads, x, y): return _heads_loss(heads, x, y, config)
+    nets = [seeded_weights(seed, 'classifier weights', lambda: make_classifier(classes, config)) for _ in members]
+    batches = [classifier_batch(values, rows, labels, config, seed) for rows, labels in members]
+    trainings: list = [(net, loss, batch) for net, batch in zip(nets, batches, strict=True)]
     optimiser = replace(optimiser, weight_decay=config.weight_decay)
-    with torch.random.fork_rng():  # dropout and noise draw from PyTorch's global generator
-        torch.manual_seed(stream_seed('classifier training', seed))
-        return train(net.train(), loss, batch, config.steps, config.lr, optimiser, distributed=False)[0]
+    if is_frozen(config):
+        trainings = [(nn.ModuleList(net.get_submodule('head') for net in nets), heads_loss, _together(batches))]
+        optimiser = replace(optimiser, clip_norm=math.inf)  # one norm would tie the heads to each other
+    for net, objective, batch in trainings:
+        with torch.random.fork_rng():  # dropout and noise draw from PyTorch's global generator
+            torch.manual_seed(stream_seed('classifier training', seed))
+            train(net.train(), objective, batch, config.steps, config.lr, optimiser, distributed=False)
+    return [net.eval() for net in nets]
 
 # %% ../../nbs/models/05_classifier.ipynb #3d43b48f
 @torch.inference_mode()

@@ -17,9 +17,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 # %% auto #0
-__all__ = ['FIT_FIELDS', 'distinct_images', 'values_of', 'training_table', 'fit_job', 'fit_parallel', 'fit_all']
+__all__ = ['FIT_FIELDS', 'distinct_images', 'values_of', 'training_table', 'fit_job', 'fit_parallel', 'fit_groups', 'fit_all']
 
 # %% ../../nbs/models/10_fits.ipynb #a94b8418
+import numpy as np
 import torch
 
 # %% ../../nbs/models/10_fits.ipynb #3e4799c8
@@ -73,19 +74,18 @@ FIT_FIELDS = (*(f'classifier.{f.name}' for f in fields(ClassifierConfig) if f.na
 # %% ../../nbs/models/10_fits.ipynb #42dbdb57
 def fit_job(
     values: torch.Tensor,  # images, uint8, N x 1 x H x W, or features, float16, N x D
-    rows: torch.Tensor,    # int64, M rows of `values`: the training set
-    labels: torch.Tensor,  # int64, M class numbers
+    members: list,         # of each training set: int64, M rows of `values`, and int64, M class numbers
     classes: int,          # number of classes
     config: ClassifierConfig,
     optimiser: OptimiserConfig,
     seed: int,             # of initial weights and batches
-    eval_values: torch.Tensor,  # what to predict with the trained network, as `values`
-) -> tuple:
-    "Fit and predict `eval_values`: the weights, name -> tensor, and M x K probabilities, all on the CPU."
+    eval_values: torch.Tensor,  # what to predict with the trained networks, as `values`
+) -> list:
+    "Fit and predict `eval_values`: of each training set the weights, name -> tensor, and M x K probabilities."
     if not torch.cuda.is_available(): torch.set_num_threads(1)
-    net = fit(values, rows, labels, classes, config, optimiser, seed)
-    weights = {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items()}
-    return weights, probabilities(net, eval_values)
+    def result(net): return {name: x.cpu().contiguous() for name, x in net.state_dict().items()}
+    nets = fit(values, members, classes, config, optimiser, seed)
+    return [(result(net), probabilities(net, eval_values)) for net in nets]
 
 # %% ../../nbs/models/10_fits.ipynb #67c2db89
 def _run_with_note(
@@ -136,20 +136,39 @@ def fit_parallel(
 # %% ../../nbs/models/10_fits.ipynb #79d2730a
 def _fit_in_worker(
     make: Callable,           # what `CLASSIFIERS` has for `config.kind` in the main process
-    arrays: tuple,            # values, rows, labels and the values to predict, as for `fit_job`, but of NumPy
+    values: np.ndarray,       # this and what follows as for `fit_job`, but of NumPy
+    members: list,
     classes: int,
     config: ClassifierConfig,
     optimiser: OptimiserConfig,
     seed: int,
-) -> tuple:
+    eval_values: np.ndarray,
+) -> list:
     "`fit_job` in a process whose table of classifiers may lack `config.kind`."
     CLASSIFIERS[config.kind] = make
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)  # joblib maps arrays read-only, and nothing writes to them
-        values, rows, labels, eval_values = (torch.from_numpy(a) for a in arrays)
-    return fit_job(values, rows, labels, classes, config, optimiser, seed, eval_values)
+        shown, to_predict = torch.from_numpy(values), torch.from_numpy(eval_values)
+        sets = [tuple(torch.from_numpy(x) for x in member) for member in members]
+    return fit_job(shown, sets, classes, config, optimiser, seed, to_predict)
 
 # %% ../../nbs/models/10_fits.ipynb #9c00a7b9
+def fit_groups(
+    jobs: list,  # pairs (name, seed)
+) -> dict:
+    "(what to call a group, seed) -> its names: heads of one seed to train together, two groups for each core at least."
+    names: dict = {}
+    for name, seed in jobs: names.setdefault(seed, []).append(name)
+    pieces = -(-2*cores(True)//len(names))
+    groups = {}
+    for seed, some in names.items():
+        size = -(-len(some)//pieces)
+        for i in range(0, len(some), size):
+            first, *rest = some[i:i + size]
+            groups[f'{first} to {rest[-1]}' if rest else first, seed] = [first, *rest]
+    return groups
+
+
 def _fit_file(name: str, seed: int) -> str: return f'fit-{digest(name, seed)[:16]}'
 
 
@@ -163,11 +182,15 @@ def _fit_missing(
     make, classes = classifier_builder(config.kind), len(eval_set.classes)
     values, members = training_table(sets, config)
     eval_values = values_of(eval_set.images, config)
-    arrays = {name: tuple(t.numpy() for t in (values, *m, eval_values)) for name, m in members.items()}
-    def job(name, seed): return _fit_in_worker(make, arrays[name], classes, config, optimiser, seed)
-    fits = fit_parallel(job, todo, on_cpu=is_frozen(config))
-    for name, seed, (weights, probs) in progress(fits, label, len(todo)):
-        save_state(resume, _fit_file(name, seed), dict(weights, probabilities=probs))
+    arrays = {name: tuple(t.numpy() for t in member) for name, member in members.items()}
+    groups = fit_groups(todo) if is_frozen(config) else {pair: [pair[0]] for pair in todo}
+    def job(group, seed):
+        return _fit_in_worker(make, values.numpy(), [arrays[name] for name in groups[group, seed]], classes, config,
+                              optimiser, seed, eval_values.numpy())
+    fits = fit_parallel(job, list(groups), on_cpu=is_frozen(config))
+    for group, seed, results in progress(fits, label, len(groups)):
+        for name, (weights, probs) in zip(groups[group, seed], results, strict=True):
+            save_state(resume, _fit_file(name, seed), dict(weights, probabilities=probs))
 
 # %% ../../nbs/models/10_fits.ipynb #92027ce9
 def fit_all(

@@ -141,7 +141,8 @@ def _adamw_with_cosine(net: torch.nn.Module, steps: int, lr: float, optimiser: O
     "AdamW, and its learning rate: linear warm-up, then a cosine to 0."
     from diffusers.optimization import get_cosine_schedule_with_warmup
     betas = optimiser.betas[0], optimiser.betas[1]
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=betas, weight_decay=optimiser.weight_decay)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=betas, weight_decay=optimiser.weight_decay,
+                                  fused=True)
     return optimizer, get_cosine_schedule_with_warmup(optimizer, int(optimiser.warmup*steps), steps)
 
 

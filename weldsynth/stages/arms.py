@@ -159,7 +159,7 @@ def _fit_plan(study: Study) -> dict:
     return {(set_name(arm, s), s): arm for s in range(study.config.classifier.seeds) for arm in study_arms(study)}
 
 # %% ../../nbs/07_arms.ipynb #999897b3
-@stage('eval/fits', version=4, needs=_fit_inputs, also=_fit_facts, shared=True,
+@stage('eval/fits', version=5, needs=_fit_inputs, also=_fit_facts, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'classifier.seeds', 'controls',
               'audit.filter_quantile', 'audit.filter_min_kept'))
 def fit_arms(study: Study, folder):

@@ -73,7 +73,7 @@ def group_halves(
 # %% ../../nbs/06_audit.ipynb #2aed7f37
 JUDGE_SEED = 1_000_000  # beyond the classifier seeds of the arms
 
-@stage('eval/judges', version=3, reads=FIT_FIELDS, needs=lambda study: [prepare(study)], shared=True)
+@stage('eval/judges', version=4, reads=FIT_FIELDS, needs=lambda study: [prepare(study)], shared=True)
 def train_judges(study: Study, folder):
     "Judge k, trained on the half of the training fold that is not k, and its probabilities on half k."
     fold = training_fold(study)

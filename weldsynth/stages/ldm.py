@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 
 # %% ../../nbs/02_ldm.ipynb #aaa52ac0
-@stage('ldm/autoencoder', version=2, reads=('autoencoder', 'optimiser'), shared=True,
+@stage('ldm/autoencoder', version=3, reads=('autoencoder', 'optimiser'), shared=True,
        needs=lambda study, fraction: [prepare(study)])
 def train_autoencoder(
     study: Study,
@@ -161,7 +161,7 @@ def _copy_monitor(study: Study, autoencoder, defect_latents: torch.Tensor):
     return copy_monitor(seen, held_out, config.copy_share, config.copy_errors)
 
 # %% ../../nbs/02_ldm.ipynb #713cf9c4
-@stage('ldm/denoiser', version=1, shared=True,
+@stage('ldm/denoiser', version=2, shared=True,
        reads=('denoiser', 'optimiser', 'snapshots', 'controls', 'sampler.guidance_interval'),
        needs=lambda study, generator, fraction: [train_autoencoder(study, fraction)])
 def train_denoiser(

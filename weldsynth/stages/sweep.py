@@ -60,7 +60,7 @@ def _swept_samples(study: Study, fraction: float) -> dict:
     return {g: draw_defects(study, g, sweep.samples, fraction=fraction) for g in guidances}
 
 # %% ../../nbs/05_sweep.ipynb #003b23e0
-@stage('eval/guidance', version=4, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds'), shared=True,
+@stage('eval/guidance', version=5, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds'), shared=True,
        needs=lambda study, fraction: list(_swept_samples(study, fraction).values()))
 def sweep_guidance(
     study: Study,
@@ -127,7 +127,7 @@ def load_study_samples(
     return load_samples(draw_study_samples(study, generator), study_patches(study).classes)
 
 # %% ../../nbs/05_sweep.ipynb #ca479901
-@stage('eval/share', version=4, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.shares'), shared=True,
+@stage('eval/share', version=5, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.shares'), shared=True,
        needs=lambda study: [draw_study_samples(study)])
 def sweep_share(study: Study, folder):
     "`scores.csv`: real + synthetic for each share of the configuration; share 0 is real alone."
@@ -176,7 +176,7 @@ def _defects_per_class(study: Study, fraction: float) -> float:
     return (fold.table.label != 'clean').sum()/(len(fold.classes) - 1)
 
 # %% ../../nbs/05_sweep.ipynb #26bb46c1
-@stage('eval/learning', version=4, shared=True,
+@stage('eval/learning', version=5, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'controls', 'sampler.synthetics', 'sweep.seeds', 'sweep.curve_fractions'),
        needs=lambda study: [prepare(study), *_fraction_samples(study).values()])
 def fit_learning_curve(study: Study, folder):
