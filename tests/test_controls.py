@@ -7,7 +7,7 @@ import torch
 
 from weldsynth.core.config import ControlsConfig
 from weldsynth.data.patches import PatchSet, n_grey_levels
-from weldsynth.models.controls import augmented, best_control, cut_paste, flaw_layers, repeated, strong_augmentation
+from weldsynth.models.controls import augmented, best_control, cut_paste, repeated, strong_augmentation
 
 CLASSES = ('clean', 'crack', 'porosity')
 
@@ -20,7 +20,7 @@ def real():
     masks = torch.zeros_like(images)
     images[6:9, :, 14:18, 14:18] = 0
     masks[6:9, :, 14:18, 14:18] = 255
-    return PatchSet(images, pd.DataFrame(dict(id=range(11), label=labels)), CLASSES, masks)
+    return PatchSet(images, pd.DataFrame(dict(id=range(11), label=labels, low=100., high=355.)), CLASSES, masks)
 
 
 def test_repeats_are_even_over_the_defect_classes(real):
@@ -42,13 +42,6 @@ def test_augmentation_of_no_strength_only_crops(real):
     assert transform(wide).shape == (1, 32, 32)
 
 
-def test_a_flat_image_has_no_flaw_layer():
-    flat = torch.full((1, 1, 32, 32), 100, dtype=torch.uint8)
-    mask = torch.zeros_like(flat)
-    mask[..., 10:14, 10:14] = 255
-    assert flaw_layers(flat, mask).abs().max() < 1e-3
-
-
 def test_a_class_without_masks_is_repeated(real):
     made = cut_paste(real, 8, 0)
     porosity = made.table.label == 'porosity'
@@ -60,6 +53,25 @@ def test_a_pasted_flaw_is_dark_on_a_clean_patch(real):
     made = cut_paste(real, 8, 0)
     cracks = made.of('crack').images.float()
     assert (cracks[..., 14:18, 14:18].mean((1, 2, 3)) < cracks.mean((1, 2, 3)) - 50).all()
+
+
+def test_a_pasted_flaw_keeps_its_contrast_in_the_greys_of_the_file(real):
+    "On a film of a tenth of the contrast the same difference of greys fills the whole stretch."
+    clean = real.table.label == 'clean'
+    flat = replace(real, table=real.table.assign(high=real.table.high.where(~clean, 125.5)))
+    cracks = cut_paste(flat, 8, 0).of('crack')
+    on_flaw, beside = (cracks.greys[..., rows, 14:18].mean((1, 2, 3)) for rows in (slice(14, 18), slice(2, 10)))
+    assert (on_flaw - beside < -60).all(), 'the source has 100 grey levels between them'
+    assert (cracks.table.high < 200).all()
+
+
+def test_neighbours_decide_what_a_flaw_is_laid_on(real):
+    bright = real.table.index < 3  # of six cleans: brighter than what the cracks lie on
+    table = real.table.assign(low=real.table.low + 200*bright, high=real.table.high + 200*bright)
+    made = cut_paste(replace(real, table=table), 40, 0, neighbours=3).of('crack')
+    assert (made.greys.mean((1, 2, 3)) < 300).all()
+    by_chance = cut_paste(replace(real, table=table), 40, 0).of('crack')
+    assert .2 < (by_chance.greys.mean((1, 2, 3)) < 300).float().mean() < .8
 
 
 def test_cut_and_paste_without_masks_is_refused(real):

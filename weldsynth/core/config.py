@@ -181,6 +181,7 @@ class SweepConfig:
     "What is tried on validation before the test fold is opened."
     guidances: tuple = (2., 3.)         # guidance scales; 1 is none
     shares: tuple = (.5, 1., 1.5)       # synthetic over real defects
+    neighbours: tuple = (0, 5)          # most like cleans of which one is drawn to lay a flaw on; 0: any clean
     fractions: tuple = ()               # parts of the real defects for which autoencoder and denoiser are trained anew
     part_guidances: tuple = (2., 3., 5.)  # guidance scales tried for each of these
     curve_fractions: tuple = (.05, .1, .25, .5, 1.)  # parts of the real defects on the learning curve of real images

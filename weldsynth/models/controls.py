@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['repeated', 'strong_augmentation', 'augmented', 'flaw_layers', 'cut_paste', 'best_control']
+__all__ = ['repeated', 'strong_augmentation', 'augmented', 'cut_paste', 'best_control']
 
 # %% ../../nbs/models/06_controls.ipynb #abdfcaa3
 import numpy as np
@@ -32,6 +32,7 @@ from weldsynth.data.patches import (
     quantise_like,
     random_mirror,
 )
+from .layers import draw_backgrounds, flaw_layers, lay
 
 # %% ../../nbs/models/06_controls.ipynb #5bd3267e
 def repeated(
@@ -73,33 +74,23 @@ def augmented(
     mirrored = random_mirror(images, torch_stream('augmentation', seed))
     return replace(base, images=window(quantise_like(mirrored, n_grey_levels(base.images))), masks=None)
 
-# %% ../../nbs/models/06_controls.ipynb #83eccb1f
-def flaw_layers(
-    images: torch.Tensor,  # uint8, N x 1 x H x W
-    masks: torch.Tensor,   # uint8, as `images`, 255 where the flaw is
-) -> torch.Tensor:
-    "What each flaw adds to its surroundings in grey levels, float, N x 1 x H x W; 0 away from it."
-    from torchvision.transforms.v2.functional import gaussian_blur
-    x = images.float()
-    flaw = masks.gt(0).float()
-    around = 1 - gaussian_blur(flaw, 5).gt(.02).float()  # 0 on the flaw and two pixels beyond
-    side = images.shape[-1]//8*2 + 1                     # of the blur: a quarter of the patch, odd
-    background = gaussian_blur(x*around, side)/gaussian_blur(around, side).clamp(min=1e-3)
-    return (x - background)*gaussian_blur(1 - around, 3)
-
 # %% ../../nbs/models/06_controls.ipynb #9b518df3
 def cut_paste(
-    real: PatchSet,  # a training fold with masks, which may be empty for some classes
-    n: int,          # images, as even over the defect classes as a synthetic set
+    real: PatchSet,       # a training fold with masks, which may be empty for some classes
+    n: int,               # images, as even over the defect classes as a synthetic set
     seed: int,
+    neighbours: int = 0,  # most like cleans of which one is drawn for each flaw; 0: any clean
 ) -> PatchSet:
-    "Real flaws pasted into real clean patches; a class without any mask is repeated instead."
+    "Real flaws laid on real clean patches in the film's own greys; a class without any mask is repeated instead."
     base, pastes = _flaws_to_paste(real, n, seed)
+    pair = random_mirror(torch.cat([base.greys, base.masks], 1), torch_stream('paste', seed))
+    layers, filled = flaw_layers(pair[:, :1], pair[:, 1:])
     clean = real.of('clean')
-    onto = clean.images[numpy_stream('paste', seed).integers(len(clean), size=n)]
-    layers = random_mirror(flaw_layers(base.images, base.masks), torch_stream('paste', seed))
-    pasted = window(quantise_like(onto + layers, n_grey_levels(onto)))
-    return replace(base, images=torch.where(pastes.view(-1, 1, 1, 1), pasted, base.images), masks=None)
+    onto = draw_backgrounds(filled, clean.greys, neighbours, numpy_stream('paste', seed))
+    images, low, high = lay(clean.take(onto), layers)
+    ends = {end: np.where(pastes, laid, base.table[end]) for end, laid in (('low', low), ('high', high))}
+    images = torch.where(pastes.view(-1, 1, 1, 1), images, base.images)
+    return replace(base, images=images, table=base.table.assign(**ends), masks=None)
 
 # %% ../../nbs/models/06_controls.ipynb #ccc4c851
 def _flaws_to_paste(

@@ -43,7 +43,7 @@ from .instrument import check_instrument
 from .ldm import load_autoencoder
 from .outside_data import prepare_outside
 from .sample import draw_cleans, load_samples
-from .sweep import POINT_FIELDS, draw_study_samples, selected
+from .sweep import POINT_FIELDS, draw_study_samples, has_masks, selected, selected_neighbours
 
 # %% ../../nbs/07_arms.ipynb #961c158f
 def draw_study_cleans(
@@ -92,7 +92,9 @@ def _augmented(pool: Pool) -> PatchSet:
     return pool.real + augmented(pool.real, pool.added, pool.study.seed, pool.study.config.controls)
 
 
-def _cut_paste(pool: Pool) -> PatchSet: return pool.real + cut_paste(pool.real, pool.added, pool.study.seed)
+def _cut_paste(pool: Pool) -> PatchSet:
+    neighbours = selected_neighbours(pool.study)
+    return pool.real + cut_paste(pool.real, pool.added, pool.study.seed, neighbours)
 
 # %% ../../nbs/07_arms.ipynb #c59ea51c
 class Arm(NamedTuple):
@@ -126,8 +128,7 @@ def study_arms(
     "The arms of a study: all in `ARMS` but those that need masks where the data have none."
     odd = [name for name in ARMS if '/' in name]
     if odd: raise StudyError(f"the name of the arm '{odd[0]}' contains a /: names of arms become names of files")
-    masks = study_patches(study).fold('train').masks
-    has = {'': True, 'masks': masks is not None and bool(masks.any())}
+    has = {'': True, 'masks': has_masks(study)}
     return tuple(name for name, arm in ARMS.items() if has[arm.needs])
 
 
@@ -149,7 +150,8 @@ def _fit_inputs(study: Study) -> list:
 
 def _fit_facts(study: Study) -> dict:
     "What shapes the fits beside the configuration and the inputs."
-    return dict(arms=list(study_arms(study)), added=selected(study)['added'])
+    chosen = selected(study)
+    return dict(arms=list(study_arms(study)), added=chosen['added'], neighbours=chosen['neighbours'])
 
 # %% ../../nbs/07_arms.ipynb #39a25d91
 def _fit_plan(study: Study) -> dict:

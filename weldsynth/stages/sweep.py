@@ -10,8 +10,9 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['POINT_FIELDS', 'CURVE_CONTROLS', 'score_sets', 'sweep_guidance', 'smallest_within_one_se', 'real_defects',
-           'selected_guidance', 'draw_study_samples', 'load_study_samples', 'sweep_share', 'selected', 'fraction_sets',
-           'fit_learning_curve', 'learning_curve', 'real_equivalents', 'curve_gains']
+           'has_masks', 'sweep_background', 'selected_neighbours', 'selected_guidance', 'draw_study_samples',
+           'load_study_samples', 'sweep_share', 'selected', 'fraction_sets', 'fit_learning_curve', 'learning_curve',
+           'real_equivalents', 'curve_gains']
 
 # %% ../../nbs/05_sweep.ipynb #5ff3a6db
 import numpy as np
@@ -23,7 +24,7 @@ from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
 from ..metrics.classification import POINTS, clean_weight, decide, group_counts, macro_f1, operating_points
 from ..metrics.intervals import interval, jackknife
-from ..models.controls import augmented, best_control, repeated
+from ..models.controls import augmented, best_control, cut_paste, repeated
 from ..models.fits import FIT_FIELDS, fit_all
 from .data import prepare, study_patches, training_fold
 from .sample import draw_defects, load_samples
@@ -98,6 +99,34 @@ def real_defects(
     "How many real defects the training fold has."
     return int((training_fold(study).table.label != 'clean').sum())
 
+# %% ../../nbs/05_sweep.ipynb #07825eda
+def has_masks(
+    study: Study,
+) -> bool:
+    "Does any flaw of the training fold have a mask?"
+    masks = training_fold(study).masks
+    return masks is not None and bool(masks.any())
+
+
+@stage('eval/background', version=1, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.neighbours'),
+       needs=lambda study: [prepare(study)], shared=True)
+def sweep_background(study: Study, folder):
+    "`scores.csv`: real + cut and paste for each number of neighbours of the configuration."
+    real = training_fold(study)
+    sets = {k: real + cut_paste(real, real_defects(study), study.seed, k) for k in study.config.sweep.neighbours}
+    scores = score_sets(study, sets, 'trying backgrounds', folder/'resume')
+    scores.to_csv(folder/'scores.csv', index=False)
+
+
+def selected_neighbours(
+    study: Study,
+) -> int:
+    "The number of neighbours that scores best on validation; 0, any clean patch, where no flaw has a mask."
+    if not has_masks(study): return 0
+    scores = pd.read_csv(sweep_background(study).path/'scores.csv')
+    means = scores.groupby('set').f1.mean()
+    return int(means.index.to_numpy()[means.argmax()])
+
 # %% ../../nbs/05_sweep.ipynb #819dfb5d
 def selected_guidance(
     study: Study,
@@ -142,11 +171,12 @@ def sweep_share(study: Study, folder):
 def selected(
     study: Study,
 ) -> dict:
-    "What validation has selected: the guidance scale, the share, and how many synthetic defects that adds."
+    "What validation has selected: guidance scale, share, how many synthetic defects that adds, and neighbours."
     scores = pd.read_csv(sweep_share(study).path/'scores.csv').query('set > 0')
     means = scores.groupby('set').f1.mean()
     share = float(means.index.to_numpy()[means.argmax()])
-    return dict(guidance=selected_guidance(study), share=share, added=round(share*real_defects(study)))
+    return dict(guidance=selected_guidance(study), share=share, added=round(share*real_defects(study)),
+                neighbours=selected_neighbours(study))
 
 # %% ../../nbs/05_sweep.ipynb #4f9f3e24
 def fraction_sets(
