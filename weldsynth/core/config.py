@@ -10,10 +10,10 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
-           'SnapshotConfig', 'SamplerConfig', 'ClassifierConfig', 'classifier_of_kind', 'InstrumentConfig',
-           'ControlsConfig', 'SweepConfig', 'AuditConfig', 'StressConfig', 'ReviewConfig', 'RuleConfig',
-           'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text',
-           'config_from_dict']
+           'InserterConfig', 'SnapshotConfig', 'SamplerConfig', 'ClassifierConfig', 'classifier_of_kind',
+           'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'AuditConfig', 'StressConfig', 'ReviewConfig',
+           'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table',
+           'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -87,6 +87,22 @@ class DenoiserConfig:
     augment_copies: int = 15            # distorted copies of each
 
 # %% ../../nbs/core/01_config.ipynb #30c015f3
+@dataclass(frozen=True)
+class InserterConfig:
+    "The diffusion transformer that draws layers of flaws, its training, and the masks of new flaws."
+    heads: int = 4                      # attention heads of 32 channels each
+    layers: int = 6                     # transformer blocks
+    steps: int = 3_000
+    batch: int = 64
+    lr: float = 2e-3                    # peak learning rate
+    ema_decay: float = .999
+    time_spread: float = 1.2            # standard deviation of the logit of a training time
+    rotation: float = 12.               # of a mask, degrees at most
+    scale: float = 1.25                 # factor by which a mask grows or shrinks at most
+    shift: float = .06                  # of a mask at most, sides of a patch
+    elastic: float = .01                # standard deviation of its distortion, sides of a patch
+
+
 @dataclass(frozen=True)
 class SnapshotConfig:
     "The samples drawn on the way through a generator's training, and when they stop it."
@@ -293,6 +309,7 @@ class StudyConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    inserter: InserterConfig = field(default_factory=InserterConfig)
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)

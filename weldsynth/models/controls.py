@@ -32,7 +32,7 @@ from weldsynth.data.patches import (
     quantise_like,
     random_mirror,
 )
-from .layers import draw_backgrounds, flaw_layers, lay
+from .layers import background_profiles, draw_backgrounds, flaw_layers, lay
 
 # %% ../../nbs/models/06_controls.ipynb #5bd3267e
 def repeated(
@@ -83,10 +83,12 @@ def cut_paste(
 ) -> PatchSet:
     "Real flaws laid on real clean patches in the film's own greys; a class without any mask is repeated instead."
     base, pastes = _flaws_to_paste(real, n, seed)
-    pair = random_mirror(torch.cat([base.greys, base.masks], 1), torch_stream('paste', seed))
+    rng = torch_stream('paste', seed)
+    pair = random_mirror(torch.cat([base.greys, base.masks], 1), rng)
     layers, filled = flaw_layers(pair[:, :1], pair[:, 1:])
     clean = real.of('clean')
-    onto = draw_backgrounds(filled, clean.greys, neighbours, numpy_stream('paste', seed))
+    profiles = background_profiles(filled), background_profiles(clean.greys)
+    onto = draw_backgrounds(*profiles, neighbours, torch.rand(n, generator=rng))
     images, low, high = lay(clean.take(onto), layers)
     ends = {end: np.where(pastes, laid, base.table[end]) for end, laid in (('low', low), ('high', high))}
     images = torch.where(pastes.view(-1, 1, 1, 1), images, base.images)

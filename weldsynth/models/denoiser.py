@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 # %% auto #0
 __all__ = ['NULL_CLASS', 'CPU_BATCH', 'make_denoiser', 'condition_ids_for', 'sample_condition_ids', 'noise_schedule',
            'denoiser_loss', 'flaw_cells', 'denoiser_batch', 'make_pipeline', 'from_folder', 'guided_velocity',
-           'check_finite', 'draw', 'FusedLinear', 'optimise_for_cpu', 'generate', 'with_oom_retry']
+           'check_finite', 'draw', 'FusedLinear', 'optimise_for_cpu', 'generate', 'on_all_cores', 'with_oom_retry']
 
 # %% ../../nbs/models/04_denoiser.ipynb #36cc402e
 import pandas as pd
@@ -277,10 +277,10 @@ def generate(
         return add_film_noise(images, film_noise, seeds, sampler.latent_cutoff)
     if pipe.device.type != 'cpu': return draw_piece(labels, seeds)
     n = max(1, min(CPU_BATCH, MAX_BATCH_PIXELS//(4*pipe.transformer.config.sample_size)**2))
-    return _on_all_cores(draw_piece, [(labels[i:i + n], seeds[i:i + n]) for i in range(0, len(seeds), n)])
+    return on_all_cores(draw_piece, [(labels[i:i + n], seeds[i:i + n]) for i in range(0, len(seeds), n)])
 
 # %% ../../nbs/models/04_denoiser.ipynb #15923185
-def _on_all_cores(f: Callable, pieces: list) -> torch.Tensor:
+def on_all_cores(f: Callable, pieces: list) -> torch.Tensor:
     "`f` of all `pieces`, each on a core of its own; the number of threads is afterwards what it was."
     import joblib
     threads = torch.get_num_threads()

@@ -10,7 +10,6 @@ __all__ = ['dilate', 'rim_width', 'holes', 'feathers', 'fill_holes', 'flaw_layer
            'draw_backgrounds', 'lay']
 
 # %% ../../nbs/models/12_layers.ipynb #da6712c1
-import numpy as np
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 
@@ -104,19 +103,17 @@ def background_profiles(
 
 
 def draw_backgrounds(
-    filled: torch.Tensor,       # float, N x 1 x H x W: what the flaws lay on, in the greys of the files
-    cleans: torch.Tensor,       # float, M x 1 x H x W, likewise
-    neighbours: int,            # of which one is drawn; 0: of all
-    rng: np.random.Generator,
+    behind: torch.Tensor,  # N x 64, from `background_profiles`: of what the flaws lay on
+    cleans: torch.Tensor,  # M x 64, likewise
+    neighbours: int,       # of which one is drawn; 0: of all
+    luck: torch.Tensor,    # N random numbers in [0, 1), which decide
 ) -> torch.Tensor:
     "For each flaw the row of a clean patch to lay it on, int64, N."
-    if not neighbours: return torch.from_numpy(rng.integers(len(cleans), size=len(filled)))
-    known = background_profiles(cleans)
-    k = min(neighbours, len(cleans))
-    nearest = torch.cat([torch.cdist(some, known).topk(k, largest=False).indices
-                         for some in background_profiles(filled).split(512)])
-    drawn = torch.from_numpy(rng.integers(k, size=len(filled)))
-    return nearest[torch.arange(len(filled)), drawn]
+    k = min(neighbours, len(cleans)) or len(cleans)
+    drawn = (luck*k).long()
+    if not neighbours: return drawn
+    nearest = [torch.cdist(some, cleans).topk(k, largest=False).indices for some in behind.split(512)]
+    return torch.cat(nearest)[torch.arange(len(behind)), drawn]
 
 # %% ../../nbs/models/12_layers.ipynb #53d54ee4
 def lay(

@@ -38,12 +38,13 @@ from ..models.controls import augmented, best_control, cut_paste, repeated
 from ..models.fits import FIT_FIELDS, fit_all, values_of
 from ..models.stress import all_corruptions, ood_auroc, stress
 from .audit import filter_samples, train_judges, usable_patches
+from .background import POINT_FIELDS, has_masks, selected_neighbours
 from .data import prepare, study_patches
 from .instrument import check_instrument
 from .ldm import load_autoencoder
 from .outside_data import prepare_outside
 from .sample import draw_cleans, load_samples
-from .sweep import POINT_FIELDS, draw_study_samples, has_masks, selected, selected_neighbours
+from .sweep import draw_study_samples, selected
 
 # %% ../../nbs/07_arms.ipynb #961c158f
 def draw_study_cleans(

@@ -54,9 +54,10 @@ from ..models.autoencoder import reconstruct
 from ..models.backbone import Inception, embed
 from ..models.classifier import is_frozen, load_classifier, penultimate, probabilities
 from ..models.fits import FIT_FIELDS, fit_all
+from .background import POINT_FIELDS
 from .data import prepare, study_patches, training_fold
 from .ldm import load_autoencoder, train_denoiser
-from .sweep import POINT_FIELDS, draw_study_samples, load_study_samples
+from .sweep import draw_study_samples, load_study_samples
 
 # %% ../../nbs/06_audit.ipynb #f2f36c00
 def group_halves(
@@ -184,13 +185,14 @@ def find_copies(study: Study, folder):
     "`copies.csv`, the nearest training image of every sample; `heldout.csv`, that of held-out defects; the threshold."
     config = study.config.audit
     train = training_fold(study)
+    drawn = [load_study_samples(study, g) for g in range(study.config.sampler.generators)]
+    if 'laid_on' in drawn[0].table: train = train.take(train.table.label != 'clean')  # the weld itself is real
     validation = study_patches(study).fold('validation')
     held_out = validation.take(validation.table.label != 'clean')
     ids = train.table.id.to_numpy()
     found = nearest_training_image(held_out.images, train.images, config.copy_neighbourhoods)
     found['sets_threshold'] = group_halves(held_out, study.seed) == 0
     threshold = copy_threshold(found.distance[found.sets_threshold].to_numpy(), config.copy_share, config.copy_margin)
-    drawn = [load_study_samples(study, g) for g in range(study.config.sampler.generators)]
     images = torch.cat([d.images for d in drawn])
     nearest = nearest_training_image(images, train.images, config.copy_neighbourhoods)
     samples = pd.concat([d.table[['id', 'label']].assign(generator=g) for g, d in enumerate(drawn)], ignore_index=True)

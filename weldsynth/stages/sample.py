@@ -14,8 +14,8 @@ from xml.sax.saxutils import quoteattr
 
 # %% auto #0
 __all__ = ['GENERATORS', 'TRAINED', 'NAMESPACES', 'MARK_FIELDS', 'SAMPLER_FIELDS', 'sample_rows', 'Generator', 'LatentDiffusion',
-           'study_generator', 'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash', 'write_samples',
-           'sample_issues', 'draw_defects', 'draw_cleans', 'load_samples']
+           'Insertion', 'study_generator', 'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash',
+           'write_samples', 'sample_issues', 'draw_defects', 'draw_cleans', 'load_samples']
 
 # %% ../../nbs/03_sample.ipynb #6622773c
 import pandas as pd
@@ -33,7 +33,9 @@ from ..core.store import Artefact, Study, stage
 from ..data.images import read_grey
 from ..data.patches import PatchSet, class_plan
 from ..models.denoiser import generate, sample_condition_ids, with_oom_retry
-from .data import study_patches
+from .background import selected_neighbours
+from .data import study_patches, training_fold
+from .insertion import insert_planned, load_inserter, plan_insertions, train_inserter
 from .ldm import load_film_noise, load_pipeline, train_denoiser
 
 # %% ../../nbs/03_sample.ipynb #7d6e8b3c
@@ -76,7 +78,26 @@ class LatentDiffusion:
         return PatchSet(images, table, study_patches(study).classes)
 
 # %% ../../nbs/03_sample.ipynb #d50d39e2
-GENERATORS: dict[str, Generator] = {'ldm': LatentDiffusion()}
+class Insertion:
+    "Flaws drawn by a diffusion model and laid on real clean welds: [insertion](18_insertion.ipynb)."
+    def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_inserter(study, seed, fraction)
+
+    def sample(self, study: Study, model: Artefact, rows: pd.DataFrame, guidance: float, resume: Path) -> PatchSet:
+        call, sampler = model.info['args'], study.config.sampler
+        inserter = load_inserter(study, **call)
+        labels, seeds = rows.number.tolist(), rows.seed.tolist()
+        plan = plan_insertions(training_fold(study, call['fraction']), labels, seeds, selected_neighbours(study))
+        def draw(which, seeds):
+            return insert_planned(inserter, plan, which, [labels[i] for i in which], seeds, guidance, study)
+        both = draw_batches(draw, list(range(len(rows))), seeds, sampler.batch, resume)
+        table = rows.assign(origin='synthetic', checkpoint=model.key, weights=weights_hash(model), guidance=guidance,
+                            steps=sampler.steps, solver='DPMSolverMultistepScheduler',
+                            mask_of=plan.flaws.table.id.to_numpy()[plan.mask_rows],
+                            laid_on=plan.cleans.table.id.to_numpy()[plan.clean_rows])
+        return PatchSet(both[:, :1], table, study_patches(study).classes, both[:, 1:])
+
+
+GENERATORS: dict[str, Generator] = {'ldm': LatentDiffusion(), 'insert': Insertion()}
 
 
 def study_generator(
@@ -161,14 +182,19 @@ def write_samples(
     folder: Path,
     images: torch.Tensor,  # uint8, N x 1 x H x W
     rows: pd.DataFrame,    # N rows: image (a path in `folder`) and the columns of `MARK_FIELDS`
+    masks: torch.Tensor | None = None,  # uint8, as `images`: where each flaw is, where the generator knows
 ):
-    "Write marked PNGs, and `manifest.csv` with a row and the hash of each."
+    "Write marked PNGs, `masks/` if there are any, and `manifest.csv` with a row and the hash of each."
     for label in rows.label.unique(): (folder/label).mkdir()
     def write(row, image):
         data = marked_png(image, **{c: getattr(row, c) for c in MARK_FIELDS})
         (folder/row.image).write_bytes(data)
         return hashlib.sha256(data).hexdigest()
     with ThreadPoolExecutor(cores()) as pool: hashes = list(pool.map(write, rows.itertuples(), images))
+    if masks is not None:
+        rows = rows.assign(mask='masks/' + rows.image)
+        for label in rows.label.unique(): (folder/'masks'/label).mkdir(parents=True)
+        for name, mask in zip(rows['mask'], masks, strict=True): Image.fromarray(mask[0].numpy()).save(folder/name)
     rows.assign(sha256=hashes).to_csv(folder/'manifest.csv', index=False)
 
 # %% ../../nbs/03_sample.ipynb #fc617fe9
@@ -187,7 +213,8 @@ def sample_issues(
     "Yields what is wrong with a set of samples: files missing, not listed, changed, or with another mark."
     rows = pd.read_csv(folder/'manifest.csv', dtype=str, keep_default_na=False)
     files = {str(p.relative_to(folder)) for p in folder.rglob('*.png')}
-    for path in sorted(files - set(rows.image)): yield f'{path} is not in manifest.csv'
+    listed = {*rows.image, *rows.get('mask', ())}
+    for path in sorted(files - listed): yield f'{path} is not in manifest.csv'
     for row in rows.to_dict('records'):
         issue = _file_issue(folder, row)
         if issue: yield f"{row['image']} {issue}"
@@ -203,12 +230,12 @@ def _draw(study: Study, folder: Path, plan: dict, guidance: float, generator: in
     [model] = _trained(study, generator, fraction)
     rows = sample_rows(study_patches(study).classes, plan, [study.seed, generator])
     drawn = study_generator(study).sample(study, model, rows, guidance, folder/'resume')
-    write_samples(folder, drawn.images, drawn.table)
+    write_samples(folder, drawn.images, drawn.table, drawn.masks)
 
 # %% ../../nbs/03_sample.ipynb #58199936
 SAMPLER_FIELDS = ('sampler.generator', 'sampler.steps', 'sampler.guidance_interval', 'sampler.latent_cutoff')
 
-@stage('samples/defects', version=1, reads=SAMPLER_FIELDS, needs=_trained, shared=True)
+@stage('samples/defects', version=2, reads=SAMPLER_FIELDS, needs=_trained, shared=True)
 def draw_defects(
     study: Study,
     folder,
@@ -222,7 +249,7 @@ def draw_defects(
     _draw(study, folder, plan, guidance, generator, fraction)
 
 # %% ../../nbs/03_sample.ipynb #20e6caa8
-@stage('samples/cleans', version=1, reads=SAMPLER_FIELDS, needs=_trained, shared=True)
+@stage('samples/cleans', version=2, reads=SAMPLER_FIELDS, needs=_trained, shared=True)
 def draw_cleans(
     study: Study,
     folder,
@@ -240,8 +267,14 @@ def load_samples(
 ) -> PatchSet:
     "Drawn images as a `PatchSet` of the training fold, whose group and film are 'synthetic'."
     rows = pd.read_csv(samples.path/'manifest.csv', dtype=dict(label=str), keep_default_na=False)
-    greys = [torch.from_numpy(read_grey(samples.path/file)) for file in rows.image]
-    images = torch.stack([grey.to(torch.uint8)[None] for grey in greys])
+    images = _read_images(samples.path, rows.image)
+    masks = _read_images(samples.path, rows['mask']) if 'mask' in rows else None
     table = pd.DataFrame(dict(id='synthetic/' + rows.image, label=rows.label, group='synthetic', film='synthetic',
-                              size=float('nan'), origin='synthetic', fold='train'))
-    return PatchSet(images, table, classes)
+                              size=float('nan'), origin='synthetic', low=0., high=255., fold='train'))
+    if 'laid_on' in rows: table = table.assign(laid_on=rows.laid_on)
+    return PatchSet(images, table, classes, masks)
+
+
+def _read_images(folder: Path, names) -> torch.Tensor:
+    "The images of that name, uint8, N x 1 x H x W."
+    return torch.stack([torch.from_numpy(read_grey(folder/name)).to(torch.uint8)[None] for name in names])

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 # %% auto #0
-__all__ = ['POINT_FIELDS', 'CURVE_CONTROLS', 'score_sets', 'sweep_guidance', 'smallest_within_one_se', 'real_defects',
-           'has_masks', 'sweep_background', 'selected_neighbours', 'selected_guidance', 'draw_study_samples',
+__all__ = ['CURVE_CONTROLS', 'sweep_guidance', 'smallest_within_one_se', 'selected_guidance', 'draw_study_samples',
            'load_study_samples', 'sweep_share', 'selected', 'fraction_sets', 'fit_learning_curve', 'learning_curve',
            'real_equivalents', 'curve_gains']
 
@@ -22,36 +20,13 @@ from safetensors.torch import load_file, save_file
 # %% ../../nbs/05_sweep.ipynb #0c4bad19
 from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
-from ..metrics.classification import POINTS, clean_weight, decide, group_counts, macro_f1, operating_points
+from ..metrics.classification import clean_weight, group_counts
 from ..metrics.intervals import interval, jackknife
-from ..models.controls import augmented, best_control, cut_paste, repeated
-from ..models.fits import FIT_FIELDS, fit_all
+from ..models.controls import augmented, best_control, repeated
+from ..models.fits import FIT_FIELDS
+from .background import POINT_FIELDS, real_defects, score_sets, selected_neighbours
 from .data import prepare, study_patches, training_fold
 from .sample import draw_defects, load_samples
-
-# %% ../../nbs/05_sweep.ipynb #fe73bbfa
-def score_sets(
-    study: Study,
-    sets: dict,    # name -> PatchSet to train on
-    label: str,    # for the progress bar
-    resume: Path,  # where fits are saved
-    predictions: dict | None = None,  # gets the predicted classes of the validation patches: 'set/seed' -> N
-) -> pd.DataFrame:
-    "Macro F1 on validation of each set and sweep seed, at the operating point that decides: columns set, seed, f1."
-    config = study.config
-    validation = study_patches(study).fold('validation')
-    truth = validation.labels
-    weight = clean_weight(truth, config.rule.prevalence)
-    jobs = [(name, s) for s in range(config.sweep.seeds) for name in sets]
-    rows = []
-    for name, s, _, probs in fit_all(sets, jobs, config.classifier, config.optimiser, validation, label, resume):
-        predicted = decide(probs, operating_points(probs, truth, config.rule)[POINTS[0]])
-        rows.append((name, s, macro_f1(truth, predicted, len(validation.classes), weight)))
-        if predictions is not None: predictions[f'{name}/{s}'] = predicted
-    return pd.DataFrame(rows, columns=['set', 'seed', 'f1']).sort_values(['set', 'seed'], ignore_index=True)
-
-# %% ../../nbs/05_sweep.ipynb #b835bb74
-POINT_FIELDS = ('rule.false_calls', 'rule.prevalence')  # what the operating point and its score read
 
 # %% ../../nbs/05_sweep.ipynb #ede0268e
 def _swept_samples(study: Study, fraction: float) -> dict:
@@ -91,41 +66,6 @@ def smallest_within_one_se(
     error = np.sqrt((f1.var()/f1.size()).mean()) if errors else 0.
     close = means[means >= means.max() - errors*error]
     return float(min(close.index.to_numpy()))
-
-# %% ../../nbs/05_sweep.ipynb #a98c540d
-def real_defects(
-    study: Study,
-) -> int:
-    "How many real defects the training fold has."
-    return int((training_fold(study).table.label != 'clean').sum())
-
-# %% ../../nbs/05_sweep.ipynb #07825eda
-def has_masks(
-    study: Study,
-) -> bool:
-    "Does any flaw of the training fold have a mask?"
-    masks = training_fold(study).masks
-    return masks is not None and bool(masks.any())
-
-
-@stage('eval/background', version=1, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.neighbours'),
-       needs=lambda study: [prepare(study)], shared=True)
-def sweep_background(study: Study, folder):
-    "`scores.csv`: real + cut and paste for each number of neighbours of the configuration."
-    real = training_fold(study)
-    sets = {k: real + cut_paste(real, real_defects(study), study.seed, k) for k in study.config.sweep.neighbours}
-    scores = score_sets(study, sets, 'trying backgrounds', folder/'resume')
-    scores.to_csv(folder/'scores.csv', index=False)
-
-
-def selected_neighbours(
-    study: Study,
-) -> int:
-    "The number of neighbours that scores best on validation; 0, any clean patch, where no flaw has a mask."
-    if not has_masks(study): return 0
-    scores = pd.read_csv(sweep_background(study).path/'scores.csv')
-    means = scores.groupby('set').f1.mean()
-    return int(means.index.to_numpy()[means.argmax()])
 
 # %% ../../nbs/05_sweep.ipynb #819dfb5d
 def selected_guidance(
