@@ -1,11 +1,11 @@
 """Flaw layers: lifted from one film, laid on another."""
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from weldsynth.data.patches import PatchSet
 from weldsynth.models.layers import (
+    background_profiles,
     contrasts,
     draw_backgrounds,
     feathers,
@@ -78,13 +78,19 @@ def test_outside_the_hole_a_laid_patch_is_the_clean_one_up_to_its_stretch():
 
 
 def test_the_nearest_background_is_drawn_and_never_another():
-    dark, bright = torch.full((2, 1, 64, 64), 50.), torch.full((3, 1, 64, 64), 150.)
-    drawn = draw_backgrounds(dark, torch.cat([bright, dark]), 2, np.random.default_rng(0))
-    assert set(drawn.tolist()) <= {3, 4}
-    anywhere = draw_backgrounds(dark.repeat(50, 1, 1, 1), torch.cat([bright, dark]), 0, np.random.default_rng(0))
+    dark, bright = torch.full((2, 64), 50.), torch.full((3, 64), 150.)
+    luck = torch.rand(100, generator=torch.manual_seed(0))
+    drawn = draw_backgrounds(dark.repeat(50, 1), torch.cat([bright, dark]), 2, luck)
+    assert set(drawn.tolist()) == {3, 4}
+    anywhere = draw_backgrounds(dark.repeat(50, 1), torch.cat([bright, dark]), 0, luck)
     assert set(anywhere.tolist()) == set(range(5))
 
 
 def test_more_neighbours_than_cleans_are_all_cleans():
-    drawn = draw_backgrounds(torch.zeros(60, 1, 64, 64), torch.rand(3, 1, 64, 64), 9, np.random.default_rng(0))
+    drawn = draw_backgrounds(torch.zeros(60, 64), torch.rand(3, 64), 9, torch.rand(60))
     assert set(drawn.tolist()) == {0, 1, 2}
+
+
+def test_blocks_of_a_profile_are_means_of_greys():
+    greys = torch.arange(8.).repeat_interleave(8).expand(1, 1, 64, 64)
+    assert torch.allclose(background_profiles(greys).view(8, 8), torch.arange(8.).expand(8, 8))
