@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 # %% auto #0
 __all__ = ['Sites', 'encode_units', 'open_sites', 'InsertionPairs', 'flaws_with_masks', 'insertion_pairs', 'make_inserter',
-           'predict_velocity', 'inserter_loss', 'inserter_batch', 'draw_masks', 'bend_masks', 'draw_layers', 'Inserter']
+           'predict_velocity', 'inserter_loss', 'inserter_batch', 'draw_masks', 'bend_masks', 'draw_layers',
+           'unsharpness', 'Inserter']
 
 # %% ../../nbs/models/13_insertion.ipynb #2390ac0c
 import numpy as np
@@ -247,6 +248,13 @@ def _guided(net, x, sites: Sites, time: float, labels, guidance: float, sampler:
     return plain + guidance*(predict(labels) - plain)
 
 # %% ../../nbs/models/13_insertion.ipynb #29646944
+def unsharpness(
+    px: int,  # side of the patch
+) -> float:
+    "Standard deviation of the blur that takes the decoder's blocks out of a layer, pixels."
+    return .9*px/64
+
+
 @dataclass(frozen=True)
 class Inserter:
     "A trained network with what it needs to insert flaws."
@@ -265,11 +273,12 @@ class Inserter:
         sampler: SamplerConfig,
     ) -> torch.Tensor:
         "What to add to the patches, in their greys, 0 outside the holes; as `greys`."
+        from torchvision.transforms.v2.functional import gaussian_blur
         sites, _ = open_sites(self.autoencoder, greys, masks)
         device = self.autoencoder.std.device
         drawn = draw_layers(self.net, sites, labels, seeds, guidance, sampler).to(device)*self.spread.to(device)
         behind, decode = sites.background.to(device), self.autoencoder.decode
-        added = (decode(behind + drawn) - decode(behind)).cpu()
+        added = gaussian_blur((decode(behind + drawn) - decode(behind)).cpu(), 7, [unsharpness(greys.shape[-1])])
         return added*sites.feather*sites.half_span
 
     def insert(
