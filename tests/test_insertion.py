@@ -113,7 +113,8 @@ def test_the_loss_of_a_perfect_prediction_is_0(pairs):
         class Answer: sample = noise_schedule().get_velocity(layers, noise, timestep)
         return Answer
     assert inserter_loss(knows, layers, background, cells, noise, time, labels) == 0
-    assert inserter_loss(knows, layers, background, cells, noise + 1 - cells, time, labels) < 1e-12, 'outside: no matter'
+    outside = noise + 1 - cells
+    assert inserter_loss(knows, layers, background, cells, outside, time, labels) < 1e-12, 'no matter'
 
 
 def test_batches_are_balanced_over_the_classes_and_repeatable(pairs):

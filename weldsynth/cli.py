@@ -132,7 +132,7 @@ def _run(
     argv: list,  # the arguments
 ) -> int:        # exit code
     "Run the command that `argv` names."
-    from weldsynth import cli_records  # noqa: F401  registers its commands
+    from weldsynth import cli_insert, cli_records  # noqa: F401  they register their commands
     command = typer.main.get_command(app)
     try:
         with command.make_context('weldsynth', argv) as context: command.invoke(context)

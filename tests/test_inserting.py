@@ -1,0 +1,168 @@
+"""Flaws of a chosen kind, place and size in images of one's own."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from weldsynth.cli import main
+from weldsynth.core.config import StudyError, with_overrides
+from weldsynth.core.profiles import PROFILES
+from weldsynth.core.store import Study
+from weldsynth.data.annotation_formats import find_annotations, read_annotations
+from weldsynth.data.formats import decode_image
+from weldsynth.data.label_files import box_of
+from weldsynth.stages.inserting import Hand, Request, fit_mask, insert_into, parse_place, parse_size, window_side
+from weldsynth.stages.sample import TRAINED, draw_defects, load_samples, read_mark, sample_issues
+
+SMALL = {'sampler.generator': 'insert', 'inserter.heads': 2, 'inserter.layers': 2, 'inserter.steps': 60,
+         'inserter.batch': 16, 'inserter.lr': 4e-3, 'autoencoder.steps': 2, 'sampler.steps': 4}
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+    "A study with an inserter of 60 steps."
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv('WELDSYNTH_CORES', '1')
+        config = with_overrides(PROFILES['fixture'], SMALL)
+        made = Study('hand', tmp_path_factory.mktemp('hand'), config, data='simulated')
+        draw_defects(made, 2., 20)
+        yield made
+
+
+@pytest.fixture(scope='module')
+def hand(study): return Hand(study)
+
+
+@pytest.fixture
+def film():
+    "A film of 16 bits, 200 x 120 pixels, with a bead and grain."
+    rng = np.random.default_rng(0)
+    bead = 8_000*np.exp(-((np.arange(120) - 60)/20)**2)[:, None]
+    return np.rint(20_000 + bead + rng.normal(0, 300, (120, 200))).astype(np.uint16)
+
+
+def test_drawn_flaws_come_with_masks_from_the_training_fold_alone(study):
+    drawn = draw_defects(study, 2., 20)
+    table, samples = pd.read_csv(drawn.path/'manifest.csv'), load_samples(drawn, ('clean',))
+    assert not list(sample_issues(drawn.path))
+    assert samples.masks.flatten(1).amax(1).tolist() == [255]*20
+    train = pd.read_parquet(next((study.path/'data').glob('*'))/'table.parquet')
+    train = train[train['fold-1'] == 'train'].set_index('id') if 'fold-1' in train else train.set_index('id')
+    assert (train.label[table.mask_of].to_numpy() == table.label).all(), 'the mask of a flaw of the same kind'
+    assert (train.label[table.laid_on] == 'clean').all()
+
+
+def test_outside_the_hole_a_film_stays_as_it_is_and_16_bits_stay_16(hand, film):
+    made = hand.insert(film.astype(np.float32), Request('crack', at=(100, 60)))
+    assert made.grey.dtype == np.uint16
+    changed = made.grey != film
+    assert changed.any()
+    x, y, width, height = box_of(changed)
+    window = made.window
+    assert window.x <= x < x + width <= window.x + window.side
+    assert window.y <= y < y + height <= window.y + window.side
+    left, top, w, h = box_of(made.mask)
+    assert left - 4 <= x < x + width <= left + w + 4, 'the rim of a hole is 2 px wide at 32 px'
+    assert abs(left + w/2 - 100) <= 2
+    assert abs(top + h/2 - 60) <= 2
+
+
+def test_size_severity_and_seed_do_what_they_say(hand, film):
+    grey = film.astype(np.float32)
+    sizes = [max(box_of(hand.insert(grey, Request('crack', at=(100, 60), size=s)).mask)[2:]) for s in (8, 16)]
+    assert sizes == pytest.approx([8, 16], abs=2)
+    change = [np.abs(hand.insert(grey, Request('crack', at=(100, 60), severity=s)).grey - grey).sum() for s in (.5, 2.)]
+    assert change[1] > 3*change[0]
+    first, again, other = (hand.insert(grey, Request('porosity', at=(100, 60), seed=s)).grey for s in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_given_outline_is_where_the_flaw_is(hand, film):
+    outline = np.zeros(film.shape, bool)
+    outline[50:58, 90:110] = True
+    made = hand.insert(film.astype(np.float32), Request('crack', mask=outline))
+    assert abs(int(made.mask.sum()) - outline.sum()) < 40
+    assert np.array_equal(made.grey[:, :80], film[:, :80])
+
+
+@pytest.mark.parametrize(('request_', 'line'), [
+    (Request('dent'), "--kind 'dent' is no kind of flaw here: choose one of crack, "),
+    (Request('crack', at=(100, 60), size=80), 'the flaw does not fit into its window'),
+    (Request('crack', window=500), '--window 500 is larger than the image, 200 x 120 px'),
+    (Request('crack', mask=np.ones((10, 10), bool)), 'the mask has 10 x 10 px and the image 200 x 120'),
+    (Request('crack', mask=np.ones((120, 200), bool)), 'which does not fit into a window of 32')])
+def test_what_cannot_be_done_is_one_line(hand, film, request_, line):
+    with pytest.raises(StudyError, match=line): hand.insert(film.astype(np.float32), request_)
+
+
+@pytest.mark.parametrize(('text', 'pitch', 'pixels'), [('3mm', .05, 60), ('40px', np.nan, 40), (' 7.5 ', np.nan, 7.5)])
+def test_sizes(text, pitch, pixels): assert parse_size(text, pitch) == pytest.approx(pixels)
+
+
+@pytest.mark.parametrize(('text', 'line'), [('big', 'is no size'), ('0mm', 'is no size'), ('3mm', 'does not say how')])
+def test_sizes_that_are_none(text, line):
+    with pytest.raises(StudyError, match=line): parse_size(text, np.nan)
+
+
+def test_places():
+    assert parse_place('3,4') == (3, 4)
+    with pytest.raises(StudyError, match='is no place'): parse_place('3;4')
+
+
+@pytest.mark.parametrize(('shape', 'side'), [((64, 64), 64), ((100, 90), 90), ((300, 4000), 64), ((40, 900), 40)])
+def test_a_patch_is_shown_whole_and_a_film_in_parts(shape, side): assert window_side(shape, 64, 0) == side
+
+
+def test_a_mask_moves_and_grows_as_asked():
+    mask = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
+    mask[..., 10:14, 20:30] = 255
+    x, y, width, height = box_of(fit_mask(mask, 20, (40, 30))[0, 0].numpy() > 0)
+    assert (width, height) == (20, 8)
+    assert (x + width/2, y + height/2) == (40, 30)
+
+
+def test_the_command_writes_images_masks_and_labels(study, film, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('weldsynth.core.opening.find_study', lambda name: study)
+    (tmp_path/'in').mkdir()
+    Image.fromarray(film).save(tmp_path/'in'/'a.png')
+    Image.fromarray((film/256).astype(np.uint8)).save(tmp_path/'in'/'b.png')
+    command = ['insert', str(tmp_path/'in'), '--study', 'hand', '--kind', 'crack', '--out', str(tmp_path/'out'),
+               '--count', '2', '--size', '14px']
+    assert main(command) == 0
+    assert '4 flawed images' in capsys.readouterr().out
+    manifest = pd.read_csv(tmp_path/'out'/'manifest.csv')
+    assert manifest.source.tolist() == ['a.png']*2 + ['b.png']*2
+    for row in manifest.itertuples():
+        picture = decode_image((tmp_path/'out'/row.image).read_bytes())
+        assert picture.synthetic
+        mark = read_mark(tmp_path/'out'/row.image)
+        assert (mark['DigitalSourceType'], mark['seed'], mark['label']) == (TRAINED, str(row.seed), 'crack')
+        mask = decode_image((tmp_path/'out'/row.mask).read_bytes()).grey > 0
+        assert box_of(mask) == (row.x, row.y, row.width, row.height)
+    assert decode_image((tmp_path/'out'/manifest.image[0]).read_bytes()).grey.max() > 255
+    boxes = json.loads((tmp_path/'out'/'annotations'/'instances.json').read_text())['annotations']
+    assert [b['bbox'] for b in boxes] == manifest[['x', 'y', 'width', 'height']].to_numpy().tolist()
+    marks = read_annotations(find_annotations(str(tmp_path/'out')), print)
+    assert {mark.label for mark in marks} == {'crack'}
+    assert main(command) == 1
+    assert 'is not empty' in capsys.readouterr().err
+
+
+def test_after_an_error_nothing_is_left(study, film, tmp_path):
+    (tmp_path/'in').mkdir()
+    Image.fromarray(film).save(tmp_path/'in'/'a.png')
+    (tmp_path/'in'/'b.png').write_bytes(b'no image')
+    with pytest.raises(StudyError, match='b.png'):
+        insert_into(study, tmp_path/'in', tmp_path/'out', Request('crack'))
+    assert [p.name for p in tmp_path.iterdir()] == ['in']
+
+
+def test_without_an_inserter_the_command_says_how_to_train_one(tmp_path, film):
+    bare = Study('bare', tmp_path/'bare', PROFILES['fixture'], data='simulated')
+    Image.fromarray(film).save(tmp_path/'a.png')
+    with pytest.raises(StudyError, match="study 'bare' has no inserter: train one with"):
+        insert_into(bare, tmp_path/'a.png', tmp_path/'out', Request('crack'))
