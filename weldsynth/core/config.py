@@ -10,10 +10,10 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
-           'InserterConfig', 'SnapshotConfig', 'SamplerConfig', 'ClassifierConfig', 'classifier_of_kind',
-           'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'AuditConfig', 'StressConfig', 'ReviewConfig',
-           'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table',
-           'value_text', 'config_from_dict']
+           'InserterConfig', 'StudentConfig', 'SnapshotConfig', 'SamplerConfig', 'ClassifierConfig',
+           'classifier_of_kind', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'AuditConfig', 'StressConfig',
+           'ReviewConfig', 'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides',
+           'config_table', 'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -101,6 +101,16 @@ class InserterConfig:
     scale: float = 1.25                 # factor by which a mask grows or shrinks at most
     shift: float = .06                  # of a mask at most, sides of a patch
     elastic: float = .01                # standard deviation of its distortion, sides of a patch
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    "The one-step student of an inserter, and its training."
+    lessons: int = 2_000                # flaws that its teacher shows it
+    guidance: float = 2.                # guidance scale of its teacher
+    steps: int = 600                    # of its training
+    batch: int = 64
+    lr: float = 5e-4                    # peak learning rate
 
 
 @dataclass(frozen=True)
@@ -310,6 +320,7 @@ class StudyConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     inserter: InserterConfig = field(default_factory=InserterConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 # %% auto #0
 __all__ = ['TIMEOUT_S', 'checkout', 'home', 'process', 'device', 'barrier', 'log', 'cores', 'hardware', 'versions',
-           'deferred_signals', 'progress']
+           'deferred_signals', 'progress', 'on_all_cores']
 
 # %% ../../nbs/core/03_runtime.ipynb #d5f4a840
 import weldsynth
@@ -164,3 +165,21 @@ def progress(
     from tqdm.std import tqdm
     quiet = {} if process().is_main_process else dict(disable=True)
     return tqdm(items, desc=f'{label:24}', total=total, mininterval=0.5, dynamic_ncols=True, **quiet)
+
+# %% ../../nbs/core/03_runtime.ipynb #e8ece71d
+def on_all_cores(
+    f: Callable,      # of the items of a piece
+    pieces: list,     # tuples
+    label: str = '',  # of the progress bar; '' for none
+) -> list:
+    "`f(*piece)` of all `pieces`, in their order, each on a core of its own; the number of threads stays as it was."
+    import joblib
+    import torch
+    threads = torch.get_num_threads()
+    def on_one_core(*piece):
+        torch.set_num_threads(1)
+        return f(*piece)
+    run = joblib.Parallel(min(cores(), len(pieces)) or 1, 'threading', return_as='generator')
+    done = run(joblib.delayed(on_one_core)(*piece) for piece in pieces)
+    try: return list(progress(done, label, len(pieces)) if label else done)
+    finally: torch.set_num_threads(threads)

@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate
 from ..core.config import ClassifierConfig, StudyError
 from ..core.files import file_hash, write_atomic
 from ..core.random import digest
-from ..core.runtime import device, home, log, progress
+from ..core.runtime import device, home, log, on_all_cores, progress
 from ..data.patches import to_unit
 
 # %% ../../nbs/models/09_backbone.ipynb #c1531f2f
@@ -163,7 +163,6 @@ def frozen_backbone(
 BATCH = 64  # images; the features are kept, so every batch must be as large as any other
 
 
-@torch.inference_mode()
 def compute_features(
     net: Backbone,
     images: torch.Tensor,  # uint8, N x 1 x H x W
@@ -173,7 +172,10 @@ def compute_features(
     place = next(net.parameters()).device
     short = -len(images) % BATCH
     batches = torch.cat([images, images[:1].expand(short, -1, -1, -1)]).split(BATCH)
-    rows = [net(to_unit(x.to(place))).half().cpu() for x in (progress(batches, label) if label else batches)]
+    @torch.inference_mode()
+    def features(x): return net(to_unit(x.to(place))).half().cpu()
+    if place.type == 'cpu': rows = on_all_cores(features, [(x,) for x in batches], label)
+    else: rows = [features(x) for x in (progress(batches, label) if label else batches)]
     return torch.cat(rows)[:len(images)]
 
 # %% ../../nbs/models/09_backbone.ipynb #fdccc954

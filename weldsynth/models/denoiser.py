@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 # %% auto #0
 __all__ = ['NULL_CLASS', 'CPU_BATCH', 'make_denoiser', 'condition_ids_for', 'sample_condition_ids', 'noise_schedule',
            'denoiser_loss', 'flaw_cells', 'denoiser_batch', 'make_pipeline', 'from_folder', 'guided_velocity',
-           'check_finite', 'draw', 'FusedLinear', 'optimise_for_cpu', 'generate', 'on_all_cores', 'with_oom_retry']
+           'check_finite', 'draw', 'FusedLinear', 'optimise_for_cpu', 'generate', 'with_oom_retry']
 
 # %% ../../nbs/models/04_denoiser.ipynb #36cc402e
 import pandas as pd
@@ -25,7 +25,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 # %% ../../nbs/models/04_denoiser.ipynb #1f110f1f
 from ..core.config import DenoiserConfig, SamplerConfig, StudyError
 from ..core.random import torch_stream
-from ..core.runtime import cores, log, process
+from ..core.runtime import log, on_all_cores, process
 from ..data.patches import BalancedRows, PatchSet, to_uint8
 from .autoencoder import MAX_BATCH_PIXELS
 from .film_noise import FilmNoise, add_film_noise
@@ -277,19 +277,8 @@ def generate(
         return add_film_noise(images, film_noise, seeds, sampler.latent_cutoff)
     if pipe.device.type != 'cpu': return draw_piece(labels, seeds)
     n = max(1, min(CPU_BATCH, MAX_BATCH_PIXELS//(4*pipe.transformer.config.sample_size)**2))
-    return on_all_cores(draw_piece, [(labels[i:i + n], seeds[i:i + n]) for i in range(0, len(seeds), n)])
-
-# %% ../../nbs/models/04_denoiser.ipynb #15923185
-def on_all_cores(f: Callable, pieces: list) -> torch.Tensor:
-    "`f` of all `pieces`, each on a core of its own; the number of threads is afterwards what it was."
-    import joblib
-    threads = torch.get_num_threads()
-    def on_one_core(*piece):
-        torch.set_num_threads(1)
-        return f(*piece)
-    run = joblib.Parallel(min(cores(), len(pieces)), 'threading')
-    try: return torch.cat(run(joblib.delayed(on_one_core)(*piece) for piece in pieces))
-    finally: torch.set_num_threads(threads)
+    pieces = [(labels[i:i + n], seeds[i:i + n]) for i in range(0, len(seeds), n)]
+    return torch.cat(on_all_cores(draw_piece, pieces))
 
 # %% ../../nbs/models/04_denoiser.ipynb #a988a56b
 def with_oom_retry(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 # %% auto #0
 __all__ = ['Sites', 'encode_units', 'open_sites', 'InsertionPairs', 'flaws_with_masks', 'insertion_pairs', 'make_inserter',
-           'predict_velocity', 'inserter_loss', 'inserter_batch', 'draw_masks', 'bend_masks', 'draw_layers',
-           'unsharpness', 'Inserter']
+           'predict_velocity', 'inserter_loss', 'inserter_batch', 'draw_masks', 'bend_masks', 'initial_noise',
+           'draw_layers', 'unsharpness', 'Inserter', 'Lessons', 'student_loss', 'student_batch']
 
 # %% ../../nbs/models/13_insertion.ipynb #2390ac0c
 import numpy as np
@@ -214,6 +214,15 @@ def _bent_grid(px: int, seed: int, config: InserterConfig) -> torch.Tensor:
     return affine_grid(move[None], [1, 1, px, px], align_corners=False) + smooth
 
 # %% ../../nbs/models/13_insertion.ipynb #9f8866e8
+def initial_noise(
+    sites: Sites,
+    seeds: Sequence[int],  # one per site
+) -> torch.Tensor:
+    "What a layer is drawn from: normal noise in the cells, 0 elsewhere, each from its own seed; on the sites' device."
+    noise = [torch.randn(sites.background.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
+    return torch.stack(noise).to(sites.cells.device)*sites.cells
+
+
 @torch.inference_mode()
 def draw_layers(
     net: DiTTransformer2DModel,
@@ -231,8 +240,7 @@ def draw_layers(
     device = next(net.parameters()).device
     solver.set_timesteps(sampler.steps, device=device)
     sites, labels = Sites(*(part.to(device) for part in sites)), labels.to(device)
-    noise = [torch.randn(sites.background.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
-    x = torch.stack(noise).to(device)*sites.cells
+    x = initial_noise(sites, seeds)
     for t, time in zip(solver.timesteps, solver.timesteps.tolist(), strict=True):
         x = solver.step(_guided(net, x, sites, time, labels, guidance, sampler), t, x).prev_sample
     return x
@@ -292,3 +300,40 @@ class Inserter:
     ) -> tuple:
         "`clean` with flaws, uint8, N x 1 x H x W, digitised and stretched; the greys that became 0 and 255, each N."
         return lay(clean, self.layers(clean.greys, masks, labels, seeds, guidance, sampler))
+
+# %% ../../nbs/models/13_insertion.ipynb #c375a755
+class Lessons(NamedTuple):
+    "What a teacher has drawn, and from what."
+    layers: torch.Tensor      # N x C x h x w, unit variance inside the cells
+    background: torch.Tensor  # N x C x h x w
+    cells: torch.Tensor       # N x 1 x h x w
+    noise: torch.Tensor       # N x C x h x w, 0 outside the cells
+    labels: torch.Tensor      # N class numbers
+
+
+def student_loss(
+    net: DiTTransformer2DModel,
+    layers: torch.Tensor,      # N x C x h x w: the teacher's
+    background: torch.Tensor,  # N x C x h x w
+    cells: torch.Tensor,       # N x 1 x h x w
+    noise: torch.Tensor,       # as `layers`: what the teacher began with
+    labels: torch.Tensor,      # N class numbers
+) -> torch.Tensor:
+    "Mean squared difference to the teacher's layer in the cells after one step, a scalar."
+    last = torch.full((len(layers),), 999, device=layers.device)
+    a = noise_schedule().alphas_cumprod[-1].to(layers.device)
+    velocity = predict_velocity(net, noise, background, cells, last, labels).float()
+    error = (a.sqrt()*noise - (1 - a).sqrt()*velocity - layers).square()*cells
+    return (error.mean(1, keepdim=True).sum((1, 2, 3))/cells.sum((1, 2, 3)).clamp(min=1)).mean()
+
+
+def student_batch(
+    lessons: Lessons,
+    batch: int,        # flaws
+    seed: int | list,  # names the stream
+) -> Callable:
+    "The function `step -> arguments of student_loss`."
+    def draw_batch(step):
+        rows = torch.randint(len(lessons.labels), (batch,), generator=torch_stream('student batch', seed, step))
+        return tuple(part[rows] for part in lessons)
+    return draw_batch

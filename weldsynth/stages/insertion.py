@@ -5,35 +5,44 @@
 # %% ../../nbs/18_insertion.ipynb #38ff9a1b
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['train_inserter', 'load_inserter', 'InsertionPlan', 'plan_insertions', 'insert_planned']
+__all__ = ['SOLVER_FIELDS', 'train_inserter', 'load_inserter', 'InsertionPlan', 'plan_insertions', 'planned_masks',
+           'insert_planned', 'teach', 'train_student']
 
 # %% ../../nbs/18_insertion.ipynb #ec4d5dfc
 import torch
 from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/18_insertion.ipynb #2bc2c782
-from ..core.random import numpy_stream, torch_stream
-from ..core.runtime import device, process
-from ..core.store import Study, stage
+from ..core.config import InserterConfig, SamplerConfig
+from ..core.random import numpy_stream, stream_seed, torch_stream
+from ..core.runtime import device, on_all_cores, process
+from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, mirror_images
-from ..models.denoiser import CPU_BATCH, from_folder, on_all_cores
+from ..models.denoiser import CPU_BATCH, from_folder
 from weldsynth.models.insertion import (
     Inserter,
+    Lessons,
     bend_masks,
+    draw_layers,
     draw_masks,
     flaws_with_masks,
+    initial_noise,
     inserter_batch,
     inserter_loss,
     insertion_pairs,
     make_inserter,
+    open_sites,
+    student_batch,
+    student_loss,
 )
 from ..models.layers import background_profiles, draw_backgrounds, flaw_layers
 from ..models.training import seeded_weights, train
-from .background import sweep_background
+from .background import selected_neighbours, sweep_background
 from .data import training_fold
 from .ldm import load_autoencoder, train_autoencoder
 
@@ -64,18 +73,20 @@ def load_inserter(
     study: Study,
     generator: int = 0,
     fraction: float = 1.,  # of the real defects it learnt from
+    model: Artefact | None = None,  # `train_inserter`'s, or that of a student
 ) -> Inserter:
     "The study's trained inserter, on this process's device; trained first if need be."
     from diffusers import DiTTransformer2DModel
-    folder = train_inserter(study, generator, fraction).path
+    folder = (model or train_inserter(study, generator, fraction)).path
     net = from_folder(DiTTransformer2DModel, folder/'pipeline'/'transformer').to(device()).eval()
     return Inserter(net, load_autoencoder(study, fraction), load_file(folder/'spread.safetensors')['spread'])
 
 # %% ../../nbs/18_insertion.ipynb #e8078bd3
 class InsertionPlan(NamedTuple):
     "What each image is made of."
-    flaws: PatchSet         # the flaws whose masks are taken
-    cleans: PatchSet        # the clean patches to lay flaws on
+    flaws: PatchSet           # the flaws whose masks are taken
+    masks: torch.Tensor       # theirs
+    cleans: PatchSet          # the clean patches to lay flaws on
     mask_rows: torch.Tensor   # rows of `flaws`, int64, N
     mirrors: torch.Tensor     # which of the four mirror images, int64, N
     clean_rows: torch.Tensor  # rows of `cleans`, int64, N
@@ -95,9 +106,21 @@ def plan_insertions(
     behind = background_profiles(flaw_layers(flaws.greys, masks)[1])
     mirrored = torch.stack(mirror_images(behind.view(-1, 8, 8))).flatten(2)
     like = draw_backgrounds(mirrored[mirrors, rows], background_profiles(cleans.greys), neighbours, chance[:, 1])
-    return InsertionPlan(flaws, cleans, rows, mirrors, like)
+    return InsertionPlan(flaws, masks, cleans, rows, mirrors, like)
 
 # %% ../../nbs/18_insertion.ipynb #2bbfa79d
+def planned_masks(
+    plan: InsertionPlan,
+    which: Sequence[int],    # rows of the plan
+    seeds: Sequence[int],    # of these
+    config: InserterConfig,
+) -> torch.Tensor:
+    "Masks of the plan, mirrored and bent; uint8, N x 1 x H x W."
+    real = plan.masks[plan.mask_rows[which]]
+    turned = torch.stack(mirror_images(real))[plan.mirrors[which], torch.arange(len(which))]
+    return bend_masks(turned, seeds, config)
+
+
 def insert_planned(
     inserter: Inserter,
     plan: InsertionPlan,
@@ -105,17 +128,64 @@ def insert_planned(
     labels: Sequence[int],    # class number of each of these
     seeds: Sequence[int],     # likewise
     guidance: float,          # guidance scale; 1 is none
-    study: Study,             # for the fields `sampler` and `inserter`
+    config: InserterConfig,
+    sampler: SamplerConfig,
 ) -> torch.Tensor:
     "Images and their masks, uint8, N x 2 x H x W; each depends on its own row, label and seed."
-    config, sampler = study.config.inserter, study.config.sampler
     def piece(which, labels, seeds):
-        real = plan.flaws.take(plan.mask_rows[which].numpy()).masks
-        turned = torch.stack(mirror_images(real))[plan.mirrors[which], torch.arange(len(which))]
-        masks = bend_masks(turned, seeds, config)
+        masks = planned_masks(plan, which, seeds, config)
         clean = plan.cleans.take(plan.clean_rows[which].numpy())
         images, *_ = inserter.insert(clean, masks, torch.tensor(labels), seeds, guidance, sampler)
         return torch.cat([images, masks*(torch.tensor(labels) > 0).view(-1, 1, 1, 1)], 1)
     if device().type != 'cpu': return piece(which, labels, seeds)
     n = CPU_BATCH
-    return on_all_cores(piece, [(which[i:i + n], labels[i:i + n], seeds[i:i + n]) for i in range(0, len(which), n)])
+    pieces = [(which[i:i + n], labels[i:i + n], seeds[i:i + n]) for i in range(0, len(which), n)]
+    return torch.cat(on_all_cores(piece, pieces))
+
+# %% ../../nbs/18_insertion.ipynb #53ddaae2
+SOLVER_FIELDS = ('sampler.steps', 'sampler.guidance_interval')  # of the solver that draws layers
+
+# %% ../../nbs/18_insertion.ipynb #92992d8c
+def teach(
+    study: Study,
+    inserter: Inserter,  # the teacher
+    fold: PatchSet,      # its training fold
+    seed: list,          # names the streams
+) -> Lessons:
+    "As many lessons as configured, even over the classes, plain metal among them."
+    config = study.config.student
+    seeds = [stream_seed('lesson', seed, i) for i in range(config.lessons)]
+    labels = [i % len(fold.classes) for i in range(config.lessons)]
+    plan = plan_insertions(fold, labels, seeds, selected_neighbours(study))
+    def lesson(which):
+        masks = planned_masks(plan, which, [seeds[i] for i in which], study.config.inserter)
+        sites, _ = open_sites(inserter.autoencoder, plan.cleans.take(plan.clean_rows[which].numpy()).greys, masks)
+        numbers, own = torch.tensor([labels[i] for i in which]), [seeds[i] for i in which]
+        layers = draw_layers(inserter.net, sites, numbers, own, config.guidance, study.config.sampler).cpu()
+        return Lessons(layers, sites.background, sites.cells, initial_noise(sites, own), numbers)
+    numbers = list(range(config.lessons))
+    pieces = [(numbers[i:i + CPU_BATCH],) for i in range(0, config.lessons, CPU_BATCH)]
+    on_cpu = device().type == 'cpu'
+    taught = on_all_cores(lesson, pieces, 'teaching') if on_cpu else [lesson(*piece) for piece in pieces]
+    return Lessons(*(torch.cat(parts) for parts in zip(*taught, strict=True)))
+
+
+@stage('insert/student', version=1, shared=True, reads=('student', 'optimiser', *SOLVER_FIELDS),
+       needs=lambda study, generator, fraction: [train_inserter(study, generator, fraction)])
+def train_student(
+    study: Study,
+    folder,
+    generator: int = 0,
+    fraction: float = 1.,  # of the real defects that its teacher learnt from
+):
+    "The network of one step (`pipeline/transformer/`), the spread of layers and the loss curve, as of its teacher."
+    config, seed = study.config.student, [study.seed, generator]
+    teacher = load_inserter(study, generator, fraction)
+    lessons = teach(study, teacher, training_fold(study, fraction), seed)
+    net, curve = train(copy.deepcopy(teacher.net), student_loss, student_batch(lessons, config.batch, seed),
+                       config.steps, config.lr, study.config.optimiser, 'training student',
+                       resume=folder/'resume')
+    if not process().is_main_process: return
+    net.save_pretrained(folder/'pipeline'/'transformer', safe_serialization=True)
+    save_file(dict(spread=teacher.spread), folder/'spread.safetensors')
+    curve.to_csv(folder/'loss.csv', index=False)

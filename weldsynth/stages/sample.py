@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 from xml.sax.saxutils import quoteattr
 
 # %% auto #0
 __all__ = ['GENERATORS', 'TRAINED', 'NAMESPACES', 'MARK_FIELDS', 'SAMPLER_FIELDS', 'sample_rows', 'Generator', 'LatentDiffusion',
-           'Insertion', 'study_generator', 'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash',
-           'write_samples', 'sample_issues', 'draw_defects', 'draw_cleans', 'load_samples']
+           'Insertion', 'OneStepInsertion', 'study_generator', 'draw_batches', 'xmp', 'marked_png', 'read_mark',
+           'weights_hash', 'write_samples', 'sample_issues', 'draw_defects', 'draw_cleans', 'load_samples']
 
 # %% ../../nbs/03_sample.ipynb #6622773c
 import pandas as pd
@@ -25,7 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 # %% ../../nbs/03_sample.ipynb #b47aa590
-from ..core.config import StudyError
+from ..core.config import SamplerConfig, StudyError
 from ..core.files import file_hash, load_state, save_state
 from ..core.random import stream_seed
 from ..core.runtime import barrier, cores, process, progress
@@ -35,7 +36,7 @@ from ..data.patches import PatchSet, class_plan
 from ..models.denoiser import generate, sample_condition_ids, with_oom_retry
 from .background import selected_neighbours
 from .data import study_patches, training_fold
-from .insertion import insert_planned, load_inserter, plan_insertions, train_inserter
+from .insertion import insert_planned, load_inserter, plan_insertions, train_inserter, train_student
 from .ldm import load_film_noise, load_pipeline, train_denoiser
 
 # %% ../../nbs/03_sample.ipynb #7d6e8b3c
@@ -82,13 +83,16 @@ class Insertion:
     "Flaws drawn by a diffusion model and laid on real clean welds: [insertion](18_insertion.ipynb)."
     def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_inserter(study, seed, fraction)
 
+    def solver(self, guidance: float, sampler: SamplerConfig) -> tuple: return guidance, sampler
+
     def sample(self, study: Study, model: Artefact, rows: pd.DataFrame, guidance: float, resume: Path) -> PatchSet:
-        call, sampler = model.info['args'], study.config.sampler
-        inserter = load_inserter(study, **call)
+        call, config = model.info['args'], study.config.inserter
+        guidance, sampler = self.solver(guidance, study.config.sampler)
+        inserter = load_inserter(study, **call, model=model)
         labels, seeds = rows.number.tolist(), rows.seed.tolist()
         plan = plan_insertions(training_fold(study, call['fraction']), labels, seeds, selected_neighbours(study))
         def draw(which, seeds):
-            return insert_planned(inserter, plan, which, [labels[i] for i in which], seeds, guidance, study)
+            return insert_planned(inserter, plan, which, [labels[i] for i in which], seeds, guidance, config, sampler)
         both = draw_batches(draw, list(range(len(rows))), seeds, sampler.batch, resume)
         table = rows.assign(origin='synthetic', checkpoint=model.key, weights=weights_hash(model), guidance=guidance,
                             steps=sampler.steps, solver='DPMSolverMultistepScheduler',
@@ -97,7 +101,15 @@ class Insertion:
         return PatchSet(both[:, :1], table, study_patches(study).classes, both[:, 1:])
 
 
-GENERATORS: dict[str, Generator] = {'ldm': LatentDiffusion(), 'insert': Insertion()}
+class OneStepInsertion(Insertion):
+    "The same by a student that draws a flaw in one step; the guidance is that of its teacher."
+    def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_student(study, seed, fraction)
+
+    def solver(self, guidance: float, sampler: SamplerConfig) -> tuple: return 1., replace(sampler, steps=1)
+
+
+GENERATORS: dict[str, Generator] = {
+    'ldm': LatentDiffusion(), 'insert': Insertion(), 'insert-1step': OneStepInsertion()}
 
 
 def study_generator(
