@@ -27,6 +27,7 @@ FIXTURE = _preset(
     'fixture', data=dict(px=32, defects=300, cleans=300, plates=16),
     autoencoder=dict(steps=20, batch=16),
     denoiser=dict(heads=2, layers=2, steps=20, batch=16),
+    inserter=dict(heads=2, layers=2, steps=20, batch=16), student=dict(lessons=40, steps=10, batch=16),
     sampler=dict(steps=4, synthetics=40, synthetic_cleans=20),
     classifier=dict(kind='small', steps=20, batch=32, seeds=2),
     instrument=dict(seeds=2, lengths=(1., 2.), rivals=('small',)),
@@ -36,6 +37,7 @@ FIXTURE = _preset(
 SMOKE = _preset(
     'smoke', data=dict(px=32, defects=400, cleans=800, plates=16), autoencoder=dict(steps=200),
     denoiser=dict(heads=2, layers=4, steps=300), sampler=dict(synthetics=200, synthetic_cleans=60),
+    inserter=dict(heads=2, layers=4, steps=600), student=dict(lessons=400, steps=200),
     classifier=dict(steps=300, views=2, backbone_px=64), instrument=dict(seeds=2, lengths=(1., 2.)),
     stress=dict(images=40), sweep=dict(samples=100, shares=(.4, .8)), rule=dict(resamples=2_000))
 
@@ -51,6 +53,7 @@ FULL = _preset(
     'full', data=dict(px=96, cleans=18_000, plates=80),
     autoencoder=dict(latents=8, steps=3_000, batch=128),
     denoiser=dict(heads=12, layers=12, steps=20_000, batch=256, lr=3e-4),
+    inserter=dict(heads=12, layers=12, steps=20_000, batch=256, lr=3e-4), student=dict(lessons=8_000, steps=4_000),
     sampler=dict(generators=3, steps=20, synthetics=4_000, synthetic_cleans=4_000),
     classifier=dict(seeds=10),
     instrument=dict(rivals=('features', 'small', 'resnet18', 'finetune')),

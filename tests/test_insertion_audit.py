@@ -1,0 +1,84 @@
+"""The audit of inserted flaws, and the student."""
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from weldsynth.core.config import with_overrides
+from weldsynth.core.profiles import PROFILES
+from weldsynth.core.store import Study
+from weldsynth.stages.data import training_fold
+from weldsynth.stages.insertion import load_inserter, teach, train_student
+from weldsynth.stages.insertion_audit import AUDIT_COLUMNS, audit_insertions, judged, rim_steps, swapped
+from weldsynth.stages.sample import GENERATORS, draw_defects, load_samples
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+    small = {'sampler.generator': 'insert-1step', 'autoencoder.steps': 2, 'sampler.steps': 2,
+             'audit.fidelity_resamples': 4}
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv('WELDSYNTH_CORES', '1')
+        config = with_overrides(PROFILES['fixture'], small)
+        made = Study('audit', tmp_path_factory.mktemp('audit'), config, data='simulated')
+        audit_insertions(made, 40)
+        yield made
+
+
+def test_lessons_are_even_over_the_classes_and_lie_in_their_cells(study):
+    lessons = teach(study, load_inserter(study), training_fold(study), [0, 0])
+    counts = lessons.labels.bincount()
+    assert counts.sum() == 40
+    assert counts.max() - counts.min() <= 1
+    for part in (lessons.layers, lessons.noise): assert (part*(1 - lessons.cells) == 0).all()
+
+
+def test_the_student_has_its_own_weights_and_the_teachers_scale(study):
+    teacher, student = load_inserter(study), load_inserter(study, model=train_student(study))
+    assert torch.equal(teacher.spread, student.spread)
+    pairs = zip(teacher.net.state_dict().values(), student.net.state_dict().values(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_one_step_generator_takes_one_step_without_guidance(study):
+    drawn = draw_defects(study, 3., 10)
+    manifest = pd.read_csv(drawn.path/'manifest.csv')
+    assert set(manifest.steps) == {1}
+    assert set(manifest.guidance) == {1.}
+    assert load_samples(drawn, ('clean',)).masks.flatten(1).amax(1).tolist() == [255]*10
+    assert set(GENERATORS) == {'ldm', 'insert', 'insert-1step'}
+
+
+def test_the_table_holds_every_set_and_class_with_shares(study):
+    table = pd.read_csv(audit_insertions(study, 40).path/'sets.csv')
+    assert list(table) == AUDIT_COLUMNS
+    classes = (*training_fold(study).classes[1:], 'all')
+    assert len(table) == 6*len(classes)
+    shares = table[['asked', 'mask', 'clean']]
+    assert shares.ge(0).all(axis=None)
+    assert shares.le(1).all(axis=None)
+    unswapped = table[~table.set.str.contains('swapped')]
+    assert (unswapped.asked == unswapped['mask']).all()
+    every = table[table['class'] == 'all'].set_index('set')
+    assert every.n.drop('real, unseen').eq(40).all()
+    assert np.isnan(every.rim['cut and paste']), 'cut and paste returns no masks'
+
+
+def test_shares_by_hand():
+    probs = torch.tensor([[.8, .1, .1], [.1, .8, .1], [.1, .1, .8], [.1, .1, .8]])
+    assert judged(probs, [1, 1, 1, 2], [2, 2, 2, 1]) == dict(asked=.5, mask=.25, clean=.25)
+
+
+def test_each_class_is_swapped_for_another_and_all_are_used():
+    assert sorted(swapped([1, 2, 3, 4, 5], 6)) == [1, 2, 3, 4, 5]
+    assert all(a != b for a, b in zip(swapped([1, 2, 3], 4), [1, 2, 3], strict=True))
+
+
+def test_a_step_on_the_rim_is_seen_and_one_elsewhere_is_not():
+    noise = torch.randint(90, 110, (20, 1, 64, 64), dtype=torch.uint8, generator=torch.manual_seed(0))
+    mask = torch.zeros(20, 1, 64, 64, dtype=torch.uint8)
+    mask[..., 28:36, 28:36] = 255
+    brighter, far = noise.clone(), noise.clone()
+    brighter[..., 27:37, 27:37] += 40
+    far[..., 2:6, 2:6] += 40
+    assert rim_steps(brighter, mask).mean() > 1.2*rim_steps(noise, mask).mean()
+    assert torch.equal(rim_steps(far, mask), rim_steps(noise, mask))
