@@ -14,7 +14,7 @@ from weldsynth.stages.sample import GENERATORS, draw_defects, load_samples
 
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
-    small = {'sampler.generator': 'insert-1step', 'autoencoder.steps': 2, 'sampler.steps': 2,
+    small = {'sampler.generator': 'insert-1step', 'autoencoder.steps': 2, 'sampler.steps': 3,
              'audit.fidelity_resamples': 4}
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv('WELDSYNTH_CORES', '1')

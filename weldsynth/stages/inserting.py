@@ -125,17 +125,19 @@ def fit_mask(
     extent: float | None,  # its largest side after, pixels of the patch; None: as it is
     middle: tuple | None,  # where its middle is to be, x and y in pixels of the patch; None: where it is
 ) -> torch.Tensor:
-    "A mask made larger or smaller, and moved. Raises `StudyError` where it would not lie in the patch with its rim."
-    px = mask.shape[-1]
+    "A mask made larger or smaller, and moved, so that it lies in the patch with its rim. `StudyError` if it cannot."
+    if not (extent or middle): return mask
+    px, rim = mask.shape[-1], rim_width(mask.shape[-1])
     left, top, width, height = box_of(mask[0, 0].numpy() > 0)
-    factor = extent/max(width, height) if extent else 1.
     centre = left + width/2, top + height/2
-    to = middle or centre
-    rim = rim_width(px)
-    sides = zip(to, (width, height), strict=True)
-    if any(not rim + factor*side/2 <= m <= px - rim - factor*side/2 for m, side in sides):
+    room = min(min(m, px - m) for m in middle) if middle else px/2
+    most = 2*(room - rim)/max(width, height)  # by which it may be enlarged there
+    factor = extent/max(width, height) if extent else min(1., most)
+    if factor > most or factor <= 0:
         raise StudyError('the flaw does not fit into its window: choose a smaller --size, a place further from the '
                          'edge, or a larger --window')
+    half = factor*width/2 + rim, factor*height/2 + rim
+    to = middle or tuple(float(np.clip(c, h, px - h)) for c, h in zip(centre, half, strict=True))
     x0, y0 = (2*c/px - 1 for c in centre)
     x1, y1 = (2*c/px - 1 for c in to)
     back = torch.tensor([[1/factor, 0, x0 - x1/factor], [0, 1/factor, y0 - y1/factor]], dtype=torch.float32)
@@ -190,12 +192,19 @@ class Hand:
         mask = bend_masks(self.masks[row], [request.seed], self.study.config.inserter)
         real = self.flaws.take(row.numpy())
         behind = _relief(background_profiles(fill_holes(real.greys, holes(self.masks[row]))))[0]
-        left, top, width, height = box_of(mask[0, 0].numpy() > 0)
-        window = place_window(grey, side, px, ((left + width/2)/px, (top + height/2)/px), request.at, behind, rng)
+        extent = request.size and request.size*px/side
+        window = place_window(grey, side, px, _middle(mask, extent), request.at, behind, rng)
         middle = None
         if request.at: middle = tuple((a + .5 - w)*px/side for a, w in zip(request.at, window[:2], strict=True))
-        extent = request.size and request.size*px/side
         return fit_mask(mask, extent, middle), window
+
+
+def _middle(mask: torch.Tensor, extent: float | None) -> tuple:
+    "The middle of a mask, in shares of the side of its patch, with room for that extent around it."
+    px = mask.shape[-1]
+    left, top, width, height = box_of(mask[0, 0].numpy() > 0)
+    half = min((extent or max(width, height))/2 + rim_width(px) + .5, px/2)
+    return tuple(float(np.clip(c, half, px - half))/px for c in (left + width/2, top + height/2))
 
 
 def _site_of_mask(mask: np.ndarray, shape: tuple, side: int, px: int) -> tuple:
@@ -290,5 +299,6 @@ def _picture(file: Path):
 
 def _write(folder: Path, made: Inserted, row: dict):
     "The marked image and its mask."
-    (folder/row['image']).write_bytes(marked_png(torch.from_numpy(made.grey)[None], **row))
-    (folder/row['mask']).write_bytes(marked_png(torch.from_numpy(np.uint8(255)*made.mask)[None], **row))
+    facts = {name: value for name, value in row.items() if name not in ('image', 'mask')}
+    (folder/row['image']).write_bytes(marked_png(torch.from_numpy(made.grey)[None], **facts))
+    (folder/row['mask']).write_bytes(marked_png(torch.from_numpy(np.uint8(255)*made.mask)[None], **facts))
