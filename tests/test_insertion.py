@@ -107,14 +107,14 @@ def test_as_many_cleans_as_flaws_and_the_four_mirror_images(pairs):
 
 
 def test_the_loss_of_a_perfect_prediction_is_0(pairs):
-    layers, background, cells, noise, time, labels = inserter_batch(pairs, QUICK, 0)(1)
+    layers, background, cells, outline, noise, time, labels = inserter_batch(pairs, QUICK, 0)(1)
 
     def knows(x, timestep, class_labels):
         class Answer: sample = noise_schedule().get_velocity(layers, noise, timestep)
         return Answer
-    assert inserter_loss(knows, layers, background, cells, noise, time, labels) == 0
+    assert inserter_loss(knows, layers, background, cells, outline, noise, time, labels) == 0
     outside = noise + 1 - cells
-    assert inserter_loss(knows, layers, background, cells, outside, time, labels) < 1e-12, 'no matter'
+    assert inserter_loss(knows, layers, background, cells, outline, outside, time, labels) < 1e-12, 'no matter'
 
 
 def test_batches_are_balanced_over_the_classes_and_repeatable(pairs):
@@ -167,7 +167,8 @@ def test_the_solver_arrives_at_the_layer_whatever_the_number_of_steps(steps):
     "A network that knows the layer leads to it: no noise is left in the end."
     layer = torch.randn(2, 3, 8, 8, generator=torch.manual_seed(0))
     cells = torch.ones(2, 1, 8, 8)
-    sites = Sites(torch.zeros(2, 3, 8, 8), cells, torch.ones(2, 1, 32, 32), torch.ones(2, 1, 1, 1))
+    sites = Sites(torch.zeros(2, 3, 8, 8), cells, torch.ones(2, 16, 8, 8), torch.ones(2, 1, 32, 32),
+                  torch.ones(2, 1, 1, 1))
 
     class Knows(torch.nn.Module):
         def __init__(self):

@@ -17,7 +17,7 @@ __all__ = ['Sites', 'encode_units', 'open_sites', 'InsertionPairs', 'flaws_with_
 # %% ../../nbs/models/13_insertion.ipynb #2390ac0c
 import numpy as np
 import torch
-from torch.nn.functional import affine_grid, grid_sample, interpolate, max_pool2d
+from torch.nn.functional import affine_grid, grid_sample, interpolate, max_pool2d, pixel_unshuffle
 
 # %% ../../nbs/models/13_insertion.ipynb #36ec2f20
 from ..core.config import InserterConfig, SamplerConfig, StudyError
@@ -35,6 +35,7 @@ class Sites(NamedTuple):
     "Welds with a hole each, as the network sees them, and what turns its layers into greys of the film."
     background: torch.Tensor  # latents of the filled patches, N x C x h x w
     cells: torch.Tensor       # 1 in each cell of the latent that the hole touches, else 0; N x 1 x h x w
+    outline: torch.Tensor     # the mask, 0 or 1, the pixels of a cell one after the other; N x 16 x h x w
     feather: torch.Tensor     # how much of a layer is laid, N x 1 x H x W
     half_span: torch.Tensor   # greys of the film in one unit, N x 1 x 1 x 1
 
@@ -60,7 +61,8 @@ def open_sites(
     low, high = torch.quantile(filled.flatten(1), torch.tensor([.01, .99]), dim=1).view(2, -1, 1, 1, 1)
     half_span = (high - low).clamp(min=1e-3)/2
     in_units, filled_in_units = ((x - low)/half_span - 1 for x in (greys, filled))
-    sites = Sites(encode_units(net, filled_in_units), max_pool2d(hole, BLOCK), feathers(masks), half_span)
+    outline = pixel_unshuffle((masks > 0).float(), BLOCK)
+    sites = Sites(encode_units(net, filled_in_units), max_pool2d(hole, BLOCK), outline, feathers(masks), half_span)
     return sites, encode_units(net, in_units)
 
 # %% ../../nbs/models/13_insertion.ipynb #ba722a7b
@@ -70,6 +72,7 @@ class InsertionPairs:
     layers: torch.Tensor      # 4 x N x C x h x w, unit variance inside the holes of flaws, 0 outside
     background: torch.Tensor  # 4 x N x C x h x w
     cells: torch.Tensor       # 4 x N x 1 x h x w
+    outline: torch.Tensor     # 4 x N x 16 x h x w
     labels: torch.Tensor      # class numbers, N
     spread: torch.Tensor      # of each channel of a layer before it was divided by it, C x 1 x 1
 
@@ -100,12 +103,13 @@ def insertion_pairs(
     parts = []
     for x in mirror_images(both):
         sites, latents = open_sites(net, x[:, :1], x[:, 1:])
-        parts.append(((latents - sites.background)*sites.cells, sites.background, sites.cells))
-    layers, background, cells = (torch.stack(part) for part in zip(*parts, strict=True))
+        parts.append(((latents - sites.background)*sites.cells, sites.background, sites.cells, sites.outline))
+    layers, background, cells, outline = (torch.stack(part) for part in zip(*parts, strict=True))
     n = len(flaws)
     spread = layers[:, :n].square().sum((0, 1, 3, 4))/cells[:, :n].sum()
     spread = spread.sqrt().clamp(min=1e-6).view(-1, 1, 1)
-    return InsertionPairs(layers/spread, background, cells, torch.cat([flaws.labels, clean.labels]), spread)
+    labels = torch.cat([flaws.labels, clean.labels])
+    return InsertionPairs(layers/spread, background, cells, outline, labels, spread)
 
 # %% ../../nbs/models/13_insertion.ipynb #14fe3fef
 def make_inserter(
@@ -114,10 +118,10 @@ def make_inserter(
     heads: int,    # attention heads of 32 channels each
     layers: int,   # transformer blocks
 ) -> DiTTransformer2DModel:
-    "An untrained diffusion transformer from N x (2C + 1) x px/4 x px/4, layer, background and cells, to a layer."
+    "An untrained diffusion transformer from layer, background, cells and outline, N x (2C + 17) x px/4 x px/4."
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
     net = DiTTransformer2DModel(num_attention_heads=heads, attention_head_dim=32, num_layers=layers,
-                                in_channels=2*latents + 1, out_channels=latents, sample_size=px//BLOCK,
+                                in_channels=2*latents + 1 + BLOCK**2, out_channels=latents, sample_size=px//BLOCK,
                                 patch_size=2, num_embeds_ada_norm=NULL_CLASS)
     return net.eval()  # labels are never dropped
 
@@ -127,11 +131,12 @@ def predict_velocity(
     noisy: torch.Tensor,       # N x C x h x w, 0 outside the cells
     background: torch.Tensor,  # N x C x h x w
     cells: torch.Tensor,       # N x 1 x h x w
+    outline: torch.Tensor,     # N x 16 x h x w
     time: torch.Tensor,        # N whole numbers from 0 to 999
     labels: torch.Tensor,      # N class numbers
 ) -> torch.Tensor:
     "The velocity of the layer, N x C x h x w, 0 outside the cells."
-    x = torch.cat([noisy, background, cells], 1)
+    x = torch.cat([noisy, background, cells, outline], 1)
     return net(x, timestep=time, class_labels=labels).sample*cells
 
 # %% ../../nbs/models/13_insertion.ipynb #8e221c03
@@ -140,6 +145,7 @@ def inserter_loss(
     layers: torch.Tensor,      # N x C x h x w, unit variance inside the cells
     background: torch.Tensor,  # N x C x h x w
     cells: torch.Tensor,       # N x 1 x h x w
+    outline: torch.Tensor,     # N x 16 x h x w
     noise: torch.Tensor,       # as `layers`, standard normal
     time: torch.Tensor,        # N whole numbers from 0 to 999
     labels: torch.Tensor,      # N class numbers
@@ -148,7 +154,7 @@ def inserter_loss(
     schedule = noise_schedule()
     noisy = schedule.add_noise(layers, noise, time)*cells
     velocity = schedule.get_velocity(layers, noise, time)*cells
-    error = (predict_velocity(net, noisy, background, cells, time, labels) - velocity).float().square()
+    error = (predict_velocity(net, noisy, background, cells, outline, time, labels) - velocity).float().square()
     return (error.mean(1, keepdim=True).sum((1, 2, 3))/cells.sum((1, 2, 3)).clamp(min=1)).mean()
 
 
@@ -165,9 +171,10 @@ def inserter_batch(
         rows = balanced.draw(n, rng)
         mirror = torch.randint(4, (n,), generator=rng)
         time = (1000*torch.randn(n, generator=rng).mul(config.time_spread).sigmoid()).long().clamp(max=999)
-        layers, background, cells = (x[mirror, rows] for x in (pairs.layers, pairs.background, pairs.cells))
+        learnt = pairs.layers, pairs.background, pairs.cells, pairs.outline
+        layers, background, cells, outline = (x[mirror, rows] for x in learnt)
         noise = torch.randn(layers.shape, generator=rng)
-        return layers, background, cells, noise, time, pairs.labels[rows]
+        return layers, background, cells, outline, noise, time, pairs.labels[rows]
     return draw_batch
 
 # %% ../../nbs/models/13_insertion.ipynb #78e5a7f5
@@ -250,7 +257,7 @@ def _guided(net, x, sites: Sites, time: float, labels, guidance: float, sampler:
     "The predicted velocity, pushed away from that of plain metal while guidance acts."
     first, last = sampler.guidance_interval
     times = torch.full((len(x),), time, device=x.device)
-    def predict(labels): return predict_velocity(net, x, sites.background, sites.cells, times, labels)
+    def predict(labels): return predict_velocity(net, x, *sites[:3], times, labels)
     if guidance == 1 or not first <= time/1000 <= last: return predict(labels)
     plain = predict(torch.zeros_like(labels))
     return plain + guidance*(predict(labels) - plain)
@@ -307,6 +314,7 @@ class Lessons(NamedTuple):
     layers: torch.Tensor      # N x C x h x w, unit variance inside the cells
     background: torch.Tensor  # N x C x h x w
     cells: torch.Tensor       # N x 1 x h x w
+    outline: torch.Tensor     # N x 16 x h x w
     noise: torch.Tensor       # N x C x h x w, 0 outside the cells
     labels: torch.Tensor      # N class numbers
 
@@ -316,13 +324,14 @@ def student_loss(
     layers: torch.Tensor,      # N x C x h x w: the teacher's
     background: torch.Tensor,  # N x C x h x w
     cells: torch.Tensor,       # N x 1 x h x w
+    outline: torch.Tensor,     # N x 16 x h x w
     noise: torch.Tensor,       # as `layers`: what the teacher began with
     labels: torch.Tensor,      # N class numbers
 ) -> torch.Tensor:
     "Mean squared difference to the teacher's layer in the cells after one step, a scalar."
     last = torch.full((len(layers),), 999, device=layers.device)
     a = noise_schedule().alphas_cumprod[-1].to(layers.device)
-    velocity = predict_velocity(net, noise, background, cells, last, labels).float()
+    velocity = predict_velocity(net, noise, background, cells, outline, last, labels).float()
     error = (a.sqrt()*noise - (1 - a).sqrt()*velocity - layers).square()*cells
     return (error.mean(1, keepdim=True).sum((1, 2, 3))/cells.sum((1, 2, 3)).clamp(min=1)).mean()
 

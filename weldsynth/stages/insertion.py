@@ -47,7 +47,7 @@ from .data import training_fold
 from .ldm import load_autoencoder, train_autoencoder
 
 # %% ../../nbs/18_insertion.ipynb #d6afbd21
-@stage('insert/denoiser', version=1, shared=True, reads=('inserter', 'optimiser'),
+@stage('insert/denoiser', version=2, shared=True, reads=('inserter', 'optimiser'),
        needs=lambda study, generator, fraction: [train_autoencoder(study, fraction), sweep_background(study)])
 def train_inserter(
     study: Study,
@@ -162,7 +162,7 @@ def teach(
         sites, _ = open_sites(inserter.autoencoder, plan.cleans.take(plan.clean_rows[which].numpy()).greys, masks)
         numbers, own = torch.tensor([labels[i] for i in which]), [seeds[i] for i in which]
         layers = draw_layers(inserter.net, sites, numbers, own, config.guidance, study.config.sampler).cpu()
-        return Lessons(layers, sites.background, sites.cells, initial_noise(sites, own), numbers)
+        return Lessons(layers, *sites[:3], initial_noise(sites, own), numbers)
     numbers = list(range(config.lessons))
     pieces = [(numbers[i:i + CPU_BATCH],) for i in range(0, config.lessons, CPU_BATCH)]
     on_cpu = device().type == 'cpu'
