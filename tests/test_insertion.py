@@ -197,6 +197,12 @@ def test_a_class_gets_masks_of_its_own_and_plain_metal_those_of_any(fold):
     assert set(flaws.labels[draw_masks(masks, flaws.labels, [0]*60, range(60))].tolist()) == {1, 2}
 
 
+def test_a_class_without_any_mask_is_refused_in_one_line(fold):
+    flaws, masks = flaws_with_masks(fold)
+    with pytest.raises(StudyError, match='1 of the classes have no mask'):
+        draw_masks(masks, flaws.labels, [1, 3], [0, 1])
+
+
 def test_a_bent_mask_follows_its_seed_and_is_never_empty(fold):
     masks = fold.masks[40:]
     bent = bend_masks(masks, range(48), QUICK)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 # %% auto #0
 __all__ = ['NULL_CLASS', 'CPU_BATCH', 'make_denoiser', 'condition_ids_for', 'sample_condition_ids', 'noise_schedule',
-           'denoiser_loss', 'flaw_cells', 'denoiser_batch', 'make_pipeline', 'from_folder', 'guided_velocity',
-           'check_finite', 'draw', 'FusedLinear', 'optimise_for_cpu', 'generate', 'with_oom_retry']
+           'denoiser_loss', 'flaw_cells', 'denoiser_batch', 'few_step_solver', 'make_pipeline', 'from_folder',
+           'guided_velocity', 'check_finite', 'draw', 'FusedLinear', 'optimise_for_cpu', 'generate', 'with_oom_retry']
 
 # %% ../../nbs/models/04_denoiser.ipynb #36cc402e
 import pandas as pd
@@ -43,11 +43,12 @@ def make_denoiser(
     latents: int,  # latent channels
     heads: int,    # attention heads of 32 channels each
     layers: int,   # transformer blocks
+    beside: int = 0,  # channels of the input beside the latent: what it is conditioned on
 ) -> DiTTransformer2DModel:
     "An untrained diffusion transformer on latents N x C x px/4 x px/4."
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
     return DiTTransformer2DModel(num_attention_heads=heads, attention_head_dim=32, num_layers=layers,
-                                 in_channels=latents, out_channels=latents, sample_size=px//4,
+                                 in_channels=latents + beside, out_channels=latents, sample_size=px//4,
                                  patch_size=2, num_embeds_ada_norm=NULL_CLASS)
 
 # %% ../../nbs/models/04_denoiser.ipynb #502bcbd8
@@ -138,17 +139,22 @@ def denoiser_batch(
     return draw_batch
 
 # %% ../../nbs/models/04_denoiser.ipynb #78b0197a
+def few_step_solver():
+    "A second-order solver of the diffusion ODE on the schedule of training (Lu et al. 2022), its last time included."
+    from diffusers import DPMSolverMultistepScheduler
+    schedule = noise_schedule().config
+    return DPMSolverMultistepScheduler(beta_schedule=schedule.beta_schedule, timestep_spacing='trailing',
+                                       prediction_type=schedule.prediction_type)
+
+
 def make_pipeline(
     denoiser: DiTTransformer2DModel,
     vae: AutoencoderDC,
     names: Sequence[str],  # of the conditions, from `condition_ids_for`
 ) -> DiTPipeline:
     "A class-conditional latent diffusion pipeline with a few-step solver."
-    from diffusers import DPMSolverMultistepScheduler
     from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
-    schedule = noise_schedule().config
-    solver = DPMSolverMultistepScheduler(beta_schedule=schedule.beta_schedule, timestep_spacing='trailing',
-                                         prediction_type=schedule.prediction_type)
+    solver = few_step_solver()
     parts: dict[str, Any] = dict(transformer=denoiser, vae=vae, scheduler=solver)  # its hints name other classes
     pipe = DiTPipeline(**parts)
     pipe.register_to_config(id2label={str(i): name for i, name in enumerate(names)})

@@ -24,7 +24,7 @@ from ..core.config import InserterConfig, SamplerConfig, StudyError
 from ..core.random import torch_stream
 from ..data.patches import BalancedRows, PatchSet, mirror_images
 from .autoencoder import BLOCK, BlockAutoencoder, StockAutoencoder, pixel_batches
-from .denoiser import NULL_CLASS, noise_schedule
+from .denoiser import few_step_solver, make_denoiser, noise_schedule
 from .layers import feathers, fill_holes, holes, lay
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def open_sites(
     greys: torch.Tensor,  # float, N x 1 x H x W, in the greys of the films
     masks: torch.Tensor,  # uint8, as `greys`, above 0 where a flaw is or is to be
 ) -> tuple:
-    "The `Sites` of patches and masks, and the latents of the patches as they are, in the units of the sites."
+    "The `Sites` of patches and masks, and the patches as they are, in the units of the sites."
     hole = holes(masks)
     filled = fill_holes(greys, hole)
     low, high = torch.quantile(filled.flatten(1), torch.tensor([.01, .99]), dim=1).view(2, -1, 1, 1, 1)
@@ -63,7 +63,7 @@ def open_sites(
     in_units, filled_in_units = ((x - low)/half_span - 1 for x in (greys, filled))
     outline = pixel_unshuffle((masks > 0).float(), BLOCK)
     sites = Sites(encode_units(net, filled_in_units), max_pool2d(hole, BLOCK), outline, feathers(masks), half_span)
-    return sites, encode_units(net, in_units)
+    return sites, in_units
 
 # %% ../../nbs/models/13_insertion.ipynb #ba722a7b
 @dataclass(frozen=True)
@@ -102,8 +102,9 @@ def insertion_pairs(
     both = torch.cat([torch.cat([flaws.greys, clean.greys]), torch.cat([masks, borrowed])], 1)
     parts = []
     for x in mirror_images(both):
-        sites, latents = open_sites(net, x[:, :1], x[:, 1:])
-        parts.append(((latents - sites.background)*sites.cells, sites.background, sites.cells, sites.outline))
+        sites, in_units = open_sites(net, x[:, :1], x[:, 1:])
+        layer = (encode_units(net, in_units) - sites.background)*sites.cells
+        parts.append((layer, *sites[:3]))
     layers, background, cells, outline = (torch.stack(part) for part in zip(*parts, strict=True))
     n = len(flaws)
     spread = layers[:, :n].square().sum((0, 1, 3, 4))/cells[:, :n].sum()
@@ -119,11 +120,7 @@ def make_inserter(
     layers: int,   # transformer blocks
 ) -> DiTTransformer2DModel:
     "An untrained diffusion transformer from layer, background, cells and outline, N x (2C + 17) x px/4 x px/4."
-    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-    net = DiTTransformer2DModel(num_attention_heads=heads, attention_head_dim=32, num_layers=layers,
-                                in_channels=2*latents + 1 + BLOCK**2, out_channels=latents, sample_size=px//BLOCK,
-                                patch_size=2, num_embeds_ada_norm=NULL_CLASS)
-    return net.eval()  # labels are never dropped
+    return make_denoiser(px, latents, heads, layers, latents + 1 + BLOCK**2).eval()  # labels are never dropped
 
 
 def predict_velocity(
@@ -188,6 +185,9 @@ def draw_masks(
     sizes = masks.gt(0).flatten(1).sum(1).double().sqrt()
     of_class = {c: (of == c).nonzero()[:, 0] for c in of.unique().tolist()}
     of_class[0] = torch.arange(len(masks))
+    if bare := set(labels) - set(of_class):
+        raise StudyError(f"{len(bare)} of the classes have no mask in the training fold, which the generator 'insert' "
+                         'needs: add masks, or choose --set sampler.generator=ldm')
     def row(label, seed):
         rows = of_class[label]
         u, v = torch.rand(2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -240,10 +240,7 @@ def draw_layers(
     sampler: SamplerConfig,    # steps, and the times at which guidance acts
 ) -> torch.Tensor:
     "Layers as the network learnt them, N x C x h x w, on its device; each depends on its own site, label and seed."
-    from diffusers import DPMSolverMultistepScheduler
-    schedule = noise_schedule().config
-    solver = DPMSolverMultistepScheduler(beta_schedule=schedule.beta_schedule, timestep_spacing='trailing',
-                                         prediction_type=schedule.prediction_type)
+    solver = few_step_solver()
     device = next(net.parameters()).device
     solver.set_timesteps(sampler.steps, device=device)
     sites, labels = Sites(*(part.to(device) for part in sites)), labels.to(device)

@@ -40,7 +40,7 @@ from weldsynth.models.insertion import (
     student_batch,
     student_loss,
 )
-from ..models.layers import background_profiles, draw_backgrounds, flaw_layers
+from ..models.layers import background_profiles, draw_backgrounds, fill_holes, holes
 from ..models.training import seeded_weights, train
 from .background import selected_neighbours, sweep_background
 from .data import training_fold
@@ -103,7 +103,7 @@ def plan_insertions(
     rows = draw_masks(masks, flaws.labels, labels, seeds)
     chance = torch.stack([torch.rand(2, generator=torch_stream('insertion', seed)) for seed in seeds])
     mirrors = (4*chance[:, 0]).long()
-    behind = background_profiles(flaw_layers(flaws.greys, masks)[1])
+    behind = background_profiles(fill_holes(flaws.greys, holes(masks)))
     mirrored = torch.stack(mirror_images(behind.view(-1, 8, 8))).flatten(2)
     like = draw_backgrounds(mirrored[mirrors, rows], background_profiles(cleans.greys), neighbours, chance[:, 1])
     return InsertionPlan(flaws, masks, cleans, rows, mirrors, like)

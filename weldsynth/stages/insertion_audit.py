@@ -5,6 +5,7 @@
 # %% ../../nbs/20_insertion_audit.ipynb #abc95342
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 # %% auto #0
@@ -19,7 +20,7 @@ import torch
 from ..core.config import SamplerConfig
 from ..core.random import stream_seed
 from ..core.store import Study, stage
-from ..data.patches import class_plan
+from ..data.patches import PatchSet, class_plan
 from ..metrics.fidelity import compare_features, principal_projection
 from ..models.controls import cut_paste
 from ..models.insertion import flaws_with_masks
@@ -101,16 +102,20 @@ def audit_insertions(
     pasted = cut_paste(fold, n, study.seed, selected_neighbours(study))
     sets = {'real, unseen': (torch.cat([held_out.images, masks], 1), *[held_out.labels.tolist()]*2),
             'cut and paste': (pasted.images, *[pasted.labels.tolist()]*2), **inserted_sets(study, n)}
-    rows = [row for title, some in sets.items() for row in _rows_of(study, title, *some)]
+    real, (_, extract) = unseen_defects(study), study_features(study)
+    features = extract(real.images)
+    project = principal_projection(features, study.config.audit.fidelity_dimensions)
+    def seen(images): return project(extract(images))
+    rows = [row for title, some in sets.items() for row in _rows_of(study, title, real, project(features), seen, *some)]
     pd.DataFrame(rows, columns=AUDIT_COLUMNS).to_csv(folder/'sets.csv', index=False)
 
 
-def _rows_of(study: Study, title: str, both: torch.Tensor, asked: list, of_mask: list) -> list:
+def _rows_of(
+    study: Study, title: str, real: PatchSet, reference: np.ndarray, extract: Callable, both: torch.Tensor, asked: list,
+    of_mask: list,
+) -> list:
     "The rows of one set, per class that was asked for and over all; without masks there is no rim."
-    _, extract = study_features(study)
-    real = unseen_defects(study)
-    project = principal_projection(extract(real.images), study.config.audit.fidelity_dimensions)
-    seen, reference = project(extract(both[:, :1])), project(extract(real.images))
+    seen = extract(both[:, :1])
     probs, numbers = judge_probabilities(study, both[:, :1]), np.array(asked)
     rims = rim_steps(both[:, :1], both[:, 1:]).numpy() if both.shape[1] > 1 else np.full(len(both), np.nan)
     rows = []
