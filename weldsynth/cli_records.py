@@ -48,7 +48,7 @@ def update_reference(
     if not copies.is_dir():
         raise StudyError(f"study '{name}' has no executed notebooks in {copies}: run `weldsynth report` first")
     for chapter in pages.CHAPTERS:
-        if chapter in pages.CASES: continue
+        if chapter in pages.CASES or not (copies/f'{chapter}.ipynb').exists(): continue
         pages.update_reference(copies/f'{chapter}.ipynb', checkout()/'nbs'/f'{chapter}.ipynb')
 
 # %% ../nbs/cli_records.ipynb #57b8e99e

@@ -101,6 +101,11 @@ class InserterConfig:
     scale: float = 1.25                 # factor by which a mask grows or shrinks at most
     shift: float = .06                  # of a mask at most, sides of a patch
     elastic: float = .01                # standard deviation of its distortion, sides of a patch
+    several: float = .1                 # share of the new flaws that are two of a kind
+    twins: int = 4                      # weak masks: clean patches most like a flaw's, whose mean it is compared with
+    weak_quantile: float = .99          # weak masks: of clean patches' deviations; above it a pixel stands out
+    weak_over: float = .9               # weak masks: share of clean patches in which less stands out
+    weak_weight: float = .3             # weak masks: weight in the loss, that of a real mask being 1
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class SnapshotConfig:
 @dataclass(frozen=True)
 class SamplerConfig:
     "Drawing synthetic images."
-    generator: str = 'ldm'              # a name in `GENERATORS`
+    generator: str = 'ldm'              # a name in `GENERATORS`, or several separated by commas: validation chooses
     generators: int = 1                 # generator seeds; classifier seed s learns from generator s modulo this
     steps: int = 8                      # solver steps per image
     guidance_interval: tuple = (.15, .85)  # times, as shares of the schedule, at which guidance acts
@@ -182,7 +187,7 @@ def classifier_of_kind(
 @dataclass(frozen=True)
 class InstrumentConfig:
     "How the classifier is checked on real images before it measures."
-    seeds: int = 5
+    seeds: int = 3
     lengths: tuple = (.25, .5, 1., 2.)  # of training, in units of the classifier's own number of steps
     rivals: tuple = ('features', 'small')  # names in `CLASSIFIERS`; the study's own is left out
 
@@ -206,6 +211,7 @@ class ControlsConfig:
 class SweepConfig:
     "What is tried on validation before the test fold is opened."
     guidances: tuple = (2., 3.)         # guidance scales; 1 is none
+    insert_guidances: tuple = (1., 1.5, 2.)  # of the generator `insert`
     shares: tuple = (.5, 1., 1.5)       # synthetic over real defects
     neighbours: tuple = (0, 5)          # most like cleans of which one is drawn to lay a flaw on; 0: any clean
     fractions: tuple = ()               # parts of the real defects for which autoencoder and denoiser are trained anew

@@ -45,7 +45,7 @@ SMOKE = _preset(
 LONG = _preset('long', denoiser=dict(steps=4_500), classifier=dict(seeds=5), sweep=dict(seeds=2))
 
 THOROUGH = _preset(
-    'thorough', denoiser=dict(steps=4_500), classifier=dict(seeds=6),
+    'thorough', denoiser=dict(steps=4_500), classifier=dict(seeds=6), instrument=dict(seeds=5),
     sweep=dict(shares=(.25, .5, 1., 2., 4.), fractions=(.1, .25), seeds=2))
 
 # %% ../../nbs/core/08_profiles.ipynb #e6a66c71
@@ -56,7 +56,7 @@ FULL = _preset(
     inserter=dict(heads=12, layers=12, steps=20_000, batch=256, lr=3e-4), student=dict(lessons=8_000, steps=4_000),
     sampler=dict(generators=3, steps=20, synthetics=4_000, synthetic_cleans=4_000),
     classifier=dict(seeds=10),
-    instrument=dict(rivals=('features', 'small', 'resnet18', 'finetune')),
+    instrument=dict(seeds=5, rivals=('features', 'small', 'resnet18', 'finetune')),
     sweep=dict(guidances=(2., 3., 5., 8.), shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5),
                samples=2_000, seeds=2))
 

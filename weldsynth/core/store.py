@@ -363,6 +363,9 @@ def _plan_changes(plan: dict, study: Study) -> list:
     "The names of what differs between a recorded plan and that of `study`."
     changed = [k for k in ('data', 'group', 'seed') if plan[k] != getattr(study, k)]
     then = config_of_plan(plan)
+    one = study.config.sampler.generator
+    if one in then.sampler.generator.split(','):  # a study of several generators, with one of them alone
+        then = replace(then, sampler=replace(then.sampler, generator=one))
     if then.profile != study.config.profile: changed.append('profile')
     now, before = config_table(study.config), config_table(then)
     return changed + [k for k in now.index if now[k] != before[k]]

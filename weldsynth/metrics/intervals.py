@@ -7,7 +7,8 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['Jackknife', 'jackknife', 'Variance', 'variance', 'Interval', 'interval', 'student_interval', 'drop_elsewhere',
-           'p_value', 'format_points', 'standard_error', 'power', 'minimum_detectable', 'group_multiplier']
+           'p_value', 'holm_adjusted', 'format_points', 'standard_error', 'power', 'minimum_detectable',
+           'group_multiplier']
 
 # %% ../../nbs/metrics/02_intervals.ipynb #830d7b30
 from collections.abc import Callable
@@ -176,6 +177,17 @@ def p_value(
     se = (high - low)/2/t.ppf((1 + level)/2, df)
     if np.isnan(se): return float('nan')
     return float(t.sf(abs(estimate - limit)/se, df)) if se > 0 else .5*(estimate == limit)
+
+# %% ../../nbs/metrics/02_intervals.ipynb #8bebf31a
+def holm_adjusted(
+    p: np.ndarray,  # p-values, N
+) -> np.ndarray:
+    "p-values corrected for their number, N, at most 1; undefined ones stay NaN and are not counted."
+    p = np.asarray(p, float)
+    adjusted = np.full(len(p), np.nan)
+    order = np.argsort(p)[:np.isfinite(p).sum()]
+    adjusted[order] = np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)).clip(max=1)
+    return adjusted
 
 # %% ../../nbs/metrics/02_intervals.ipynb #7eb05328
 def format_points(

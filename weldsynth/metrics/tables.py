@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['Predictions', 'fold_counts', 'brier_sums', 'tidy', 'effects', 'drops', 'calibrations', 'detection', 'curves',
-           'segments']
+__all__ = ['Predictions', 'fold_counts', 'brier_sums', 'tidy', 'effects', 'drops', 'arm_gains', 'calibrations', 'detection',
+           'curves', 'segments']
 
 # %% ../../nbs/metrics/11_tables.ipynb #d3366046
 import numpy as np
@@ -31,7 +31,7 @@ from weldsynth.metrics.classification import (
     segment_table,
     terciles,
 )
-from .intervals import Jackknife, drop_elsewhere, interval
+from .intervals import Jackknife, drop_elsewhere, holm_adjusted, interval, p_value
 from .pod import pod_fit
 
 # %% ../../nbs/metrics/11_tables.ipynb #a409925b
@@ -127,6 +127,27 @@ def drops(
             rows += [(arm, c, metric, 'drop', *drop_elsewhere(x, y, rule.level, rule.least_welds))
                      for (c, x), (_, y) in pairs]
     return pd.DataFrame(rows, columns=['arm', 'class', 'metric', 'kind', 'mean', 'low', 'high'])
+
+# %% ../../nbs/metrics/11_tables.ipynb #0f49f74e
+def arm_gains(
+    results: dict,  # from `jackknife`
+    arms: list,     # those in question
+    control: str,   # the best free control
+    rule: RuleConfig,
+) -> pd.DataFrame:
+    """Gain of macro F1 of each arm over real and over the control: arm, over, mean, low, high, p, holm.
+
+    `p` is the chance of such gains, the smaller of the two, if there were none; `holm` is corrected for the arms.
+    """
+    rows = []
+    for arm, over in ((arm, over) for arm in arms for over in ('real', control)):
+        gain = interval(results[arm]['macro_f1'] - results[over]['macro_f1'], rule.level, rule.least_welds)
+        beyond = p_value(gain, 0., rule.level)
+        rows.append((arm, over, *gain, beyond if gain[0] > 0 else 1 - beyond))
+    table = pd.DataFrame(rows, columns=['arm', 'over', 'mean', 'low', 'high', 'p'])
+    p = table.groupby('arm', sort=False).p.max()
+    holm = pd.Series(holm_adjusted(p.to_numpy()), p.index)
+    return table.assign(p=table.arm.map(p), holm=table.arm.map(holm))
 
 # %% ../../nbs/metrics/11_tables.ipynb #2c1956f9
 def calibrations(

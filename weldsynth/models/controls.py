@@ -92,7 +92,8 @@ def cut_paste(
     images, low, high = lay(clean.take(onto), layers)
     ends = {end: np.where(pastes, laid, base.table[end]) for end, laid in (('low', low), ('high', high))}
     images = torch.where(pastes.view(-1, 1, 1, 1), images, base.images)
-    return replace(base, images=images, table=base.table.assign(**ends), masks=None)
+    masks = pair[:, 1:]*pastes.view(-1, 1, 1, 1)
+    return replace(base, images=images, table=base.table.assign(**ends), masks=masks)
 
 # %% ../../nbs/models/06_controls.ipynb #ccc4c851
 def _flaws_to_paste(

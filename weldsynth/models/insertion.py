@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 # %% auto #0
-__all__ = ['Sites', 'encode_units', 'open_sites', 'InsertionPairs', 'flaws_with_masks', 'insertion_pairs', 'make_inserter',
-           'predict_velocity', 'inserter_loss', 'inserter_batch', 'draw_masks', 'bend_masks', 'initial_noise',
-           'draw_layers', 'unsharpness', 'Inserter', 'Lessons', 'student_loss', 'student_batch']
+__all__ = ['Sites', 'encode_units', 'open_sites', 'InsertionPairs', 'flaws_with_masks', 'mask_bank', 'insertion_pairs',
+           'make_inserter', 'predict_velocity', 'inserter_loss', 'inserter_batch', 'draw_masks', 'bend_masks',
+           'initial_noise', 'draw_layers', 'unsharpness', 'Inserter', 'Lessons', 'student_loss', 'student_batch']
 
 # %% ../../nbs/models/13_insertion.ipynb #2390ac0c
 import numpy as np
@@ -74,6 +74,7 @@ class InsertionPairs:
     cells: torch.Tensor       # 4 x N x 1 x h x w
     outline: torch.Tensor     # 4 x N x 16 x h x w
     labels: torch.Tensor      # class numbers, N
+    weight: torch.Tensor      # of each in the loss, N
     spread: torch.Tensor      # of each channel of a layer before it was divided by it, C x 1 x 1
 
 
@@ -85,15 +86,27 @@ def flaws_with_masks(
     if fold.masks is not None: shown &= (fold.masks.flatten(1).amax(1) > 0).numpy()
     flaws = fold.take(shown)
     if flaws.masks is None or not len(flaws):
-        raise StudyError("no flaw of the training fold has a mask, which the generator 'insert' needs: add masks, "
-                         'or choose --set sampler.generator=ldm')
+        raise StudyError("no flaw of the training fold has a mask, and none stands out from clean patches, which "
+                         "the generator 'insert' needs: add masks, or choose --set sampler.generator=ldm")
     return flaws, flaws.masks
+
+
+def mask_bank(
+    fold: PatchSet,  # as for `flaws_with_masks`; `weak` in its table says which masks are weak
+) -> tuple:
+    "The flaws whose masks new flaws may have, and these masks: weak ones only of classes that have no others."
+    flaws, masks = flaws_with_masks(fold)
+    if 'weak' not in flaws.table: return flaws, masks
+    drawn = set(flaws.table.label[~flaws.table.weak])
+    kept = (~flaws.table.weak | ~flaws.table.label.isin(drawn)).to_numpy()
+    return flaws.take(kept), masks[torch.tensor(kept)]
 
 
 def insertion_pairs(
     net: BlockAutoencoder | StockAutoencoder,
     fold: PatchSet,           # a training fold, with masks for some flaws at least
     rng: np.random.Generator,
+    weak_weight: float = 1.,  # in the loss, of flaws whose mask is weak
 ) -> InsertionPairs:
     "Pairs of all flaws with masks, and of as many clean patches with holes of theirs."
     (flaws, masks), clean = flaws_with_masks(fold), fold.of('clean')
@@ -110,7 +123,9 @@ def insertion_pairs(
     spread = layers[:, :n].square().sum((0, 1, 3, 4))/cells[:, :n].sum()
     spread = spread.sqrt().clamp(min=1e-6).view(-1, 1, 1)
     labels = torch.cat([flaws.labels, clean.labels])
-    return InsertionPairs(layers/spread, background, cells, outline, labels, spread)
+    weight = torch.ones(len(labels))
+    if 'weak' in flaws.table: weight[:n][torch.tensor(flaws.table.weak.to_numpy())] = weak_weight
+    return InsertionPairs(layers/spread, background, cells, outline, labels, weight, spread)
 
 # %% ../../nbs/models/13_insertion.ipynb #14fe3fef
 def make_inserter(
@@ -146,13 +161,15 @@ def inserter_loss(
     noise: torch.Tensor,       # as `layers`, standard normal
     time: torch.Tensor,        # N whole numbers from 0 to 999
     labels: torch.Tensor,      # N class numbers
+    weight: torch.Tensor,      # of each patch, N
 ) -> torch.Tensor:
     "Mean squared error of the velocity in the cells, a scalar: first over the cells of a patch, then over patches."
     schedule = noise_schedule()
     noisy = schedule.add_noise(layers, noise, time)*cells
     velocity = schedule.get_velocity(layers, noise, time)*cells
     error = (predict_velocity(net, noisy, background, cells, outline, time, labels) - velocity).float().square()
-    return (error.mean(1, keepdim=True).sum((1, 2, 3))/cells.sum((1, 2, 3)).clamp(min=1)).mean()
+    of_patch = error.mean(1, keepdim=True).sum((1, 2, 3))/cells.sum((1, 2, 3)).clamp(min=1)
+    return (weight*of_patch).sum()/weight.sum()
 
 
 def inserter_batch(
@@ -171,7 +188,7 @@ def inserter_batch(
         learnt = pairs.layers, pairs.background, pairs.cells, pairs.outline
         layers, background, cells, outline = (x[mirror, rows] for x in learnt)
         noise = torch.randn(layers.shape, generator=rng)
-        return layers, background, cells, outline, noise, time, pairs.labels[rows]
+        return layers, background, cells, outline, noise, time, pairs.labels[rows], pairs.weight[rows]
     return draw_batch
 
 # %% ../../nbs/models/13_insertion.ipynb #78e5a7f5

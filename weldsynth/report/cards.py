@@ -26,7 +26,7 @@ from ..stages.audit import audit_samples
 from ..stages.data import prepare, study_patches, study_source
 from ..stages.ldm import train_autoencoder
 from ..stages.sample import study_generator, weights_hash
-from ..stages.sweep import draw_study_samples
+from ..stages.sweep import draw_study_samples, with_chosen_generator
 from ..stages.verdict import recommend
 
 # %% ../../nbs/report/02_cards.ipynb #5d9790e7
@@ -129,7 +129,8 @@ def _evaluation_result(row, dataset: str):
 def _model_front(study: Study):
     "The front matter of the model card."
     from huggingface_hub import ModelCardData
-    fidelity = pd.read_csv(audit_samples(study.first).path/'fidelity.csv').query("`class` == 'all' and value == value")
+    audit = audit_samples(with_chosen_generator(study.first)).path
+    fidelity = pd.read_csv(audit/'fidelity.csv').query("`class` == 'all' and value == value")
     results = [_evaluation_result(row, Path(study.data).name) for row in fidelity.itertuples()]
     return ModelCardData(model_name=f'weldsynth {study.name}', library_name='diffusers',
                          pipeline_tag='unconditional-image-generation', eval_results=results or None,
@@ -138,8 +139,8 @@ def _model_front(study: Study):
 # %% ../../nbs/report/02_cards.ipynb #8b7b80ea
 def _models(study: Study) -> list:
     "The artefacts of the study's trained generators."
-    generator = study_generator(study)
-    return [generator.train(study.first, seed, 1.) for seed in range(study.config.sampler.generators)]
+    one = with_chosen_generator(study.first)
+    return [study_generator(one).train(one, seed, 1.) for seed in range(study.config.sampler.generators)]
 
 
 def _training_row(network: str, artefact: Artefact) -> dict:
@@ -180,7 +181,7 @@ def _model_text(study: Study) -> str:
     "What the model is, in plain words."
     classes = study_patches(study).classes
     px, channels = study.config.data.px, study.config.autoencoder.latents
-    name = study.config.sampler.generator
+    name = with_chosen_generator(study.first).config.sampler.generator
     if name != 'ldm':
         return (f'The generator “{escape(name)}” of weld radiograph patches, {px} x {px} pixels, in {len(classes)} '
                 f'classes ({", ".join(map(escape, classes))}). The finding:')
@@ -213,7 +214,7 @@ def model_card(
     "The README of a study's generators."
     advice = recommend(study)
     guards = pd.DataFrame(advice['guards'])[['name', 'measured', 'threshold', 'outcome']]
-    targets = acceptance_targets(audit_samples(study.first).path, study.config.rule)
+    targets = acceptance_targets(audit_samples(with_chosen_generator(study.first)).path, study.config.rule)
     return _card(
         _model_front(study), f'# Weld defects by latent diffusion, study {escape(study.name)}', _model_text(study),
         f'> **{advice["headline"]}.** {escape(advice["finding"])}',
@@ -233,7 +234,8 @@ def _size_category(n: int) -> str:
 # %% ../../nbs/report/02_cards.ipynb #2c11b4aa
 def _sample_folders(study: Study) -> list:
     "The artefacts with the study's synthetic defects, one for each generator."
-    return [draw_study_samples(study.first, g) for g in range(study.config.sampler.generators)]
+    one = with_chosen_generator(study.first)
+    return [draw_study_samples(one, g) for g in range(study.config.sampler.generators)]
 
 
 def _sample_table(study: Study) -> pd.DataFrame:

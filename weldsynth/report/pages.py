@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 # %% auto #0
-__all__ = ['CHAPTERS', 'CASES', 'OUTSIDE', 'study_chapters', 'execute_one', 'config_changes', 'study_parameters', 'execute',
-           'update_reference', 'prepare_page', 'render', 'page_issues']
+__all__ = ['OUTSIDE', 'CHAPTERS', 'CASES', 'OF_GENERATORS', 'study_chapters', 'execute_one', 'config_changes', 'study_parameters',
+           'execute', 'update_reference', 'prepare_page', 'render', 'page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #d2dce056
 from ..core.config import StudyConfig, StudyError, config_table
@@ -31,6 +31,7 @@ from ..core.store import Study
 from .kernels import forked_kernels, ordinary_kernel, terminate_kernels
 from .markup import body_html, one_line
 from .page_checks import page_issues
+from ..stages.sample import generator_names
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -39,20 +40,22 @@ if TYPE_CHECKING:
 _all_ = ['page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #1d8500f1
-CHAPTERS = ('04_eval', '01_data', '02_ldm', '03_sample', '05_sweep', '06_audit', '14_instrument', '07_arms',
-            '08_review', '09_verdict', '10_gdxray', '11_speed', '12_reliability', '13_lab_notes')
+OUTSIDE = '15_outside'  # only where a study has an outside set
+CHAPTERS = ('04_eval', '01_data', '02_ldm', '03_sample', '05_sweep', '06_audit', '20_insertion_audit',
+            '14_instrument', '07_arms', '08_review', '09_verdict', OUTSIDE, '10_gdxray', '11_speed', '12_reliability',
+            '13_lab_notes')
 CASES = {'10_gdxray'}
-OUTSIDE = '15_outside'  # follows 09_verdict where a study has an outside set
+OF_GENERATORS = {'02_ldm': {'ldm'}, '20_insertion_audit': {'insert', 'insert-1step'}}  # only in their studies
 _ASSETS = checkout()/'weldsynth'/'assets'
 
 # %% ../../nbs/report/01_pages.ipynb #fab2f500
 def study_chapters(
     study: Study,
 ) -> tuple:
-    "The chapters of a study's report, in reading order: `CHAPTERS`, and one more where it has an outside set."
-    if not study.config.outside.data: return CHAPTERS
-    after = CHAPTERS.index('09_verdict') + 1
-    return (*CHAPTERS[:after], OUTSIDE, *CHAPTERS[after:])
+    "The chapters of a study's report, in reading order: those of `CHAPTERS` that are about it."
+    names = set(generator_names(study))
+    def is_about(chapter): return chapter not in OF_GENERATORS or OF_GENERATORS[chapter] & names
+    return tuple(c for c in CHAPTERS if is_about(c) and (c != OUTSIDE or study.config.outside.data))
 
 
 def _page(chapter: str, chapters=CHAPTERS) -> str:

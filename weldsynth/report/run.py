@@ -18,7 +18,7 @@ from .pages import config_changes, execute, render
 from ..stages.arms import fit_arms
 from ..stages.data import prepare_or_count
 from ..stages.outside_data import prepare_outside
-from ..stages.sample import study_generator
+from ..stages.sample import each_generator, study_generator
 from ..stages.sweep import learning_curve
 from ..stages.verdict import recommend
 
@@ -69,8 +69,8 @@ def train_networks(
     "Train the networks of a study with one outer fold, or of one fold of several: (generators, classifiers)."
     with study.exclusive():
         prepare_outside(study)  # what is wrong with an outside set is said before any training
-        train = study_generator(study).train
-        generators = [train(study, seed, 1.) for seed in range(study.config.sampler.generators)]
+        seeds = range(study.config.sampler.generators)
+        generators = [study_generator(one).train(one, s, 1.) for one in each_generator(study).values() for s in seeds]
         fits = fit_arms(study)
         if study.outer < 1: learning_curve(study)  # the report shows that of the first fold
     return generators, fits

@@ -9,13 +9,15 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['ARMS', 'STRESS_COLUMNS', 'draw_study_cleans', 'Pool', 'Arm', 'study_arms', 'free_arms', 'fit_arms', 'validation_f1',
-           'chosen_control', 'freeze', 'claim_test_fold', 'times_opened', 'load_fits', 'predict', 'open_test',
-           'tested_patches', 'load_predictions', 'test_predictions']
+__all__ = ['ARMS', 'STRESS_COLUMNS', 'draw_study_cleans', 'Pool', 'Arm', 'generator_colours', 'generator_arms', 'all_arms',
+           'study_arms', 'free_arms', 'fit_arms', 'validation_f1', 'chosen_control', 'freeze', 'claim_test_fold',
+           'times_opened', 'load_fits', 'predict', 'open_test', 'tested_patches', 'load_predictions',
+           'test_predictions']
 
 # %% ../../nbs/07_arms.ipynb #5a3ff824
 import numpy as np
@@ -43,8 +45,8 @@ from .data import prepare, study_patches
 from .instrument import check_instrument
 from .ldm import load_autoencoder
 from .outside_data import prepare_outside
-from .sample import draw_cleans, load_samples
-from .sweep import draw_study_samples, selected
+from .sample import GENERATORS, draw_cleans, each_generator, generator_names, load_samples
+from .sweep import draw_study_samples, selected, with_chosen_generator
 
 # %% ../../nbs/07_arms.ipynb #961c158f
 def draw_study_cleans(
@@ -57,9 +59,12 @@ def draw_study_cleans(
 # %% ../../nbs/07_arms.ipynb #8d2cef4a
 @dataclass(frozen=True)
 class Pool:
-    "The images that arms are put together from, for one generator of a study."
+    "The images that arms are put together from, for one generator seed: those of the chosen generator."
     study: Study
     generator: int
+
+    @cached_property
+    def alone(self) -> Study: return with_chosen_generator(self.study)
 
     @cached_property
     def real(self) -> PatchSet: return study_patches(self.study).fold('train')
@@ -68,14 +73,14 @@ class Pool:
     def clean(self) -> PatchSet: return self.real.of('clean')
 
     @cached_property
-    def synthetic(self) -> PatchSet: return usable_patches(self.study, self.generator)
+    def synthetic(self) -> PatchSet: return usable_patches(self.alone, self.generator)
 
     @cached_property
-    def filtered(self) -> PatchSet: return filter_samples(self.study, self.generator)
+    def filtered(self) -> PatchSet: return filter_samples(self.alone, self.generator)
 
     @cached_property
     def synthetic_clean(self) -> PatchSet:
-        return load_samples(draw_study_cleans(self.study, self.generator), self.real.classes)
+        return load_samples(draw_study_cleans(self.alone, self.generator), self.real.classes)
 
     @cached_property
     def autoencoded(self) -> PatchSet:
@@ -83,9 +88,16 @@ class Pool:
         return replace(self.real, images=images, masks=None)
 
     @cached_property
-    def added(self) -> int: return selected(self.study)['added']
+    def added(self) -> int: return selected(self.alone)['added']
+
+    def of(self, name: str) -> Pool:
+        "The pool of one of the study's generators."
+        return Pool(each_generator(self.study)[name], self.generator)
 
 # %% ../../nbs/07_arms.ipynb #85435cc9
+def _beside_real(pool: Pool) -> PatchSet: return pool.real + head_per_class(pool.synthetic, pool.added)
+
+
 def _repeated(pool: Pool) -> PatchSet: return pool.real + repeated(pool.real, pool.added, pool.study.seed)
 
 
@@ -110,7 +122,7 @@ class Arm(NamedTuple):
 # %% ../../nbs/07_arms.ipynb #5eca9feb
 ARMS = {
     'real': Arm(lambda p: p.real, 'the baseline', '#4c566a', generated=False),
-    'real+synthetic': Arm(lambda p: p.real + head_per_class(p.synthetic, p.added), 'the question', '#0b7a75'),
+    'real+synthetic': Arm(_beside_real, 'the question', '#0b7a75'),
     'synthetic': Arm(lambda p: p.clean + p.synthetic, 'do synthetic defects teach anything by themselves?', '#d9822b'),
     'synthetic-all': Arm(lambda p: p.synthetic_clean + p.synthetic,
                          'the same without the short cut "synthetic means flawed"', '#b3541e'),
@@ -123,21 +135,44 @@ ARMS = {
 }
 
 # %% ../../nbs/07_arms.ipynb #458e05f8
+def generator_colours() -> dict:
+    "Name in `GENERATORS` -> its colour in every figure."
+    return dict(zip(GENERATORS, cycle(('#0b7a75', '#2f6fb0', '#a67c00', '#8c4a9e', '#5a8f3c'))))
+
+
+def generator_arms(
+    name: str,  # in `GENERATORS`
+) -> dict:
+    "The two arms of one of several generators: its defects beside the real ones, and in their place."
+    colour = generator_colours()[name]
+    def in_place(pool: Pool) -> PatchSet: return pool.clean + pool.of(name).synthetic
+    return {f'real+{name}': Arm(lambda p: _beside_real(p.of(name)), f'what does {name} add?', colour),
+            f'{name}-alone': Arm(in_place, f'what does {name} teach by itself?', colour)}
+
+
+def all_arms() -> dict:
+    "Every arm that a study may have: those in `ARMS`, and two for each generator."
+    return ARMS | {arm: made for name in GENERATORS for arm, made in generator_arms(name).items()}
+
+
 def study_arms(
     study: Study,
 ) -> tuple:
-    "The arms of a study: all in `ARMS` but those that need masks where the data have none."
-    odd = [name for name in ARMS if '/' in name]
-    if odd: raise StudyError(f"the name of the arm '{odd[0]}' contains a /: names of arms become names of files")
+    "All in `ARMS` but those that need masks where the data have none; with several generators also those of each."
+    names = generator_names(study)
+    several = [arm for name in names for arm in generator_arms(name)] if len(names) > 1 else []
     has = {'': True, 'masks': has_masks(study)}
-    return tuple(name for name, arm in ARMS.items() if has[arm.needs])
+    arms = (*(name for name, arm in ARMS.items() if has[arm.needs]), *several)
+    odd = [name for name in arms if '/' in name]
+    if odd: raise StudyError(f"the name of the arm '{odd[0]}' contains a /: names of arms become names of files")
+    return arms
 
 
 def free_arms(
     study: Study,
 ) -> tuple:
     "The free controls of a study: what a team can have without a generator."
-    return tuple(name for name in study_arms(study) if ARMS[name].free)
+    return tuple(name for name in study_arms(study) if all_arms()[name].free)
 
 # %% ../../nbs/07_arms.ipynb #c73def60
 def _generators(study: Study) -> range: return range(study.config.sampler.generators)
@@ -145,20 +180,21 @@ def _generators(study: Study) -> range: return range(study.config.sampler.genera
 
 def _fit_inputs(study: Study) -> list:
     "The artefacts that the arms are made of."
-    drawn = [a for g in _generators(study) for a in (draw_study_samples(study, g), draw_study_cleans(study, g))]
+    drawn = [draw_study_samples(one, g) for one in each_generator(study).values() for g in _generators(study)]
+    drawn += [draw_study_cleans(with_chosen_generator(study), g) for g in _generators(study)]
     return [prepare(study), train_judges(study), *drawn]
 
 
 def _fit_facts(study: Study) -> dict:
     "What shapes the fits beside the configuration and the inputs."
-    chosen = selected(study)
-    return dict(arms=list(study_arms(study)), added=chosen['added'], neighbours=chosen['neighbours'])
+    selections = {name: selected(one) for name, one in each_generator(study).items()}
+    return dict(arms=list(study_arms(study)), selected=selections, chosen=selected(study)['generator'])
 
 # %% ../../nbs/07_arms.ipynb #39a25d91
 def _fit_plan(study: Study) -> dict:
     "(name of a training set, classifier seed) -> arm: one training set per arm, or per arm and generator."
-    n = study.config.sampler.generators
-    def set_name(arm, s): return f'{arm}/{s % n if ARMS[arm].generated else 0}'
+    n, arms = study.config.sampler.generators, all_arms()
+    def set_name(arm, s): return f'{arm}/{s % n if arms[arm].generated else 0}'
     return {(set_name(arm, s), s): arm for s in range(study.config.classifier.seeds) for arm in study_arms(study)}
 
 # %% ../../nbs/07_arms.ipynb #999897b3
@@ -169,7 +205,7 @@ def fit_arms(study: Study, folder):
     "Every arm's classifiers (`weights/`), their probabilities on validation, thresholds and `false_calls.csv`."
     pools = {g: Pool(study, g) for g in _generators(study)}
     jobs = _fit_plan(study)
-    sets = {name: ARMS[arm].make(pools[int(name.rsplit('/', 1)[1])]) for (name, _), arm in jobs.items()}
+    sets = {name: all_arms()[arm].make(pools[int(name.rsplit('/', 1)[1])]) for (name, _), arm in jobs.items()}
     validation = study_patches(study).fold('validation')
     probabilities_seen = {}
     (folder/'weights').mkdir()

@@ -14,8 +14,8 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['JUDGE_SEED', 'FIDELITY_COLUMNS', 'group_halves', 'train_judges', 'load_judge', 'unseen_probabilities',
            'unseen_defects', 'study_features', 'feature_extractors', 'fidelity', 'find_copies', 'usable_patches',
-           'fingerprint', 'autoencoder_gate', 'filter_thresholds', 'judge_probabilities', 'filter_samples',
-           'filter_table', 'judge_samples', 'training_progress', 'audit_samples']
+           'probe_columns', 'fingerprint', 'autoencoder_gate', 'filter_thresholds', 'judge_probabilities',
+           'filter_samples', 'filter_table', 'judge_samples', 'training_progress', 'audit_samples']
 
 # %% ../../nbs/06_audit.ipynb #962355e7
 import numpy as np
@@ -222,7 +222,11 @@ def _all_samples(study: Study, label: str) -> tuple:
     return torch.cat([d.images for d in drawn]), names
 
 
-def _probe_columns(study: Study, real: torch.Tensor, drawn: torch.Tensor) -> tuple:
+def probe_columns(
+    study: Study,
+    real: torch.Tensor,   # uint8, N x 1 x H x W
+    drawn: torch.Tensor,  # uint8, M x 1 x H x W
+) -> tuple:
     "What the probe sees of both: `probe_features`, and the leading directions of the instrument's features."
     _, extract = study_features(study)
     project = principal_projection(extract(real), study.config.audit.probe_dimensions)
@@ -234,7 +238,7 @@ def _halvings(study: Study, real: PatchSet, label: str) -> list:
     config = study.config.audit
     if real.table.group.nunique() < config.probe_min_welds: return [None]*config.probe_repeats
     samples, generators = _all_samples(study, label)
-    features_real, features_drawn = _probe_columns(study, real.images, samples)
+    features_real, features_drawn = probe_columns(study, real.images, samples)
     welds = real.table.group.to_numpy()
     streams = [numpy_stream('probe', study.seed, label, i) for i in range(config.probe_repeats)]
     least = config.probe_min_images

@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['POINT_FIELDS', 'score_sets', 'real_defects', 'has_masks', 'sweep_background', 'selected_neighbours']
+__all__ = ['POINT_FIELDS', 'score_sets', 'real_defects', 'has_masks', 'sweep_background', 'background_inputs',
+           'selected_neighbours']
 
 # %% ../../nbs/17_background.ipynb #4d358b34
 import pandas as pd
@@ -60,21 +61,29 @@ def has_masks(
     return masks is not None and bool(masks.any())
 
 
-@stage('eval/background', version=1, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.neighbours'),
-       needs=lambda study: [prepare(study)], shared=True)
+@stage('eval/background', version=2, shared=True,
+       reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.neighbours', 'sweep.samples'),
+       needs=lambda study: [prepare(study)])
 def sweep_background(study: Study, folder):
     "`scores.csv`: real + cut and paste for each number of neighbours of the configuration."
-    real = training_fold(study)
-    sets = {k: real + cut_paste(real, real_defects(study), study.seed, k) for k in study.config.sweep.neighbours}
+    real, sweep = training_fold(study), study.config.sweep
+    sets = {k: real + cut_paste(real, sweep.samples, study.seed, k) for k in sweep.neighbours}
     scores = score_sets(study, sets, 'trying backgrounds', folder/'resume')
     scores.to_csv(folder/'scores.csv', index=False)
+
+
+def background_inputs(study: Study) -> list:
+    "What `selected_neighbours` rests on."
+    return [sweep_background(study)] if has_masks(study) else []
 
 
 def selected_neighbours(
     study: Study,
 ) -> int:
-    "The number of neighbours that scores best on validation; 0, any clean patch, where no flaw has a mask."
-    if not has_masks(study): return 0
+    """The number of neighbours that scores best on validation.
+
+    Where no flaw has a mask nothing can be pasted: then the largest, at which flaws stayed visible in trials."""
+    if not has_masks(study): return max(study.config.sweep.neighbours)
     scores = pd.read_csv(sweep_background(study).path/'scores.csv')
     means = scores.groupby('set').f1.mean()
     return int(means.index.to_numpy()[means.argmax()])

@@ -28,10 +28,10 @@ from ..core.store import Study
 from ..data.images import IMAGE_SUFFIXES, ImageError, Issue, read_picture, resize
 from ..data.label_files import Labelled, box_of, write_labels
 from ..data.loading import files_below
-from ..models.insertion import Inserter, bend_masks, draw_masks, flaws_with_masks
+from ..models.insertion import Inserter, bend_masks, draw_masks, mask_bank
 from ..models.layers import background_profiles, fill_holes, holes, rim_width
-from .data import study_patches, training_fold
-from .insertion import load_inserter, train_inserter
+from .data import study_patches
+from .insertion import load_inserter, masked_fold, train_inserter
 from .sample import marked_png, weights_hash
 
 # %% ../../nbs/19_inserting.ipynb #53f522a2
@@ -163,7 +163,7 @@ class Hand:
             raise StudyError(f"study '{study.name}' has no inserter: train one with "
                              'weldsynth train DATA --set sampler.generator=insert')
         self.inserter: Inserter = load_inserter(self.study)
-        self.flaws, self.masks = flaws_with_masks(training_fold(self.study))
+        self.flaws, self.masks = mask_bank(masked_fold(self.study))
         self.classes = study_patches(self.study).classes
         self.model = train_inserter(self.study)
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['SOLVER_FIELDS', 'train_inserter', 'load_inserter', 'InsertionPlan', 'plan_insertions', 'planned_masks',
-           'insert_planned', 'teach', 'train_student']
+__all__ = ['SOLVER_FIELDS', 'find_weak_masks', 'masked_fold', 'train_inserter', 'load_inserter', 'InsertionPlan',
+           'plan_insertions', 'planned_masks', 'insert_planned', 'teach', 'train_student']
 
 # %% ../../nbs/18_insertion.ipynb #ec4d5dfc
 import torch
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 # %% ../../nbs/18_insertion.ipynb #2bc2c782
 from ..core.config import InserterConfig, SamplerConfig
 from ..core.random import numpy_stream, stream_seed, torch_stream
-from ..core.runtime import device, on_all_cores, process
+from ..core.runtime import device, log, on_all_cores, process
 from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, mirror_images
 from ..models.denoiser import CPU_BATCH, from_folder
@@ -30,25 +31,52 @@ from weldsynth.models.insertion import (
     bend_masks,
     draw_layers,
     draw_masks,
-    flaws_with_masks,
     initial_noise,
     inserter_batch,
     inserter_loss,
     insertion_pairs,
     make_inserter,
+    mask_bank,
     open_sites,
     student_batch,
     student_loss,
 )
 from ..models.layers import background_profiles, draw_backgrounds, fill_holes, holes
 from ..models.training import seeded_weights, train
-from .background import selected_neighbours, sweep_background
-from .data import training_fold
+from ..models.weak_masks import completed_masks
+from .background import background_inputs, selected_neighbours
+from .data import prepare, training_fold
 from .ldm import load_autoencoder, train_autoencoder
 
+# %% ../../nbs/18_insertion.ipynb #95bf1a1d
+@stage('insert/masks', version=1, reads=('inserter.twins', 'inserter.weak_quantile', 'inserter.weak_over'),
+       needs=lambda study, fraction: [prepare(study)])
+def find_weak_masks(
+    study: Study,
+    folder,
+    fraction: float = 1.,  # of the real defects
+):
+    "`masks.safetensors`: the masks of the training fold, weak ones among them, and which are weak."
+    fold = training_fold(study, fraction)
+    masks, weak = completed_masks(fold, fold.of('clean').images, study.config.inserter)
+    bare = int(((fold.labels > 0) & (masks.flatten(1).amax(1) == 0)).sum())
+    if weak.any() or bare:
+        log(f'flaws without masks: {int(weak.sum()):,} stand out and get weak ones, {bare:,} are not learnt from')
+    save_file(dict(masks=masks, weak=weak), folder/'masks.safetensors')
+
+
+def masked_fold(
+    study: Study,
+    fraction: float = 1.,  # of the real defects
+) -> PatchSet:
+    "The training fold with all masks that there are; its table says which are `weak`."
+    saved = load_file(find_weak_masks(study, fraction).path/'masks.safetensors')
+    fold = training_fold(study, fraction)
+    return replace(fold, masks=saved['masks'], table=fold.table.assign(weak=saved['weak'].numpy()))
+
 # %% ../../nbs/18_insertion.ipynb #d6afbd21
-@stage('insert/denoiser', version=2, shared=True, reads=('inserter', 'optimiser'),
-       needs=lambda study, generator, fraction: [train_autoencoder(study, fraction), sweep_background(study)])
+@stage('insert/denoiser', version=3, shared=True, reads=('inserter', 'optimiser'),
+       needs=lambda study, generator, fraction: [train_autoencoder(study, fraction), find_weak_masks(study, fraction)])
 def train_inserter(
     study: Study,
     folder,
@@ -57,8 +85,8 @@ def train_inserter(
 ):
     "The network (`pipeline/transformer/`), the spread of layers (`spread.safetensors`) and the loss curve."
     config, seed = study.config.inserter, [study.seed, generator]
-    fold = training_fold(study, fraction)
-    pairs = insertion_pairs(load_autoencoder(study, fraction), fold, numpy_stream('insertion pairs', study.seed))
+    fold, rng = masked_fold(study, fraction), numpy_stream('insertion pairs', study.seed)
+    pairs = insertion_pairs(load_autoencoder(study, fraction), fold, rng, config.weak_weight)
     net = seeded_weights(seed, 'inserter weights', lambda: make_inserter(
         study.config.data.px, study.config.autoencoder.latents, config.heads, config.layers))
     net, curve = train(net, inserter_loss, inserter_batch(pairs, config, seed), config.steps, config.lr,
@@ -88,6 +116,7 @@ class InsertionPlan(NamedTuple):
     masks: torch.Tensor       # theirs
     cleans: PatchSet          # the clean patches to lay flaws on
     mask_rows: torch.Tensor   # rows of `flaws`, int64, N
+    second_rows: torch.Tensor  # of a second mask, -1: none, int64, N
     mirrors: torch.Tensor     # which of the four mirror images, int64, N
     clean_rows: torch.Tensor  # rows of `cleans`, int64, N
 
@@ -97,16 +126,19 @@ def plan_insertions(
     labels: Sequence[int],   # class numbers; 0: a hole that is filled with plain metal
     seeds: Sequence[int],    # one per image
     neighbours: int,         # most like cleans of which one is drawn; 0: any
+    several: float = 0.,     # share of the images with two masks
 ) -> InsertionPlan:
     "Masks and welds for a set of images."
-    (flaws, masks), cleans = flaws_with_masks(fold), fold.of('clean')
+    (flaws, masks), cleans = mask_bank(fold), fold.of('clean')
     rows = draw_masks(masks, flaws.labels, labels, seeds)
-    chance = torch.stack([torch.rand(2, generator=torch_stream('insertion', seed)) for seed in seeds])
+    others = draw_masks(masks, flaws.labels, labels, [stream_seed('second mask', seed) for seed in seeds])
+    chance = torch.stack([torch.rand(3, generator=torch_stream('insertion', seed)) for seed in seeds])
+    second = torch.where(chance[:, 2] < several, others, -1)
     mirrors = (4*chance[:, 0]).long()
     behind = background_profiles(fill_holes(flaws.greys, holes(masks)))
     mirrored = torch.stack(mirror_images(behind.view(-1, 8, 8))).flatten(2)
     like = draw_backgrounds(mirrored[mirrors, rows], background_profiles(cleans.greys), neighbours, chance[:, 1])
-    return InsertionPlan(flaws, masks, cleans, rows, mirrors, like)
+    return InsertionPlan(flaws, masks, cleans, rows, second, mirrors, like)
 
 # %% ../../nbs/18_insertion.ipynb #2bbfa79d
 def planned_masks(
@@ -116,9 +148,12 @@ def planned_masks(
     config: InserterConfig,
 ) -> torch.Tensor:
     "Masks of the plan, mirrored and bent; uint8, N x 1 x H x W."
-    real = plan.masks[plan.mask_rows[which]]
-    turned = torch.stack(mirror_images(real))[plan.mirrors[which], torch.arange(len(which))]
-    return bend_masks(turned, seeds, config)
+    def bent(rows, seeds):
+        turned = torch.stack(mirror_images(plan.masks[rows]))[plan.mirrors[which], torch.arange(len(which))]
+        return bend_masks(turned, seeds, config)
+    second = plan.second_rows[which]
+    others = bent(second.clamp(min=0), [stream_seed('second mask', seed) for seed in seeds])
+    return bent(plan.mask_rows[which], seeds).maximum(others*(second >= 0).view(-1, 1, 1, 1))
 
 
 def insert_planned(
@@ -156,7 +191,7 @@ def teach(
     config = study.config.student
     seeds = [stream_seed('lesson', seed, i) for i in range(config.lessons)]
     labels = [i % len(fold.classes) for i in range(config.lessons)]
-    plan = plan_insertions(fold, labels, seeds, selected_neighbours(study))
+    plan = plan_insertions(fold, labels, seeds, selected_neighbours(study), study.config.inserter.several)
     def lesson(which):
         masks = planned_masks(plan, which, [seeds[i] for i in which], study.config.inserter)
         sites, _ = open_sites(inserter.autoencoder, plan.cleans.take(plan.clean_rows[which].numpy()).greys, masks)
@@ -170,8 +205,8 @@ def teach(
     return Lessons(*(torch.cat(parts) for parts in zip(*taught, strict=True)))
 
 
-@stage('insert/student', version=1, shared=True, reads=('student', 'optimiser', *SOLVER_FIELDS),
-       needs=lambda study, generator, fraction: [train_inserter(study, generator, fraction)])
+@stage('insert/student', version=2, shared=True, reads=('student', 'optimiser', *SOLVER_FIELDS),
+       needs=lambda study, generator, fraction: [train_inserter(study, generator, fraction), *background_inputs(study)])
 def train_student(
     study: Study,
     folder,
@@ -181,7 +216,7 @@ def train_student(
     "The network of one step (`pipeline/transformer/`), the spread of layers and the loss curve, as of its teacher."
     config, seed = study.config.student, [study.seed, generator]
     teacher = load_inserter(study, generator, fraction)
-    lessons = teach(study, teacher, training_fold(study, fraction), seed)
+    lessons = teach(study, teacher, masked_fold(study, fraction), seed)
     net, curve = train(copy.deepcopy(teacher.net), student_loss, student_batch(lessons, config.batch, seed),
                        config.steps, config.lr, study.config.optimiser, 'training student',
                        resume=folder/'resume')

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 # %% auto #0
-__all__ = ['AUDIT_COLUMNS', 'swapped', 'inserted_sets', 'rim_steps', 'judged', 'audit_insertions']
+__all__ = ['VIEWS', 'AUDIT_COLUMNS', 'SIZES', 'swapped', 'inserted_sets', 'rim_steps', 'judged', 'around_masks', 'likeness',
+           'audit_insertions']
 
 # %% ../../nbs/20_insertion_audit.ipynb #dd34f693
 import numpy as np
@@ -18,17 +19,27 @@ import torch
 
 # %% ../../nbs/20_insertion_audit.ipynb #110a4d83
 from ..core.config import SamplerConfig
-from ..core.random import stream_seed
+from ..core.random import numpy_stream, stream_seed
 from ..core.store import Study, stage
-from ..data.patches import PatchSet, class_plan
+from ..data.patches import PatchSet, class_plan, mirror_images
 from ..metrics.fidelity import compare_features, principal_projection
+from ..metrics.fingerprint import PROBE_COLUMNS, mean_over_classes, probe_halves, probe_row
 from ..models.controls import cut_paste
 from ..models.insertion import flaws_with_masks
-from ..models.layers import dilate, holes, rim_width
-from .audit import judge_probabilities, study_features, train_judges, unseen_defects
+from ..models.layers import dilate, fill_holes, flaw_layers, holes, rim_width
+from ..models.weak_masks import completed_masks
+from .audit import judge_probabilities, probe_columns, study_features, train_judges, unseen_defects
 from .background import selected_neighbours
 from .data import study_patches, training_fold
-from .insertion import insert_planned, load_inserter, plan_insertions, train_inserter, train_student
+from weldsynth.stages.insertion import (
+    SOLVER_FIELDS,
+    insert_planned,
+    load_inserter,
+    masked_fold,
+    plan_insertions,
+    train_inserter,
+    train_student,
+)
 
 # %% ../../nbs/20_insertion_audit.ipynb #be67c00b
 def swapped(
@@ -44,11 +55,11 @@ def inserted_sets(
     n: int,         # flaws of each set, even over the classes
 ) -> dict:
     "title -> (images and masks, uint8, n x 2 x H x W; class numbers asked for; class numbers of the masks)."
-    fold, config, sampler = training_fold(study), study.config.inserter, study.config.sampler
+    fold, config, sampler = masked_fold(study), study.config.inserter, study.config.sampler
     plan_of_classes = class_plan(fold.classes, n)
     labels = [fold.classes.index(label) for label, k in plan_of_classes.items() for _ in range(k)]
     seeds = [stream_seed('insertion audit', study.seed, i) for i in range(len(labels))]
-    plan = plan_insertions(fold, labels, seeds, selected_neighbours(study))
+    plan = plan_insertions(fold, labels, seeds, selected_neighbours(study))  # one flaw each
     teacher, student = load_inserter(study), load_inserter(study, model=train_student(study))
     guidance = study.config.student.guidance
     def drawn(inserter, asked, guidance: float, sampler: SamplerConfig):
@@ -85,46 +96,137 @@ def judged(
     shares = dict(asked=named == asked_, mask=named == masks, clean=named == 0)
     return {what: share.float().mean().item() for what, share in shares.items()}
 
+# %% ../../nbs/20_insertion_audit.ipynb #9be7fbcd
+def around_masks(
+    images: torch.Tensor,  # uint8, N x 1 x H x W
+    masks: torch.Tensor,   # uint8, as `images`
+) -> torch.Tensor:
+    "The half of each patch, along either side, around the middle of its mask, uint8, N x 1 x H/2 x W/2."
+    px = images.shape[-1]
+    half = px//2
+    def corner(mask):
+        where = (mask[0] > 0).nonzero().float()
+        middle = where.mean(0) if len(where) else torch.tensor([px/2, px/2])
+        return (middle - half/2).round().long().clamp(0, px - half).tolist()
+    corners = [corner(mask) for mask in masks]
+    return torch.stack([x[:, y:y + half, z:z + half] for x, (y, z) in zip(images, corners, strict=True)])
+
+# %% ../../nbs/20_insertion_audit.ipynb #56b8ed03
+VIEWS: dict[str, Callable] = {
+    'patch': lambda images, masks: images,
+    'around the mask': around_masks,
+    'hole filled': lambda images, masks: fill_holes(images.float(), holes(masks)).round().to(torch.uint8)}
+
+
+def _traces_of(study: Study, both: torch.Tensor, labels: np.ndarray, view: Callable) -> tuple:
+    "The row of the probe over all classes between real flaws of the training fold and a set."
+    flaws, config = flaws_with_masks(masked_fold(study))[0], study.config.audit
+    real, drawn = view(flaws.images, flaws.masks), view(both[:, :1], both[:, 1:])
+    columns = probe_columns(study, real, drawn)
+    numbers, welds = flaws.labels.numpy(), flaws.table.group.to_numpy()
+    repeats = []
+    for i in range(config.probe_repeats):
+        halvings = [probe_halves(columns[0][numbers == c], welds[numbers == c], columns[1][labels == c],
+                                 np.arange((labels == c).sum()), config.probe_folds, config.probe_min_images,
+                                 numpy_stream('insertion probe', study.seed, int(c), i)) for c in np.unique(labels)]
+        repeats.append(mean_over_classes(tuple(halvings)))
+    return probe_row('all', repeats, len(np.unique(welds)), study.config.rule.level)
+
+
+def _traces(study: Study, sets: dict) -> pd.DataFrame:
+    "What the probe finds of pasted and of inserted flaws in each view: set, view, and `PROBE_COLUMNS`."
+    rows = [(title, name, *_traces_of(study, both, np.array(labels), view))
+            for title, (both, labels, _) in list(sets.items())[1:3] for name, view in VIEWS.items()]
+    return pd.DataFrame(rows, columns=['set', 'view', *PROBE_COLUMNS]).drop(columns='class')
+
+# %% ../../nbs/20_insertion_audit.ipynb #0258b2e8
+def _centred_layers(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    "The layers of flaws around their masks, each of length 1, N x D."
+    layers, _ = flaw_layers(images.float(), masks)
+    return torch.nn.functional.normalize(around_masks(layers, masks).flatten(1))
+
+
+def likeness(
+    both: torch.Tensor,   # flaws and their masks, uint8, N x 2 x H x W
+    known: torch.Tensor,  # likewise those learnt from, M x 2 x H x W
+) -> np.ndarray:
+    "The greatest correlation of each flaw's layer with a known one or its mirror images, N."
+    learnt = torch.cat([_centred_layers(x[:, :1], x[:, 1:]) for x in mirror_images(known)])
+    return (_centred_layers(both[:, :1], both[:, 1:]) @ learnt.T).amax(1).numpy()
+
+
+def _layer_copies(study: Study, sets: dict) -> pd.DataFrame:
+    "How alike the layers of each set are to those learnt from: set, n, median, limit, near."
+    known = _with_masks(flaws_with_masks(masked_fold(study))[0])
+    alike = {title: likeness(both, known) for title, (both, *_) in sets.items()}
+    limit = float(np.quantile(next(iter(alike.values())), 1 - study.config.audit.copy_share))
+    rows = [(title, len(a), np.median(a), limit, (a > limit).mean()) for title, a in alike.items()]
+    return pd.DataFrame(rows, columns=['set', 'n', 'median', 'limit', 'near'])
+
 # %% ../../nbs/20_insertion_audit.ipynb #0387aea2
 AUDIT_COLUMNS = ['set', 'class', 'n', 'asked', 'mask', 'clean', 'rim', 'frechet', 'kid']
+SIZES = ('small', 'medium', 'large')  # thirds of the masks of unseen real flaws of a class
 
 
-@stage('insert/audit', version=1, reads=('audit', 'sampler.steps', 'sampler.guidance_interval'),
+@stage('insert/audit', version=2, reads=('audit', 'rule.level', *SOLVER_FIELDS),
        needs=lambda study, n: [train_inserter(study), train_student(study), train_judges(study)])
 def audit_insertions(
     study: Study,
     folder,
     n: int = 600,  # flaws of each set
 ):
-    "`sets.csv`: `AUDIT_COLUMNS` of real flaws, pasted ones and inserted ones, per class and over all."
-    fold, validation = training_fold(study), study_patches(study).fold('validation')
-    held_out, masks = flaws_with_masks(validation)
-    pasted = cut_paste(fold, n, study.seed, selected_neighbours(study))
-    sets = {'real, unseen': (torch.cat([held_out.images, masks], 1), *[held_out.labels.tolist()]*2),
-            'cut and paste': (pasted.images, *[pasted.labels.tolist()]*2), **inserted_sets(study, n)}
+    "`sets.csv`: `AUDIT_COLUMNS` of real, pasted and inserted flaws by class and size; `traces.csv` and `copies.csv`."
+    held_out, pasted = _held_out(study), cut_paste(masked_fold(study), n, study.seed, selected_neighbours(study))
+    sets = {'real, unseen': (_with_masks(held_out), *[held_out.labels.tolist()]*2),
+            'cut and paste': (_with_masks(pasted), *[pasted.labels.tolist()]*2), **inserted_sets(study, n)}
+    _traces(study, sets).to_csv(folder/'traces.csv', index=False)
+    _layer_copies(study, sets).to_csv(folder/'copies.csv', index=False)
     real, (_, extract) = unseen_defects(study), study_features(study)
     features = extract(real.images)
     project = principal_projection(features, study.config.audit.fidelity_dimensions)
     def seen(images): return project(extract(images))
-    rows = [row for title, some in sets.items() for row in _rows_of(study, title, real, project(features), seen, *some)]
+    thirds = _thirds(_with_masks(held_out), held_out.labels.numpy())
+    rows = [row for title, some in sets.items()
+            for row in _rows_of(study, title, real, project(features), seen, thirds, *some)]
     pd.DataFrame(rows, columns=AUDIT_COLUMNS).to_csv(folder/'sets.csv', index=False)
 
 
+def _held_out(study: Study) -> PatchSet:
+    "The flaws of the validation fold with their masks, or with weak ones."
+    validation, cleans = study_patches(study).fold('validation'), training_fold(study).of('clean').images
+    masks, _ = completed_masks(validation, cleans, study.config.inserter)
+    return flaws_with_masks(replace(validation, masks=masks))[0]
+
+
+def _with_masks(flaws: PatchSet) -> torch.Tensor:
+    "Images and masks, uint8, N x 2 x H x W."
+    return torch.cat([flaws.images, torch.zeros_like(flaws.images) if flaws.masks is None else flaws.masks], 1)
+
+
+def _thirds(both: torch.Tensor, numbers: np.ndarray) -> dict:
+    "class number -> the two mask areas, in pixels, between its small, medium and large flaws."
+    areas = (both[:, 1:] > 0).flatten(1).sum(1)
+    return {int(c): np.quantile(areas[numbers == c].numpy(), [1/3, 2/3]) for c in np.unique(numbers)}
+
+
 def _rows_of(
-    study: Study, title: str, real: PatchSet, reference: np.ndarray, extract: Callable, both: torch.Tensor, asked: list,
-    of_mask: list,
+    study: Study, title: str, real: PatchSet, reference: np.ndarray, extract: Callable, thirds: dict,
+    both: torch.Tensor, asked: list, of_mask: list,
 ) -> list:
-    "The rows of one set, per class that was asked for and over all; without masks there is no rim."
+    "The rows of one set: per class that was asked for, over all, and over all of a size."
     seen = extract(both[:, :1])
-    probs, numbers = judge_probabilities(study, both[:, :1]), np.array(asked)
-    rims = rim_steps(both[:, :1], both[:, 1:]).numpy() if both.shape[1] > 1 else np.full(len(both), np.nan)
+    probs, numbers, of = judge_probabilities(study, both[:, :1]), np.array(asked), np.array(of_mask)
+    rims, areas = rim_steps(both[:, :1], both[:, 1:]).numpy(), (both[:, 1:] > 0).flatten(1).sum(1).numpy()
+    size = np.array([np.searchsorted(thirds.get(c, (np.inf, np.inf)), a) for c, a in zip(of, areas, strict=True)])
+    groups = {label: numbers == real.classes.index(label) for label in real.classes[1:]} | {'all': numbers > 0}
+    groups |= {name: size == i for i, name in enumerate(SIZES)}
     rows = []
-    for label in (*real.classes[1:], 'all'):
-        rows_of = np.flatnonzero((numbers == real.classes.index(label)) if label != 'all' else numbers > 0)
-        of_real = (real.table.label == label).to_numpy() | (label == 'all')
-        shares = judged(probs[rows_of], numbers[rows_of].tolist(), np.array(of_mask)[rows_of].tolist())
-        rows.append([title, label, len(rows_of), *shares.values(), float(np.median(rims[rows_of])),
-                     *_distances(study, reference[of_real], seen[rows_of])])
+    for label, chosen in groups.items():
+        here = np.flatnonzero(chosen)
+        of_real = (real.table.label == label).to_numpy() | (label not in real.classes)
+        shares = judged(probs[here], numbers[here].tolist(), of[here].tolist())
+        distances = [np.nan]*2 if label in SIZES else _distances(study, reference[of_real], seen[here])
+        rows.append([title, label, len(here), *shares.values(), float(np.median(rims[here])), *distances])
     return rows
 
 

@@ -32,7 +32,7 @@ from ..metrics.fidelity import nan_to_none
 from ..metrics.review_scores import ANSWERS_FORMAT, REVIEWERS, answers_issue, review_sentence, share_text
 from .audit import usable_patches
 from .data import prepare, study_patches
-from .sweep import draw_study_samples
+from .sweep import draw_study_samples, with_chosen_generator
 
 # %% ../../nbs/08_review.ipynb #b2712d5e
 def even_shares(
@@ -164,7 +164,7 @@ def shortage(
     return f'Too few images for equal classes: {counts.sum()} of {items_per_source} of each source ({classes}).'
 
 # %% ../../nbs/08_review.ipynb #c1688f46
-def _set_inputs(study: Study) -> list: return [prepare(study), draw_study_samples(study)]
+def _set_inputs(study: Study) -> list: return [prepare(study), draw_study_samples(with_chosen_generator(study))]
 
 
 def exported(study: Study) -> Artefact | None:
@@ -182,8 +182,9 @@ def new_set(study: Study, folder: Path):
     rng = numpy_stream('review', study.seed, *[i.key for i in _set_inputs(study)])
     patches = study_patches(study)
     config = study.config.review
-    chosen = choose_items(patches.fold('train'), patches.fold('validation'), usable_patches(study), config, rng)
-    data, key = seal(chosen, config, rng)
+    synthetic = usable_patches(with_chosen_generator(study))
+    items = choose_items(patches.fold('train'), patches.fold('validation'), synthetic, config, rng)
+    data, key = seal(items, config, rng)
     (folder/'set.json').write_text(json.dumps(data))
     key.to_csv(folder/'key.csv', index=False)
 

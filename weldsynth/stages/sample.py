@@ -15,8 +15,9 @@ from xml.sax.saxutils import quoteattr
 
 # %% auto #0
 __all__ = ['GENERATORS', 'TRAINED', 'NAMESPACES', 'MARK_FIELDS', 'SAMPLER_FIELDS', 'sample_rows', 'Generator', 'LatentDiffusion',
-           'Insertion', 'OneStepInsertion', 'study_generator', 'draw_batches', 'xmp', 'marked_png', 'read_mark',
-           'weights_hash', 'write_samples', 'sample_issues', 'draw_defects', 'draw_cleans', 'load_samples']
+           'Insertion', 'OneStepInsertion', 'generator_names', 'each_generator', 'study_generator', 'tried_guidances',
+           'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash', 'write_samples', 'sample_issues',
+           'draw_defects', 'draw_cleans', 'load_samples']
 
 # %% ../../nbs/03_sample.ipynb #6622773c
 import pandas as pd
@@ -26,7 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 # %% ../../nbs/03_sample.ipynb #b47aa590
-from ..core.config import SamplerConfig, StudyError
+from ..core.config import SamplerConfig, StudyError, with_overrides
 from ..core.files import file_hash, load_state, save_state
 from ..core.random import stream_seed
 from ..core.runtime import barrier, cores, process, progress
@@ -34,9 +35,16 @@ from ..core.store import Artefact, Study, stage
 from ..data.images import read_grey
 from ..data.patches import PatchSet, class_plan
 from ..models.denoiser import generate, sample_condition_ids, with_oom_retry
-from .background import selected_neighbours
-from .data import study_patches, training_fold
-from .insertion import insert_planned, load_inserter, plan_insertions, train_inserter, train_student
+from .background import background_inputs, selected_neighbours
+from .data import study_patches
+from weldsynth.stages.insertion import (
+    insert_planned,
+    load_inserter,
+    masked_fold,
+    plan_insertions,
+    train_inserter,
+    train_student,
+)
 from .ldm import load_film_noise, load_pipeline, train_denoiser
 
 # %% ../../nbs/03_sample.ipynb #7d6e8b3c
@@ -52,7 +60,7 @@ def sample_rows(
 
 # %% ../../nbs/03_sample.ipynb #1e44ba9b
 class Generator(Protocol):
-    "What a member of `GENERATORS` can do."
+    "What a member of `GENERATORS` can do. It may have `guidances(study)`: the guidance scales to try with it."
     def train(self, study: Study, seed: int, fraction: float) -> Artefact:
         "The artefact of the trained model; `seed` numbers the study's generators, `fraction` is of the real defects."
 
@@ -83,6 +91,8 @@ class Insertion:
     "Flaws drawn by a diffusion model and laid on real clean welds: [insertion](18_insertion.ipynb)."
     def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_inserter(study, seed, fraction)
 
+    def guidances(self, study: Study) -> tuple: return study.config.sweep.insert_guidances
+
     def solver(self, guidance: float, sampler: SamplerConfig) -> tuple: return guidance, sampler
 
     def sample(self, study: Study, model: Artefact, rows: pd.DataFrame, guidance: float, resume: Path) -> PatchSet:
@@ -90,7 +100,8 @@ class Insertion:
         guidance, sampler = self.solver(guidance, study.config.sampler)
         inserter = load_inserter(study, **call, model=model)
         labels, seeds = rows.number.tolist(), rows.seed.tolist()
-        plan = plan_insertions(training_fold(study, call['fraction']), labels, seeds, selected_neighbours(study))
+        fold = masked_fold(study, call['fraction'])
+        plan = plan_insertions(fold, labels, seeds, selected_neighbours(study), config.several)
         def draw(which, seeds):
             return insert_planned(inserter, plan, which, [labels[i] for i in which], seeds, guidance, config, sampler)
         both = draw_batches(draw, list(range(len(rows))), seeds, sampler.batch, resume)
@@ -105,6 +116,8 @@ class OneStepInsertion(Insertion):
     "The same by a student that draws a flaw in one step; the guidance is that of its teacher."
     def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_student(study, seed, fraction)
 
+    def guidances(self, study: Study) -> tuple: return (study.config.student.guidance,)
+
     def solver(self, guidance: float, sampler: SamplerConfig) -> tuple: return 1., replace(sampler, steps=1)
 
 
@@ -112,13 +125,41 @@ GENERATORS: dict[str, Generator] = {
     'ldm': LatentDiffusion(), 'insert': Insertion(), 'insert-1step': OneStepInsertion()}
 
 
-def study_generator(
+def generator_names(
     study: Study,
+) -> tuple:
+    "The names in `GENERATORS` that the study's configuration gives. `StudyError` for one that is unknown."
+    names = tuple(study.config.sampler.generator.split(','))
+    for name in names:
+        if name not in GENERATORS:
+            raise StudyError(f"sampler.generator='{name}' is unknown: choose one of {', '.join(GENERATORS)}")
+    return names
+
+
+def each_generator(
+    study: Study,
+) -> dict:
+    "Name in `GENERATORS` -> the study with that generator alone."
+    def alone(name): return replace(study, config=with_overrides(study.config, {'sampler.generator': name}))
+    return {name: alone(name) for name in generator_names(study)}
+
+
+def study_generator(
+    study: Study,  # with one generator
 ) -> Generator:
     "The generator that the study's configuration names."
-    name = study.config.sampler.generator
-    if name in GENERATORS: return GENERATORS[name]
-    raise StudyError(f"sampler.generator='{name}' is unknown: choose one of {', '.join(GENERATORS)}")
+    [name] = generator_names(study)
+    return GENERATORS[name]
+
+
+def tried_guidances(
+    study: Study,          # with one generator
+    fraction: float = 1.,  # of the real defects
+) -> tuple:
+    "The guidance scales to try on validation: those of the generator, or of the configuration."
+    own = getattr(study_generator(study), 'guidances', None)
+    if own: return own(study)
+    return study.config.sweep.guidances if fraction == 1 else study.config.sweep.part_guidances
 
 # %% ../../nbs/03_sample.ipynb #5bdc8a2c
 def draw_batches(
@@ -233,13 +274,14 @@ def sample_issues(
 
 # %% ../../nbs/03_sample.ipynb #9c90ceae
 def _trained(study: Study, generator: int = 0, fraction: float = 1., **_) -> list:
-    "The model that the samples are drawn from, as a list of inputs."
-    return [study_generator(study).train(study, generator, fraction)]
+    "What the samples are drawn with: the model, and for an inserter where it lays flaws."
+    model = study_generator(study).train(study, generator, fraction)
+    return [model, *(background_inputs(study) if model.info['stage'].startswith('insert/') else [])]
 
 
 def _draw(study: Study, folder: Path, plan: dict, guidance: float, generator: int, fraction: float):
     "Fill `folder` with the images of `plan` (label -> how many)."
-    [model] = _trained(study, generator, fraction)
+    model, *_ = _trained(study, generator, fraction)
     rows = sample_rows(study_patches(study).classes, plan, [study.seed, generator])
     drawn = study_generator(study).sample(study, model, rows, guidance, folder/'resume')
     write_samples(folder, drawn.images, drawn.table, drawn.masks)

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 # %% auto #0
-__all__ = ['CURVE_CONTROLS', 'sweep_guidance', 'smallest_within_one_se', 'selected_guidance', 'draw_study_samples',
-           'load_study_samples', 'sweep_share', 'selected', 'fraction_sets', 'fit_learning_curve', 'learning_curve',
-           'real_equivalents', 'curve_gains']
+__all__ = ['sweep_guidance', 'smallest_within_one_se', 'selected_guidance', 'draw_study_samples', 'load_study_samples',
+           'sweep_share', 'share_scores', 'with_chosen_generator', 'selected', 'curve_arms', 'fraction_sets',
+           'fit_learning_curve', 'learning_curve', 'log_worth', 'real_equivalents', 'curve_worth', 'curve_gains']
 
 # %% ../../nbs/05_sweep.ipynb #5ff3a6db
 import numpy as np
@@ -22,18 +23,24 @@ from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
 from ..metrics.classification import clean_weight, group_counts
 from ..metrics.intervals import interval, jackknife
-from ..models.controls import augmented, best_control, repeated
+from ..models.controls import augmented, best_control, cut_paste, repeated
 from ..models.fits import FIT_FIELDS
-from .background import POINT_FIELDS, real_defects, score_sets, selected_neighbours
+from weldsynth.stages.background import (
+    POINT_FIELDS,
+    background_inputs,
+    has_masks,
+    real_defects,
+    score_sets,
+    selected_neighbours,
+)
 from .data import prepare, study_patches, training_fold
-from .sample import draw_defects, load_samples
+from .sample import draw_defects, each_generator, load_samples, tried_guidances
 
 # %% ../../nbs/05_sweep.ipynb #ede0268e
 def _swept_samples(study: Study, fraction: float) -> dict:
     "guidance scale -> samples drawn at it."
-    sweep = study.config.sweep
-    guidances = sweep.guidances if fraction == 1 else sweep.part_guidances
-    return {g: draw_defects(study, g, sweep.samples, fraction=fraction) for g in guidances}
+    n = study.config.sweep.samples
+    return {g: draw_defects(study, g, n, fraction=fraction) for g in tried_guidances(study, fraction)}
 
 # %% ../../nbs/05_sweep.ipynb #003b23e0
 @stage('eval/guidance', version=5, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds'), shared=True,
@@ -108,36 +115,74 @@ def sweep_share(study: Study, folder):
     scores.to_csv(folder/'scores.csv', index=False)
 
 # %% ../../nbs/05_sweep.ipynb #b49bed0a
+def share_scores(
+    study: Study,  # with one generator
+) -> pd.Series:
+    "Mean macro F1 on validation of real + synthetic, by share."
+    scores = pd.read_csv(sweep_share(study).path/'scores.csv').query('set > 0')
+    return scores.groupby('set').f1.mean()
+
+# %% ../../nbs/05_sweep.ipynb #5e64d4d3
+def with_chosen_generator(
+    study: Study,
+) -> Study:
+    "The study with the generator that scores best on validation, at its best share; itself where it has one."
+    alone = list(each_generator(study).values())
+    return alone[0] if len(alone) == 1 else max(alone, key=lambda one: share_scores(one).max())
+
+# %% ../../nbs/05_sweep.ipynb #7256651b
 def selected(
     study: Study,
 ) -> dict:
-    "What validation has selected: guidance scale, share, how many synthetic defects that adds, and neighbours."
-    scores = pd.read_csv(sweep_share(study).path/'scores.csv').query('set > 0')
-    means = scores.groupby('set').f1.mean()
+    "What validation has selected: generator, guidance scale, share, how many synthetic defects it adds, neighbours."
+    one = with_chosen_generator(study)
+    means = share_scores(one)
     share = float(means.index.to_numpy()[means.argmax()])
-    return dict(guidance=selected_guidance(study), share=share, added=round(share*real_defects(study)),
-                neighbours=selected_neighbours(study))
+    return dict(generator=one.config.sampler.generator, guidance=selected_guidance(one), share=share,
+                added=round(share*real_defects(study)), neighbours=selected_neighbours(study))
 
 # %% ../../nbs/05_sweep.ipynb #4f9f3e24
+def curve_arms(
+    study: Study,
+) -> dict:
+    "Arm of the learning curve -> the study with its generator: real + synthetic, or with several one for each."
+    alone = each_generator(study)
+    return {'real+synthetic': study} if len(alone) == 1 else {f'real+{name}': one for name, one in alone.items()}
+
+
+def _controls(study: Study, real: PatchSet) -> dict:
+    "The free controls of the learning curve, as large as the synthetic set; those with masks where there are any."
+    n, seed = selected(study)['added'], study.seed
+    sets = {'real-repeated': repeated(real, n, seed),
+            'real-augmented': augmented(real, n, seed, study.config.controls)}
+    if has_masks(study): sets['cut-paste'] = cut_paste(real, n, seed, selected_neighbours(study))
+    return sets
+
+
 def fraction_sets(
     study: Study,
-    fraction: float,           # of the real defects
-    samples: Artefact | None,  # synthetic defects of a generator that has seen that fraction
+    fraction: float,  # of the real defects
+    samples: dict,    # arm -> synthetic defects of a generator that has seen that fraction; may be empty
 ) -> dict:
     "The sets of one point of the learning curve, keyed (fraction, arm)."
-    real = training_fold(study, fraction)
-    if samples is None: return {(fraction, 'real'): real}
-    n = study.config.sampler.synthetics
-    synthetic = head_per_class(load_samples(samples, real.classes), n)
-    return {(fraction, 'real'): real,
-            (fraction, 'real+synthetic'): real + synthetic,
-            (fraction, 'real-repeated'): real + repeated(real, n, study.seed),
-            (fraction, 'real-augmented'): real + augmented(real, n, study.seed, study.config.controls)}
+    real, arms = training_fold(study, fraction), curve_arms(study)
+    added = {arm: head_per_class(load_samples(drawn, real.classes), selected(arms[arm])['added'])
+             for arm, drawn in samples.items()}
+    if samples: added |= _controls(study, real)
+    return {(fraction, 'real'): real} | {(fraction, arm): real + more for arm, more in added.items()}
 
 # %% ../../nbs/05_sweep.ipynb #47a9c993
 def _fraction_samples(study: Study) -> dict:
-    "fraction -> synthetic defects of a generator that has seen that part of the real ones."
-    return {f: draw_study_samples(study, fraction=f) for f in (*study.config.sweep.fractions, 1.)}
+    "fraction -> arm -> synthetic defects of a generator that has seen that part of the real ones."
+    return {f: {arm: draw_study_samples(one, fraction=f) for arm, one in curve_arms(study).items()}
+            for f in (*study.config.sweep.fractions, 1.)}
+
+
+def _curve_inputs(study: Study) -> list:
+    "What the sets of the learning curve are made of."
+    drawn = [samples for by_arm in _fraction_samples(study).values() for samples in by_arm.values()]
+    shares = [sweep_share(one) for one in curve_arms(study).values()]
+    return [prepare(study), *drawn, *shares, *background_inputs(study)]
 
 
 def _defects_per_class(study: Study, fraction: float) -> float:
@@ -146,14 +191,14 @@ def _defects_per_class(study: Study, fraction: float) -> float:
     return (fold.table.label != 'clean').sum()/(len(fold.classes) - 1)
 
 # %% ../../nbs/05_sweep.ipynb #26bb46c1
-@stage('eval/learning', version=5, shared=True,
-       reads=(*FIT_FIELDS, *POINT_FIELDS, 'controls', 'sampler.synthetics', 'sweep.seeds', 'sweep.curve_fractions'),
-       needs=lambda study: [prepare(study), *_fraction_samples(study).values()])
+@stage('eval/learning', version=6, shared=True,
+       reads=(*FIT_FIELDS, *POINT_FIELDS, 'controls', 'sweep.seeds', 'sweep.curve_fractions'),
+       needs=_curve_inputs)
 def fit_learning_curve(study: Study, folder):
     "`curve.csv`, macro F1 on validation for parts of the real defects, and `predictions.safetensors` of each fit."
     samples = _fraction_samples(study)
     fractions = study.config.sweep.curve_fractions
-    sets = {key: s for f in fractions for key, s in fraction_sets(study, f, samples.get(f)).items()}
+    sets = {key: s for f in fractions for key, s in fraction_sets(study, f, samples.get(f, {})).items()}
     predictions: dict = {}
     named = {json.dumps(key): s for key, s in sets.items()}
     rows = score_sets(study, named, 'learning curve', folder/'resume', predictions)
@@ -171,46 +216,70 @@ def learning_curve(
     return pd.read_csv(fit_learning_curve(study).path/'curve.csv')
 
 # %% ../../nbs/05_sweep.ipynb #94f544cc
+def log_worth(
+    sizes: np.ndarray,  # real defects per class of the points of the curve, rising
+    real: np.ndarray,   # macro F1 there of real images alone
+    f1: np.ndarray,     # scores to be read
+) -> np.ndarray:
+    "Logarithm of the real defects per class that would score `f1`, as `f1`; NaN beyond either end of the curve."
+    from sklearn.isotonic import IsotonicRegression
+    log_sizes = np.log(sizes)
+    monotone = IsotonicRegression().fit(log_sizes, real).predict(log_sizes)
+    rising = np.maximum.accumulate(monotone + 1e-9*np.arange(len(monotone)))
+    return np.interp(f1, rising, log_sizes, left=np.nan, right=np.nan)
+
+
 def real_equivalents(
     curve: pd.DataFrame,  # from `learning_curve`
 ) -> pd.DataFrame:
     "The real defects per class that would score the same: arm, defects_per_class, f1, worth, gained (NaN: beyond it)."
-    from sklearn.isotonic import IsotonicRegression
     means = curve.groupby(['arm', 'defects_per_class']).f1.mean()
-    sizes = np.log(means['real'].index.to_numpy(float))
-    f1 = IsotonicRegression().fit(sizes, means['real']).predict(sizes)
-    rising = np.maximum.accumulate(f1 + 1e-9*np.arange(len(f1)))
     rest = means.drop('real', level='arm').reset_index()
-    rest['worth'] = np.exp(np.interp(rest.f1, rising, sizes, left=np.nan, right=np.nan))
+    rest['worth'] = np.exp(log_worth(means['real'].index.to_numpy(float), means['real'].to_numpy(), rest.f1.to_numpy()))
     rest['gained'] = rest.worth - rest.defects_per_class
     return rest[['arm', 'defects_per_class', 'f1', 'worth', 'gained']]
 
 # %% ../../nbs/05_sweep.ipynb #43515e26
-CURVE_CONTROLS = ('real-repeated', 'real-augmented')  # beside real + synthetic at each point of the learning curve
-
-
-def _curve_f1(study: Study, fraction: float) -> dict:
-    "arm -> `Jackknife` of macro F1 on validation at one point of the learning curve."
+def _curve_f1(study: Study) -> dict:
+    "(fraction, arm) -> `Jackknife` of macro F1 on validation: all points of the learning curve."
     validation = study_patches(study).fold('validation')
     saved = load_file(fit_learning_curve(study).path/'predictions.safetensors')
     welds = pd.factorize(validation.table.group)[0]
     weight = clean_weight(validation.labels, study.config.rule.prevalence)
     seeds = range(study.config.sweep.seeds)
-    def counts(arm):
-        predicted = np.stack([saved[f'{json.dumps((fraction, arm))}/{s}'].numpy() for s in seeds])
+    def counts(key):
+        predicted = np.stack([saved[f'{key}/{s}'].numpy() for s in seeds])
         return group_counts(validation.labels.numpy(), predicted, welds, len(validation.classes), weight)
-    by_arm = {arm: counts(arm) for arm in ('real+synthetic', *CURVE_CONTROLS)}
-    return {arm: scores['macro_f1'] for arm, scores in jackknife(by_arm, np.zeros(len(seeds), int)).items()}
+    points = dict.fromkeys(name.rsplit('/', 1)[0] for name in saved)
+    found = jackknife({key: counts(key) for key in points}, np.zeros(len(seeds), int))
+    return {tuple(json.loads(key)): scores['macro_f1'] for key, scores in found.items()}
+
+# %% ../../nbs/05_sweep.ipynb #4d401147
+def curve_worth(
+    study: Study,
+) -> pd.DataFrame:
+    "`real_equivalents` of a study with intervals over welds and seeds: arm, defects_per_class, f1, worth, low, high."
+    points, rule = _curve_f1(study), study.config.rule
+    size = {f: _defects_per_class(study, f) for f in study.config.sweep.curve_fractions}
+    curve = np.stack([points[f, 'real'].values for f in size], -1)
+    def read(x):
+        pairs = zip(curve.reshape(-1, len(size)), x.values.ravel(), strict=True)
+        logs = [log_worth(np.array([*size.values()]), real, f1) for real, f1 in pairs]
+        return interval(replace(x, values=np.reshape(logs, x.values.shape)), rule.level, rule.least_welds)
+    rows = [(arm, size[f], float(x.estimate), *np.exp(read(x))) for (f, arm), x in points.items() if arm != 'real']
+    return pd.DataFrame(rows, columns=['arm', 'defects_per_class', 'f1', 'worth', 'low', 'high'])
 
 # %% ../../nbs/05_sweep.ipynb #3143a699
 def curve_gains(
     study: Study,
 ) -> pd.DataFrame:
-    "What real + synthetic gains over the better free control on validation: fraction, control, mean, low, high."
-    rows = []
+    "What each arm gains over the best free control on validation: fraction, arm, control, mean, low, high."
+    rows, rule, points = [], study.config.rule, _curve_f1(study)
+    generated = curve_arms(study)
     for fraction in (*study.config.sweep.fractions, 1.):
-        f1 = _curve_f1(study, fraction)
-        control = best_control({arm: x.estimate for arm, x in f1.items()}, CURVE_CONTROLS)
-        gain = interval(f1['real+synthetic'] - f1[control], study.config.rule.level, study.config.rule.least_welds)
-        rows.append((fraction, control, *gain))
-    return pd.DataFrame(rows, columns=['fraction', 'control', 'mean', 'low', 'high'])
+        f1 = {arm: x for (part, arm), x in points.items() if part == fraction}
+        free = [arm for arm in f1 if arm not in generated and arm != 'real']
+        control = best_control({arm: x.estimate for arm, x in f1.items()}, free)
+        rows += [(fraction, arm, control, *interval(f1[arm] - f1[control], rule.level, rule.least_welds))
+                 for arm in generated]
+    return pd.DataFrame(rows, columns=['fraction', 'arm', 'control', 'mean', 'low', 'high'])

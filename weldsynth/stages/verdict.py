@@ -39,13 +39,25 @@ from weldsynth.metrics.intervals import (
 )
 from ..metrics.rule import GUARDS, Evidence, assess_guards, decide_shipping, sample_size_note, unassessed
 from ..metrics.studies import operating_characteristic, weld_sizes
-from ..metrics.tables import brier_sums, calibrations, curves, detection, effects, fold_counts, segments, tidy
-from .arms import fit_arms, open_test, test_predictions, tested_patches
+from weldsynth.metrics.tables import (
+    arm_gains,
+    brier_sums,
+    calibrations,
+    curves,
+    detection,
+    effects,
+    fold_counts,
+    segments,
+    tidy,
+)
+from .arms import chosen_control, fit_arms, open_test, test_predictions, tested_patches
 from .audit import audit_samples
 from .data import study_patches, study_source
 from .instrument import check_instrument, entry_conditions
 from .outside import open_outside, outside_figures
 from .review import reviewed, score_review
+from .sample import generator_names
+from .sweep import with_chosen_generator
 
 # %% ../../nbs/09_verdict.ipynb #84bd4faa
 def _mean_brier(sums: np.ndarray) -> dict: return dict(brier=sums[..., 0]/sums[..., 1])
@@ -91,11 +103,14 @@ def autoencoded_change(
     return false_call_rise(rates['real'], rates['real+synthetic'], study.config.rule.level)
 
 # %% ../../nbs/09_verdict.ipynb #1df08f77
+def _audits(study: Study) -> list: return [audit_samples(with_chosen_generator(part)) for part in study.parts()]
+
+
 def study_audit(
     study: Study,
 ) -> dict:
     "`audit.json` of the study; of several outer folds copies are added up, and shares and intervals averaged."
-    audits = [json.loads((audit_samples(part).path/'audit.json').read_text()) for part in study.parts()]
+    audits = [json.loads((audit.path/'audit.json').read_text()) for audit in _audits(study)]
     if len(audits) == 1: return audits[0]
     def joined(name, values):
         if None in values: return None
@@ -140,6 +155,7 @@ def _test_facts(study: Study, fold: PatchSet) -> dict:
     return dict(not_covered=few, simulated=study_source(study).is_simulated, groups_known=not bool(guessed),
                 test_images=len(fold), test_groups=fold.table.group.nunique(), folds=config.data.folds,
                 seeds=config.classifier.seeds, generators=config.sampler.generators,
+                generator=[part['selected']['generator'] for part in plan['parts']],
                 profile=config.profile, plan=plan['hash'], best_control=plan['best_control'],
                 rule=vars(config.rule).copy())
 
@@ -191,13 +207,20 @@ def _trivial(fold: PatchSet, probs: np.ndarray, rule: RuleConfig) -> pd.DataFram
     return pd.Series(shown, name='f1').rename_axis('rule').reset_index()
 
 
+def _generated(study: Study) -> list:
+    "The arms of real and synthetic defects: one for each generator of the study."
+    names = generator_names(study)
+    return ['real+synthetic'] if len(names) == 1 else [f'real+{name}' for name in names]
+
+
 def _tables(study: Study, fold: PatchSet, results: dict) -> dict:
-    "name -> table: `tidy`, `effects`, `trivial`, `pod`, `calibration`, `curves`, `segments` and `operating`."
-    rule, predictions = study.config.rule, test_predictions(study)
+    "name -> table: `tidy`, `effects`, `generators`, `trivial`, `pod`, `calibration`, `curves`, `segments`, `operating`."
+    rule, predictions, control = study.config.rule, test_predictions(study), chosen_control(study)
     of_points = [effects(r, fold.classes[1:], rule).assign(point=point) for point, r in results.items()]
     chances = operating_characteristic(weld_sizes(fold.table), study.config.classifier.seeds, rule,
                                        config=study.config.simulation)
     return dict(tidy=tidy(fold, predictions, rule.prevalence), effects=pd.concat(of_points),
+                generators=arm_gains(results[POINTS[0]], _generated(study), control, rule),
                 trivial=_trivial(fold, predictions['real'].probs, rule),
                 pod=detection(fold, predictions), calibration=calibrations(fold, predictions),
                 curves=curves(fold, predictions, rule.prevalence), segments=segments(fold, predictions),
@@ -206,10 +229,10 @@ def _tables(study: Study, fold: PatchSet, results: dict) -> dict:
 # %% ../../nbs/09_verdict.ipynb #09c28520
 def _verdict_inputs(study: Study) -> list:
     "All that the verdict rests on."
-    return [open_test(study), check_instrument(study), *map(audit_samples, study.parts()), score_review(study.first)]
+    return [open_test(study), check_instrument(study), *_audits(study), score_review(study.first)]
 
 
-@stage('eval/verdict', version=3, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
+@stage('eval/verdict', version=4, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
        needs=_verdict_inputs)
 def evaluate(study: Study, folder):
     "The tables of `_tables`, `guards.csv`, and the `verdict.json` that rests on them."
@@ -239,6 +262,7 @@ def _figures(study: Study, verdict: dict, table: pd.DataFrame) -> list:
     point = f'at {100*study.config.rule.false_calls:g} % false calls'
     rows = [(f'macro F1 {point}, {a}', '{:.3f} ({:.3f} to {:.3f})'.format(*table.loc[a, columns])) for a in arms]
     rows += [(f'gain over {arm}', f'{format_points(*gain)} points') for arm, gain in verdict['gains'].items()]
+    rows += [('generator', ', '.join(dict.fromkeys(verdict.get('generator', [study.config.sampler.generator]))))]
     outcomes = [g['outcome'] for g in verdict['guards']]
     counted = ', '.join(f'{outcomes.count(o)} {o}' for o in ('holds', 'in doubt', 'fails', 'not assessed'))
     tested = (f'{verdict["test_images"]:,} images of {verdict["test_groups"]} welds, {verdict["seeds"]} classifier '
