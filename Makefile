@@ -75,7 +75,7 @@ reference: report  ## the outputs that the committed notebooks carry: an hour or
 readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/index.ipynb
 	$(BIN)/nbdev_clean --fname nbs/index.ipynb
-	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed 's#](\([0-9a-z_/]*\.ipynb\))#](nbs/\1)#g' > README.md
+	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed 's#](\([0-9a-z_/]*\.\(ipynb\|png\)\))#](nbs/\1)#g' > README.md
 
 docs: $(READY)  ## all notebooks as a site, in _docs/_site; needs quarto on the PATH
 	@command -v quarto > /dev/null || echo 'no quarto on the PATH, so no site: .venv/bin/pip install quarto-cli downloads it'

@@ -57,6 +57,7 @@ def lay_out(folder: Path):
     config['website']['sidebar']['contents'] = sidebar(names)
     (folder/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding='utf-8')
     shutil.copytree(ROOT/'weldsynth'/'assets', folder/'weldsynth'/'assets', dirs_exist_ok=True)
+    shutil.copytree(NBS/'images', folder/'images', dirs_exist_ok=True)
 
 
 if __name__ == '__main__': lay_out(Path(sys.argv[1]))

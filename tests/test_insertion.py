@@ -26,7 +26,7 @@ from weldsynth.models.insertion import (
 )
 from weldsynth.models.layers import holes
 from weldsynth.models.training import seeded_weights, train
-from weldsynth.stages.insertion import plan_insertions
+from weldsynth.stages.insertion import plan_insertions, planned_masks
 
 PX, QUICK = 32, InserterConfig(heads=2, layers=2, steps=40, batch=16)
 
@@ -107,24 +107,24 @@ def test_as_many_cleans_as_flaws_and_the_four_mirror_images(pairs):
 
 
 def test_the_loss_of_a_perfect_prediction_is_0(pairs):
-    layers, background, cells, outline, noise, time, labels = inserter_batch(pairs, QUICK, 0)(1)
+    layers, background, cells, outline, noise, time, labels, weight = inserter_batch(pairs, QUICK, 0)(1)
 
     def knows(x, timestep, class_labels):
         class Answer: sample = noise_schedule().get_velocity(layers, noise, timestep)
         return Answer
-    assert inserter_loss(knows, layers, background, cells, outline, noise, time, labels) == 0
+    assert inserter_loss(knows, layers, background, cells, outline, noise, time, labels, weight) == 0
     outside = noise + 1 - cells
-    assert inserter_loss(knows, layers, background, cells, outline, outside, time, labels) < 1e-12, 'no matter'
+    assert inserter_loss(knows, layers, background, cells, outline, outside, time, labels, weight) < 1e-12, 'no matter'
 
 
 def test_batches_are_balanced_over_the_classes_and_repeatable(pairs):
     batch = inserter_batch(pairs, replace(QUICK, batch=48), 0)
-    assert batch(3)[-1].bincount().tolist() == [16, 16, 16]
+    assert batch(3)[-2].bincount().tolist() == [16, 16, 16]
     assert all(torch.equal(a, b) for a, b in zip(batch(3), batch(3), strict=True))
 
 
 def test_flaws_without_any_mask_are_refused(fold):
-    with pytest.raises(StudyError, match="no flaw of the training fold has a mask.*sampler.generator=ldm"):
+    with pytest.raises(StudyError, match='no flaw of the training fold has a mask.*sampler.generator=ldm'):
         flaws_with_masks(replace(fold, masks=None))
     with pytest.raises(StudyError, match='no flaw'): flaws_with_masks(replace(fold, masks=torch.zeros_like(fold.masks)))
 
@@ -219,5 +219,27 @@ def test_a_plan_takes_from_the_fold_alone_and_each_image_by_its_own_seed(fold):
     assert (plan.flaws.labels[plan.mask_rows] == torch.tensor([1, 2]*10)).all()
     assert set(plan.cleans.table.label) == {'clean'}
     fewer = plan_insertions(fold, [1, 2]*3, seeds[:6], 5)
-    for part in ('mask_rows', 'mirrors', 'clean_rows'):
+    for part in ('mask_rows', 'second_rows', 'mirrors', 'clean_rows'):
         assert torch.equal(getattr(plan, part)[:6], getattr(fewer, part))
+
+
+def test_some_flaws_are_two_of_a_kind(fold):
+    seeds = [stream_seed('test', i) for i in range(200)]
+    plan = plan_insertions(fold, [1, 2]*100, seeds, 0, several=.25)
+    two = plan.second_rows >= 0
+    assert .15 < two.float().mean() < .35
+    assert (plan.flaws.labels[plan.second_rows[two]] == torch.tensor([1, 2]*100)[two]).all()
+    which = two.nonzero()[:20, 0].tolist()
+    both = planned_masks(plan, which, [seeds[i] for i in which], QUICK)
+    one = plan._replace(second_rows=torch.full_like(plan.second_rows, -1))
+    first = planned_masks(one, which, [seeds[i] for i in which], QUICK)
+    assert (both >= first).all()
+    assert (both > 0).sum() > (first > 0).sum()
+
+
+def test_a_patch_of_no_weight_is_not_learnt_from(pairs):
+    net = seeded_weights(0, 'test', lambda: make_inserter(PX, 4, 2, 2))
+    *batch, weight = inserter_batch(pairs, QUICK, 0)(1)
+    half = torch.cat([weight[:8], 0*weight[8:]])
+    alone = inserter_loss(net, *(part[:8] for part in batch), weight[:8])
+    assert torch.allclose(inserter_loss(net, *batch, half), alone, atol=1e-5)

@@ -1,5 +1,4 @@
 """The audit of inserted flaws, and the student."""
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,7 +8,7 @@ from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
 from weldsynth.stages.data import training_fold
 from weldsynth.stages.insertion import load_inserter, teach, train_student
-from weldsynth.stages.insertion_audit import AUDIT_COLUMNS, audit_insertions, judged, rim_steps, swapped
+from weldsynth.stages.insertion_audit import AUDIT_COLUMNS, SIZES, VIEWS, audit_insertions, judged, rim_steps, swapped
 from weldsynth.stages.sample import GENERATORS, draw_defects, load_samples
 
 @pytest.fixture(scope='module')
@@ -51,7 +50,7 @@ def test_the_one_step_generator_takes_one_step_without_guidance(study):
 def test_the_table_holds_every_set_and_class_with_shares(study):
     table = pd.read_csv(audit_insertions(study, 40).path/'sets.csv')
     assert list(table) == AUDIT_COLUMNS
-    classes = (*training_fold(study).classes[1:], 'all')
+    classes = (*training_fold(study).classes[1:], 'all', *SIZES)
     assert len(table) == 6*len(classes)
     shares = table[['asked', 'mask', 'clean']]
     assert shares.ge(0).all(axis=None)
@@ -60,7 +59,23 @@ def test_the_table_holds_every_set_and_class_with_shares(study):
     assert (unswapped.asked == unswapped['mask']).all()
     every = table[table['class'] == 'all'].set_index('set')
     assert every.n.drop('real, unseen').eq(40).all()
-    assert np.isnan(every.rim['cut and paste']), 'cut and paste returns no masks'
+    assert every.rim.gt(0).all()
+    of_sizes = table[table['class'].isin(SIZES)].groupby('set').n.sum()
+    assert (of_sizes == every.n[of_sizes.index]).all(), 'each flaw has a size'
+
+
+def test_a_probe_sees_pasted_and_inserted_flaws_in_three_views(study):
+    table = pd.read_csv(audit_insertions(study, 40).path/'traces.csv')
+    assert table.set.nunique() == 2
+    assert table.groupby('set').view.apply(list).tolist() == [list(VIEWS)]*2
+    assert table.auc.dropna().between(0, 1).all()
+
+
+def test_the_search_for_copied_layers_finds_pasted_flaws(study):
+    table = pd.read_csv(audit_insertions(study, 40).path/'copies.csv').set_index('set')
+    assert table.near['cut and paste'] > .9
+    assert table.near['real, unseen'] < .1
+    assert table['median']['cut and paste'] > .95
 
 
 def test_shares_by_hand():

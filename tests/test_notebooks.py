@@ -56,7 +56,7 @@ def test_clean_and_export_leave_no_diff(copy, folder, pattern):
 def test_readme_is_the_index():
     command = [sys.executable, '-m', 'nbconvert', '--to', 'markdown', '--no-input', '--stdout', NBS/'index.ipynb']
     made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    made = re.sub(r'\]\(([0-9a-z_/]*\.ipynb)\)', r'](nbs/\1)', made)
+    made = re.sub(r'\]\(([0-9a-z_/]*\.(ipynb|png))\)', r'](nbs/\1)', made)
     assert made.strip() == (ROOT/'README.md').read_text().strip()
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 # %% auto #0
-__all__ = ['RECORD', 'EFFORT', 'step_seconds', 'our_samples', 'sample_quality', 'compare_sampling', 'compare_training',
-           'study_costs', 'stage_jobs', 'growth', 'recorded', 'measure', 'record', 'summary']
+__all__ = ['RECORD', 'EFFORT', 'step_seconds', 'our_samples', 'sample_quality', 'compare_sampling', 'inserted_samples',
+           'compare_insertion', 'compare_training', 'study_costs', 'stage_jobs', 'growth', 'recorded', 'measure',
+           'record', 'summary']
 
 # %% ../nbs/11_speed.ipynb #fe31cee5
 import numpy as np
@@ -50,9 +51,11 @@ from .models.classifier import classifier_batch, make_classifier, penultimate
 from .models.denoiser import denoiser_batch, denoiser_loss, generate, make_denoiser
 from .models.film_noise import FilmNoise, add_film_noise
 from .models.fit_speed import compare_embedding, compare_fits, comparison
+from .models.insertion import Inserter, make_inserter
 from .models.training import train
 from .stages.audit import load_judge, unseen_defects
 from .stages.data import prepare, study_patches, training_fold
+from .stages.insertion import insert_planned, masked_fold, plan_insertions
 from .stages.ldm import load_autoencoder, load_film_noise, load_pipeline, train_denoiser
 from .stages.sample import sample_rows, write_samples
 
@@ -137,6 +140,44 @@ def _sampling_seconds(stock_pipe, stock_rows, guidance: float, draw: Callable, m
         def draw_stock(): stock.save_stock_samples(stock_pipe, labels, seeds, guidance, Path(folder))
         def stock_seconds(): return timing.clock(draw_stock)/len(labels)
         return timing.compare_speed(stock_seconds, lambda: timing.clock(draw)/many, rounds)
+
+# %% ../nbs/11_speed.ipynb #6126f349
+def inserted_samples(
+    study: Study,
+    inserter: Inserter,
+    rows: pd.DataFrame,      # from `sample_rows`
+    guidance: float,         # guidance scale; 1 is none
+    sampler: SamplerConfig,
+):
+    "The flaws of `rows`, drawn, inserted and written as a study does."
+    config, labels, seeds = study.config.inserter, rows.number.tolist(), rows.seed.tolist()
+    plan = plan_insertions(masked_fold(study), labels, seeds, max(study.config.sweep.neighbours), config.several)
+    both = insert_planned(inserter, plan, list(range(len(rows))), labels, seeds, guidance, config, sampler)
+    marked = rows.assign(checkpoint='', weights='', guidance=guidance, steps=sampler.steps, solver='')
+    with tempfile.TemporaryDirectory() as folder: write_samples(Path(folder), both[:, :1], marked, both[:, 1:])
+
+# %% ../nbs/11_speed.ipynb #2e4c79bf
+def compare_insertion(
+    study: Study,
+    one_by_one: int = 4,  # images of the standard implementation, each round
+    many: int = 256,      # ours, each round
+    rounds: int = 3,
+) -> list:
+    "Seconds per flaw of both sides, from labels and seeds to PNGs, as dicts: for all steps, and for one."
+    config, sampler, classes = study.config, study.config.sampler, study_patches(study).classes
+    rows = sample_rows(classes, class_plan(classes, many), 'speed').sample(frac=1, random_state=0)
+    net = make_inserter(config.data.px, config.autoencoder.latents, config.inserter.heads, config.inserter.layers)
+    spread = torch.ones(config.autoencoder.latents, 1, 1)
+    inserter = Inserter(net.to(device()), load_autoencoder(study), spread)
+    stock_pipe = stock.stock_pipeline(train_denoiser(study).path/'pipeline')
+    found = []
+    for what, guidance, steps in (('insertion', 1.5, sampler.steps), ('insertion, one step', 1., 1)):
+        def ours(guidance=guidance, steps=steps):
+            inserted_samples(study, inserter, rows, guidance, replace(sampler, steps=steps))
+        seconds = _sampling_seconds(stock_pipe, rows[:one_by_one], 2., ours, many, rounds)
+        about = f'{type(stock_pipe.scheduler).__name__} 50, one by one, against {steps} steps, {config.data.px} px'
+        found.append(comparison(what, about, seconds, ours))
+    return found
 
 # %% ../nbs/11_speed.ipynb #b30f253f
 def _even_batch(latents: torch.Tensor, labels: torch.Tensor, config: DenoiserConfig) -> Callable:
@@ -333,13 +374,14 @@ def measure(
     effort = EFFORT['quick' if quick else 'gpu' if gpu else 'cpu']
     fold, config = training_fold(study), study.config
     sampled, quality = compare_sampling(study, *effort['sampling'])
+    inserted = compare_insertion(study, *effort['sampling'][:3])
     trained = compare_training(study, *effort['training'])
     fitted = [compare_fits(fold, config.classifier, config.optimiser, kind, *effort['fits'])
               for kind in ('small', 'features')]
     embedded = compare_embedding(fold, config.classifier, *effort['features'])
     return dict(hardware=hardware(), gpu=gpu, date=time.strftime('%Y-%m-%d'), versions=versions(),
                 threads=torch.get_num_threads(), profile=config.profile,
-                races=[sampled, *trained, embedded, *fitted],
+                races=[sampled, *inserted, *trained, embedded, *fitted],
                 quality=quality, usage=_training_usage(study, trained[0]['ours']),
                 study=study_costs(study).to_dict('records'), growth=growth(*effort['growth']).to_dict('records'))
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 # %% auto #0
-__all__ = ['OUTSIDE', 'CHAPTERS', 'CASES', 'OF_GENERATORS', 'study_chapters', 'execute_one', 'config_changes', 'study_parameters',
+__all__ = ['CHAPTERS', 'CASES', 'OUTSIDE', 'INSERTED', 'study_chapters', 'execute_one', 'config_changes', 'study_parameters',
            'execute', 'update_reference', 'prepare_page', 'render', 'page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #d2dce056
@@ -40,22 +40,23 @@ if TYPE_CHECKING:
 _all_ = ['page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #1d8500f1
-OUTSIDE = '15_outside'  # only where a study has an outside set
-CHAPTERS = ('04_eval', '01_data', '02_ldm', '03_sample', '05_sweep', '06_audit', '20_insertion_audit',
-            '14_instrument', '07_arms', '08_review', '09_verdict', OUTSIDE, '10_gdxray', '11_speed', '12_reliability',
-            '13_lab_notes')
+CHAPTERS = ('04_eval', '01_data', '02_ldm', '03_sample', '05_sweep', '06_audit', '14_instrument', '07_arms',
+            '08_review', '09_verdict', '10_gdxray', '11_speed', '12_reliability', '13_lab_notes')
 CASES = {'10_gdxray'}
-OF_GENERATORS = {'02_ldm': {'ldm'}, '20_insertion_audit': {'insert', 'insert-1step'}}  # only in their studies
+OUTSIDE = '15_outside'  # follows 09_verdict where a study has an outside set
+INSERTED = '20_insertion_audit'  # follows 06_audit where a study inserts flaws
 _ASSETS = checkout()/'weldsynth'/'assets'
 
 # %% ../../nbs/report/01_pages.ipynb #fab2f500
 def study_chapters(
     study: Study,
 ) -> tuple:
-    "The chapters of a study's report, in reading order: those of `CHAPTERS` that are about it."
-    names = set(generator_names(study))
-    def is_about(chapter): return chapter not in OF_GENERATORS or OF_GENERATORS[chapter] & names
-    return tuple(c for c in CHAPTERS if is_about(c) and (c != OUTSIDE or study.config.outside.data))
+    "The chapters of a study's report, in reading order: those of `CHAPTERS` that are about it, and further ones."
+    names = generator_names(study)
+    chapters = [c for c in CHAPTERS if c != '02_ldm' or 'ldm' in names]
+    if {'insert', 'insert-1step'} & set(names): chapters.insert(chapters.index('06_audit') + 1, INSERTED)
+    if study.config.outside.data: chapters.insert(chapters.index('09_verdict') + 1, OUTSIDE)
+    return tuple(chapters)
 
 
 def _page(chapter: str, chapters=CHAPTERS) -> str:

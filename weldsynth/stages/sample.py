@@ -20,6 +20,7 @@ __all__ = ['GENERATORS', 'TRAINED', 'NAMESPACES', 'MARK_FIELDS', 'SAMPLER_FIELDS
            'draw_defects', 'draw_cleans', 'load_samples']
 
 # %% ../../nbs/03_sample.ipynb #6622773c
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -105,9 +106,11 @@ class Insertion:
         def draw(which, seeds):
             return insert_planned(inserter, plan, which, [labels[i] for i in which], seeds, guidance, config, sampler)
         both = draw_batches(draw, list(range(len(rows))), seeds, sampler.batch, resume)
+        ids = plan.flaws.table.id.to_numpy()
         table = rows.assign(origin='synthetic', checkpoint=model.key, weights=weights_hash(model), guidance=guidance,
                             steps=sampler.steps, solver='DPMSolverMultistepScheduler',
-                            mask_of=plan.flaws.table.id.to_numpy()[plan.mask_rows],
+                            mask_of=ids[plan.mask_rows],
+                            second_mask_of=np.where(plan.second_rows >= 0, ids[plan.second_rows], ''),
                             laid_on=plan.cleans.table.id.to_numpy()[plan.clean_rows])
         return PatchSet(both[:, :1], table, study_patches(study).classes, both[:, 1:])
 

@@ -214,7 +214,7 @@ def _generated(study: Study) -> list:
 
 
 def _tables(study: Study, fold: PatchSet, results: dict) -> dict:
-    "name -> table: `tidy`, `effects`, `generators`, `trivial`, `pod`, `calibration`, `curves`, `segments`, `operating`."
+    "The tables of a verdict, by the names of their files."
     rule, predictions, control = study.config.rule, test_predictions(study), chosen_control(study)
     of_points = [effects(r, fold.classes[1:], rule).assign(point=point) for point, r in results.items()]
     chances = operating_characteristic(weld_sizes(fold.table), study.config.classifier.seeds, rule,
