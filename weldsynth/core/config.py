@@ -10,10 +10,10 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
-           'InserterConfig', 'StudentConfig', 'SnapshotConfig', 'SamplerConfig', 'ClassifierConfig',
-           'classifier_of_kind', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'AuditConfig', 'StressConfig',
-           'ReviewConfig', 'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides',
-           'config_table', 'value_text', 'config_from_dict']
+           'InserterConfig', 'StudentConfig', 'VariationConfig', 'SnapshotConfig', 'SamplerConfig', 'ClassifierConfig',
+           'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig',
+           'AuditConfig', 'StressConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig', 'OutsideConfig',
+           'StudyConfig', 'with_overrides', 'config_table', 'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -119,6 +119,13 @@ class StudentConfig:
 
 
 @dataclass(frozen=True)
+class VariationConfig:
+    "Variations of real flaws."
+    strengths: tuple = (.15, .3, .45, .6)  # tried on validation: 0 is the flaw as it was, 1 a new one
+    guidance: float = 1.5               # guidance scale of the way back
+
+
+@dataclass(frozen=True)
 class SnapshotConfig:
     "The samples drawn on the way through a generator's training, and when they stop it."
     images: int = 16                    # of each class
@@ -184,6 +191,17 @@ def classifier_of_kind(
     return replace(ClassifierConfig(kind), **CLASSIFIER_DEFAULTS.get(kind, {}), **same)
 
 # %% ../../nbs/core/01_config.ipynb #9c6c07e2
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    "The classifier with a contrastive loss beside the cross-entropy, and bad synthetic images."
+    weight: float = .5                  # of the contrastive loss, that of the cross-entropy being 1
+    temperature: float = .1
+    width: int = 64                     # numbers in which images are compared
+    bad_batch: int = 32                 # bad images beside each batch
+    doses: int = 4                      # parts of the synthetic defects, from the best to the worst
+    seeds: int = 3                      # classifier seeds
+
+
 @dataclass(frozen=True)
 class InstrumentConfig:
     "How the classifier is checked on real images before it measures."
@@ -327,9 +345,11 @@ class StudyConfig:
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     inserter: InserterConfig = field(default_factory=InserterConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
+    variation: VariationConfig = field(default_factory=VariationConfig)
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     instrument: InstrumentConfig = field(default_factory=InstrumentConfig)
     controls: ControlsConfig = field(default_factory=ControlsConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

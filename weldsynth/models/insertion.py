@@ -25,7 +25,7 @@ from ..core.random import torch_stream
 from ..data.patches import BalancedRows, PatchSet, mirror_images
 from .autoencoder import BLOCK, BlockAutoencoder, StockAutoencoder, pixel_batches
 from .denoiser import few_step_solver, make_denoiser, noise_schedule
-from .layers import feathers, fill_holes, holes, lay
+from .layers import feathers, fill_holes, flaw_layers, holes, lay
 
 if TYPE_CHECKING:
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
@@ -255,14 +255,21 @@ def draw_layers(
     seeds: Sequence[int],      # one per layer
     guidance: float,           # guidance scale; 1 is none
     sampler: SamplerConfig,    # steps, and the times at which guidance acts
+    source: torch.Tensor | None = None,  # layers to vary, as the result; None draws new ones
+    strength: float = 1.,      # from 0, the source as it is, to 1, nothing of it
 ) -> torch.Tensor:
     "Layers as the network learnt them, N x C x h x w, on its device; each depends on its own site, label and seed."
+    if source is not None and strength == 0: return source
     solver = few_step_solver()
     device = next(net.parameters()).device
-    solver.set_timesteps(sampler.steps, device=device)
+    solver.set_timesteps(round(sampler.steps/strength), device=device)
+    first = int((solver.timesteps > 999*strength).sum())
     sites, labels = Sites(*(part.to(device) for part in sites)), labels.to(device)
     x = initial_noise(sites, seeds)
-    for t, time in zip(solver.timesteps, solver.timesteps.tolist(), strict=True):
+    if source is not None:
+        x = solver.add_noise(source.to(device), x, solver.timesteps[first].expand(len(x)))*sites.cells
+    solver.set_begin_index(first)
+    for t, time in zip(solver.timesteps[first:], solver.timesteps[first:].tolist(), strict=True):
         x = solver.step(_guided(net, x, sites, time, labels, guidance, sampler), t, x).prev_sample
     return x
 
@@ -302,13 +309,42 @@ class Inserter:
         sampler: SamplerConfig,
     ) -> torch.Tensor:
         "What to add to the patches, in their greys, 0 outside the holes; as `greys`."
-        from torchvision.transforms.v2.functional import gaussian_blur
         sites, _ = open_sites(self.autoencoder, greys, masks)
-        device = self.autoencoder.std.device
-        drawn = draw_layers(self.net, sites, labels, seeds, guidance, sampler).to(device)*self.spread.to(device)
-        behind, decode = sites.background.to(device), self.autoencoder.decode
-        added = gaussian_blur((decode(behind + drawn) - decode(behind)).cpu(), 7, [unsharpness(greys.shape[-1])])
+        drawn = draw_layers(self.net, sites, labels, seeds, guidance, sampler)
+        return self._in_greys(sites, drawn, torch.zeros_like(drawn))
+
+    def _in_greys(self, sites: Sites, layers: torch.Tensor, less: torch.Tensor) -> torch.Tensor:
+        "What layers add to the decoded welds over what `less` adds, N x 1 x H x W, in greys of the films."
+        from torchvision.transforms.v2.functional import gaussian_blur
+        device, decode = self.autoencoder.std.device, self.autoencoder.decode
+        behind = sites.background.to(device)
+        with_layer, without = (decode(behind + x.to(device)*self.spread.to(device)) for x in (layers, less))
+        added = gaussian_blur((with_layer - without).cpu(), 7, [unsharpness(sites.feather.shape[-1])])
         return added*sites.feather*sites.half_span
+
+    @torch.inference_mode()
+    def variations(
+        self,
+        greys: torch.Tensor,    # float, N x 1 x H x W: clean patches in the greys of their films
+        flaws: torch.Tensor,    # likewise: patches with a flaw
+        masks: torch.Tensor,    # uint8, as `greys`: of these flaws
+        labels: torch.Tensor,   # N class numbers
+        seeds: Sequence[int],   # one per flaw
+        strength: float,        # from 0, the flaw as it is, to 1, nothing of it
+        guidance: float,        # guidance scale; 1 is none
+        sampler: SamplerConfig,
+    ) -> torch.Tensor:
+        """What to add to the clean patches for variations of the flaws, in their greys; as `greys`.
+
+        The real layer with its grain is laid, and over it what the network changes in its latent: noised to `strength`
+        and led back (SDEdit, Meng et al. 2022; for augmentation DA-Fusion, Trabucco et al. 2024)."""
+        sites, _ = open_sites(self.autoencoder, greys, masks)
+        own, in_units = open_sites(self.autoencoder, flaws, masks)
+        layer = (encode_units(self.autoencoder, in_units) - own.background)*own.cells/self.spread.cpu()
+        source = layer*own.half_span/sites.half_span
+        drawn = draw_layers(self.net, sites, labels, seeds, guidance, sampler, source, strength)
+        real, _ = flaw_layers(flaws, masks)
+        return real + self._in_greys(sites, drawn, source)
 
     def insert(
         self,

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['SOLVER_FIELDS', 'find_weak_masks', 'masked_fold', 'train_inserter', 'load_inserter', 'InsertionPlan',
-           'plan_insertions', 'planned_masks', 'insert_planned', 'teach', 'train_student']
+           'plan_insertions', 'planned_masks', 'insert_planned', 'vary_planned', 'teach', 'train_student']
 
 # %% ../../nbs/18_insertion.ipynb #ec4d5dfc
 import torch
@@ -41,7 +41,7 @@ from weldsynth.models.insertion import (
     student_batch,
     student_loss,
 )
-from ..models.layers import background_profiles, draw_backgrounds, fill_holes, holes
+from ..models.layers import background_profiles, draw_backgrounds, fill_holes, holes, lay
 from ..models.training import seeded_weights, train
 from ..models.weak_masks import completed_masks
 from .background import background_inputs, selected_neighbours
@@ -172,12 +172,39 @@ def insert_planned(
         clean = plan.cleans.take(plan.clean_rows[which].numpy())
         images, *_ = inserter.insert(clean, masks, torch.tensor(labels), seeds, guidance, sampler)
         return torch.cat([images, masks*(torch.tensor(labels) > 0).view(-1, 1, 1, 1)], 1)
-    if device().type != 'cpu': return piece(which, labels, seeds)
-    n = CPU_BATCH
-    pieces = [(which[i:i + n], labels[i:i + n], seeds[i:i + n]) for i in range(0, len(which), n)]
-    return torch.cat(on_all_cores(piece, pieces))
+    return _in_pieces(piece, which, labels, seeds)
+
+
+def _in_pieces(piece: Callable, *rows: Sequence) -> torch.Tensor:
+    "`piece(*rows)`, on a CPU by a batch for each core."
+    if device().type != 'cpu': return piece(*rows)
+    starts = range(0, len(rows[0]), CPU_BATCH)
+    return torch.cat(on_all_cores(piece, [tuple(part[i:i + CPU_BATCH] for part in rows) for i in starts]))
 
 # %% ../../nbs/18_insertion.ipynb #53ddaae2
+def vary_planned(
+    inserter: Inserter,
+    plan: InsertionPlan,
+    which: Sequence[int],     # rows of the plan
+    labels: Sequence[int],    # class number of each of these, that of its mask
+    seeds: Sequence[int],     # likewise
+    strength: float,          # from 0, the real flaw, to 1, nothing of it
+    guidance: float,          # guidance scale
+    sampler: SamplerConfig,
+) -> torch.Tensor:
+    "Real flaws of the plan, mirrored, varied and laid on its welds, and their masks, uint8, N x 2 x H x W."
+    def piece(which, labels, seeds):
+        rows = plan.mask_rows[which]
+        both = torch.cat([plan.flaws.take(rows.numpy()).greys, plan.masks[rows].float()], 1)
+        turned = torch.stack(mirror_images(both))[plan.mirrors[which], torch.arange(len(which))]
+        masks = turned[:, 1:].to(torch.uint8)
+        clean = plan.cleans.take(plan.clean_rows[which].numpy())
+        layers = inserter.variations(clean.greys, turned[:, :1], masks, torch.tensor(labels), seeds, strength, guidance,
+                                     sampler)
+        return torch.cat([lay(clean, layers)[0], masks], 1)
+    return _in_pieces(piece, which, labels, seeds)
+
+
 SOLVER_FIELDS = ('sampler.steps', 'sampler.guidance_interval')  # of the solver that draws layers
 
 # %% ../../nbs/18_insertion.ipynb #92992d8c

@@ -15,9 +15,9 @@ from xml.sax.saxutils import quoteattr
 
 # %% auto #0
 __all__ = ['GENERATORS', 'TRAINED', 'NAMESPACES', 'MARK_FIELDS', 'SAMPLER_FIELDS', 'sample_rows', 'Generator', 'LatentDiffusion',
-           'Insertion', 'OneStepInsertion', 'generator_names', 'each_generator', 'study_generator', 'tried_guidances',
-           'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash', 'write_samples', 'sample_issues',
-           'draw_defects', 'draw_cleans', 'load_samples']
+           'Insertion', 'OneStepInsertion', 'Variation', 'generator_names', 'each_generator', 'study_generator',
+           'tried_guidances', 'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash', 'write_samples',
+           'sample_issues', 'draw_defects', 'draw_cleans', 'load_samples']
 
 # %% ../../nbs/03_sample.ipynb #6622773c
 import numpy as np
@@ -28,7 +28,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 # %% ../../nbs/03_sample.ipynb #b47aa590
-from ..core.config import SamplerConfig, StudyError, with_overrides
+from ..core.config import SamplerConfig, StudyError, config_table, with_overrides
 from ..core.files import file_hash, load_state, save_state
 from ..core.random import stream_seed
 from ..core.runtime import barrier, cores, process, progress
@@ -45,6 +45,7 @@ from weldsynth.stages.insertion import (
     plan_insertions,
     train_inserter,
     train_student,
+    vary_planned,
 )
 from .ldm import load_film_noise, load_pipeline, train_denoiser
 
@@ -61,7 +62,7 @@ def sample_rows(
 
 # %% ../../nbs/03_sample.ipynb #1e44ba9b
 class Generator(Protocol):
-    "What a member of `GENERATORS` can do. It may have `guidances(study)`: the guidance scales to try with it."
+    "What a member of `GENERATORS` can do. It may have `guidances(study)`, the guidance scales to try, and `reads`."
     def train(self, study: Study, seed: int, fraction: float) -> Artefact:
         "The artefact of the trained model; `seed` numbers the study's generators, `fraction` is of the real defects."
 
@@ -96,6 +97,9 @@ class Insertion:
 
     def solver(self, guidance: float, sampler: SamplerConfig) -> tuple: return guidance, sampler
 
+    def draw(self, study: Study, inserter, plan, which, labels, seeds, guidance: float, sampler) -> torch.Tensor:
+        return insert_planned(inserter, plan, which, labels, seeds, guidance, study.config.inserter, sampler)
+
     def sample(self, study: Study, model: Artefact, rows: pd.DataFrame, guidance: float, resume: Path) -> PatchSet:
         call, config = model.info['args'], study.config.inserter
         guidance, sampler = self.solver(guidance, study.config.sampler)
@@ -104,7 +108,7 @@ class Insertion:
         fold = masked_fold(study, call['fraction'])
         plan = plan_insertions(fold, labels, seeds, selected_neighbours(study), config.several)
         def draw(which, seeds):
-            return insert_planned(inserter, plan, which, [labels[i] for i in which], seeds, guidance, config, sampler)
+            return self.draw(study, inserter, plan, which, [labels[i] for i in which], seeds, guidance, sampler)
         both = draw_batches(draw, list(range(len(rows))), seeds, sampler.batch, resume)
         ids = plan.flaws.table.id.to_numpy()
         table = rows.assign(origin='synthetic', checkpoint=model.key, weights=weights_hash(model), guidance=guidance,
@@ -124,8 +128,22 @@ class OneStepInsertion(Insertion):
     def solver(self, guidance: float, sampler: SamplerConfig) -> tuple: return 1., replace(sampler, steps=1)
 
 
+class Variation(Insertion):
+    "Real flaws, varied by the same model and laid on other welds: the strength takes the place of the guidance scale."
+    reads = ('variation.guidance',)
+
+    def guidances(self, study: Study) -> tuple: return study.config.variation.strengths
+
+    def solver(self, guidance: float, sampler: SamplerConfig) -> tuple: return guidance, sampler
+
+    def draw(self, study: Study, inserter, plan, which, labels, seeds, strength: float, sampler) -> torch.Tensor:
+        if not any(labels): return super().draw(study, inserter, plan, which, labels, seeds, 1., sampler)
+        guidance = study.config.variation.guidance
+        return vary_planned(inserter, plan, which, labels, seeds, strength, guidance, sampler)
+
+
 GENERATORS: dict[str, Generator] = {
-    'ldm': LatentDiffusion(), 'insert': Insertion(), 'insert-1step': OneStepInsertion()}
+    'ldm': LatentDiffusion(), 'insert': Insertion(), 'insert-1step': OneStepInsertion(), 'vary': Variation()}
 
 
 def generator_names(
@@ -292,7 +310,13 @@ def _draw(study: Study, folder: Path, plan: dict, guidance: float, generator: in
 # %% ../../nbs/03_sample.ipynb #58199936
 SAMPLER_FIELDS = ('sampler.generator', 'sampler.steps', 'sampler.guidance_interval', 'sampler.latent_cutoff')
 
-@stage('samples/defects', version=2, reads=SAMPLER_FIELDS, needs=_trained, shared=True)
+def _own_fields(study: Study, **_) -> dict:
+    "The fields of the configuration that only the study's generator reads: those in its `reads`."
+    values = config_table(study.config)
+    return {name: values[name] for name in getattr(study_generator(study), 'reads', ())}
+
+
+@stage('samples/defects', version=2, reads=SAMPLER_FIELDS, needs=_trained, also=_own_fields, shared=True)
 def draw_defects(
     study: Study,
     folder,
@@ -306,7 +330,7 @@ def draw_defects(
     _draw(study, folder, plan, guidance, generator, fraction)
 
 # %% ../../nbs/03_sample.ipynb #20e6caa8
-@stage('samples/cleans', version=2, reads=SAMPLER_FIELDS, needs=_trained, shared=True)
+@stage('samples/cleans', version=2, reads=SAMPLER_FIELDS, needs=_trained, also=_own_fields, shared=True)
 def draw_cleans(
     study: Study,
     folder,
