@@ -17,12 +17,12 @@ PX, CONFIG = 32, InserterConfig()
 
 @pytest.fixture(scope='module')
 def cleans():
-    "60 bands of some density, contrast and height, with grain."
+    "160 bands of some density, contrast and height, with grain."
     rng = torch.manual_seed(0)
     y = torch.arange(PX).view(1, 1, PX, 1)
-    middle, depth, density = torch.rand(3, 60, 1, 1, 1, generator=rng)
+    middle, depth, density = torch.rand(3, 160, 1, 1, 1, generator=rng)
     band = torch.exp(-((y - 10 - 12*middle)/6)**2)*(40 + 60*depth) + 60 + 60*density
-    return (band + 4*torch.randn(60, 1, PX, PX, generator=rng)).clamp(0, 255).to(torch.uint8)
+    return (band + 4*torch.randn(160, 1, PX, PX, generator=rng)).clamp(0, 255).to(torch.uint8)
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +64,7 @@ def fold_of(cleans, spotted, masks):
     images, _ = spotted
     labels = ['dot']*10 + ['blot']*10 + ['clean']*40
     table = pd.DataFrame(dict(id=[f'{i}' for i in range(60)], label=labels, group='w', low=0., high=255.))
-    return PatchSet(torch.cat([images, cleans[20:]]), table, ('clean', 'blot', 'dot'), masks)
+    return PatchSet(torch.cat([images, cleans[20:60]]), table, ('clean', 'blot', 'dot'), masks)
 
 
 def with_weak(fold):

@@ -12,8 +12,8 @@ from typing import Any
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
            'InserterConfig', 'StudentConfig', 'VariationConfig', 'SnapshotConfig', 'SamplerConfig', 'ClassifierConfig',
            'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig',
-           'AuditConfig', 'StressConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig', 'OutsideConfig',
-           'StudyConfig', 'with_overrides', 'config_table', 'value_text', 'config_from_dict']
+           'FilterConfig', 'AuditConfig', 'StressConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig',
+           'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -240,6 +240,13 @@ class SweepConfig:
 
 # %% ../../nbs/core/01_config.ipynb #acc84120
 @dataclass(frozen=True)
+class FilterConfig:
+    "Filters of synthetic defects, tried on validation."
+    shares: tuple = (.25, .5, .75, 1.)  # of each class's synthetic defects to keep
+    seeds: int = 3                      # classifier seeds per filter and share
+
+
+@dataclass(frozen=True)
 class AuditConfig:
     "How the synthetic images are examined."
     fidelity_images: int = 200          # a side, at most
@@ -353,6 +360,7 @@ class StudyConfig:
     instrument: InstrumentConfig = field(default_factory=InstrumentConfig)
     controls: ControlsConfig = field(default_factory=ControlsConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     stress: StressConfig = field(default_factory=StressConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)

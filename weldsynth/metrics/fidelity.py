@@ -8,7 +8,7 @@ from __future__ import annotations
 # %% auto #0
 __all__ = ['METRICS', 'frechet_distance', 'kid', 'ball_radii', 'prdc', 'Metric', 'compare_features', 'principal_projection',
            'thumbnails', 'whitening_matrix', 'nearest_training_image', 'copy_threshold', 'flag_copies',
-           'nearest_distance', 'copy_monitor', 'filter_rows', 'nan_to_none']
+           'nearest_distance', 'copy_monitor', 'filter_rows', 'nan_to_none', 'distance_to_class']
 
 # %% ../../nbs/metrics/03_fidelity.ipynb #705c9a17
 import math
@@ -311,3 +311,18 @@ def nan_to_none(
     if isinstance(value, dict): return {k: nan_to_none(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [nan_to_none(v) for v in value]
     return None if isinstance(value, (float, np.floating)) and np.isnan(value) else value
+
+# %% ../../nbs/metrics/03_fidelity.ipynb #80472e35
+def distance_to_class(
+    drawn: torch.Tensor,        # features, N x D, of synthetic defects
+    labels: torch.Tensor,       # int64, N class numbers
+    real: torch.Tensor,         # features, M x D, of real ones
+    real_labels: torch.Tensor,  # int64, M class numbers
+) -> torch.Tensor:
+    "Distance of each synthetic defect to the nearest real one of its class, in units of each feature's spread, N."
+    mean, spread = real.float().mean(0), real.float().std(0).clamp(min=1e-3)
+    ours, theirs = ((x.float() - mean)/spread for x in (drawn, real))
+    found = torch.full((len(ours),), torch.inf)
+    for c in labels.unique():
+        found[labels == c] = torch.cdist(ours[labels == c], theirs[real_labels == c]).amin(1)
+    return found

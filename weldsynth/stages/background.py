@@ -28,13 +28,14 @@ def score_sets(
     label: str,    # for the progress bar
     resume: Path,  # where fits are saved
     predictions: dict | None = None,  # gets the predicted classes of the validation patches: 'set/seed' -> N
+    seeds: int = 0,  # classifier seeds; 0: `sweep.seeds`
 ) -> pd.DataFrame:
-    "Macro F1 on validation of each set and sweep seed, at the operating point that decides: columns set, seed, f1."
+    "Macro F1 on validation of each set and seed, at the operating point that decides: columns set, seed, f1."
     config = study.config
     validation = study_patches(study).fold('validation')
     truth = validation.labels
     weight = clean_weight(truth, config.rule.prevalence)
-    jobs = [(name, s) for s in range(config.sweep.seeds) for name in sets]
+    jobs = [(name, s) for s in range(seeds or config.sweep.seeds) for name in sets]
     rows = []
     for name, s, _, probs in fit_all(sets, jobs, config.classifier, config.optimiser, validation, label, resume):
         predicted = decide(probs, operating_points(probs, truth, config.rule)[POINTS[0]])

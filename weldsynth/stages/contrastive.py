@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 # %% auto #0
-__all__ = ['SCORES', 'badness', 'dosed', 'try_contrastive']
+__all__ = ['SCORES', 'dosed', 'try_contrastive']
 
 # %% ../../nbs/21_contrastive.ipynb #07fc9554
 import pandas as pd
@@ -19,6 +19,7 @@ from ..core.config import StudyError
 from ..core.store import Study, stage
 from ..data.patches import PatchSet, head_per_class
 from ..metrics.classification import POINTS, clean_weight, decide, macro_f1, operating_points
+from ..metrics.fidelity import distance_to_class
 from ..models.classifier import is_frozen, mirrored_flaws
 from ..models.contrastive import fit_contrastive
 from ..models.fits import FIT_FIELDS, values_of
@@ -29,21 +30,6 @@ from .data import prepare, study_patches, training_fold
 from .sweep import draw_study_samples, selected, with_chosen_generator
 
 # %% ../../nbs/21_contrastive.ipynb #7bb12f99
-def badness(
-    drawn: torch.Tensor,   # features, N x D, of synthetic defects
-    labels: torch.Tensor,  # int64, N class numbers
-    real: torch.Tensor,    # features, M x D, of real ones
-    of: torch.Tensor,      # int64, M class numbers
-) -> torch.Tensor:
-    "Distance of each synthetic defect to the nearest real one of its class, in units of each feature's spread, N."
-    mean, spread = real.float().mean(0), real.float().std(0).clamp(min=1e-3)
-    ours, theirs = ((x.float() - mean)/spread for x in (drawn, real))
-    found = torch.full((len(ours),), torch.inf)
-    for c in labels.unique():
-        found[labels == c] = torch.cdist(ours[labels == c], theirs[of == c]).amin(1)
-    return found
-
-
 def dosed(
     badness: torch.Tensor,  # N
     labels: torch.Tensor,   # int64, N class numbers
@@ -82,7 +68,7 @@ def _bad_sets(study: Study, synthetic: PatchSet) -> dict:
     real, config = training_fold(study), study.config.classifier
     flaws = real.take((real.labels > 0).numpy())
     drawn = values_of(synthetic.images, config)
-    far = badness(drawn, synthetic.labels, values_of(flaws.images, config), flaws.labels)
+    far = distance_to_class(drawn, synthetic.labels, values_of(flaws.images, config), flaws.labels)
     part = dosed(far, synthetic.labels, study.config.contrastive.doses)
     sets = {f'{i + 1} of {study.config.contrastive.doses}': drawn[part == i]
             for i in range(study.config.contrastive.doses)}
