@@ -19,6 +19,7 @@ setup(
     packages=find_packages(include=['weldsynth*']),
     package_data={'weldsynth': ['assets/**/*']},
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'quarto': ['quarto-cli']},
+    extras_require={'dev': cfg['dev_requirements'].split(), 'text': cfg['text_requirements'].split(),
+                    'quarto': ['quarto-cli']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['weldsynth=weldsynth._modidx:d']},
 )

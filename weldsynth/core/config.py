@@ -10,10 +10,11 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
-           'InserterConfig', 'StudentConfig', 'VariationConfig', 'SnapshotConfig', 'SamplerConfig', 'ClassifierConfig',
-           'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig',
-           'FilterConfig', 'AuditConfig', 'StressConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig',
-           'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text', 'config_from_dict']
+           'InserterConfig', 'StudentConfig', 'VariationConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig',
+           'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig',
+           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'ReviewConfig', 'RuleConfig',
+           'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text',
+           'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -123,6 +124,22 @@ class VariationConfig:
     "Variations of real flaws."
     strengths: tuple = (.15, .3, .45, .6)  # tried on validation: 0 is the flaw as it was, 1 a new one
     guidance: float = 1.5               # guidance scale of the way back
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    "A pretrained text-to-image model, adapted by LoRA and asked by prompts."
+    pretrained: str = ''                # the folder of a Stable Diffusion pipeline, for images or for inpainting
+    prompt: str = 'x-ray radiograph of a weld with {}'  # where {} stands, the class is named
+    clean: str = 'no flaw'              # what a clean weld is said to have
+    px: int = 512                       # side to which a patch is enlarged for the model
+    rank: int = 8                       # of the matrices that are learnt
+    steps: int = 800
+    batch: int = 4
+    lr: float = 1e-4                    # peak learning rate
+    guidances: tuple = (1.5, 2., 3.)    # guidance scales tried on validation
+    solver_steps: int = 20
+    sample_batch: int = 8               # images at a time
 
 
 @dataclass(frozen=True)
@@ -353,6 +370,7 @@ class StudyConfig:
     inserter: InserterConfig = field(default_factory=InserterConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     variation: VariationConfig = field(default_factory=VariationConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)

@@ -15,9 +15,9 @@ from xml.sax.saxutils import quoteattr
 
 # %% auto #0
 __all__ = ['GENERATORS', 'TRAINED', 'NAMESPACES', 'MARK_FIELDS', 'SAMPLER_FIELDS', 'sample_rows', 'Generator', 'LatentDiffusion',
-           'Insertion', 'OneStepInsertion', 'Variation', 'generator_names', 'each_generator', 'study_generator',
-           'tried_guidances', 'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash', 'write_samples',
-           'sample_issues', 'draw_defects', 'draw_cleans', 'load_samples']
+           'Insertion', 'OneStepInsertion', 'Variation', 'TextToImage', 'generator_names', 'each_generator',
+           'study_generator', 'tried_guidances', 'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash',
+           'write_samples', 'sample_issues', 'draw_defects', 'draw_cleans', 'load_samples']
 
 # %% ../../nbs/03_sample.ipynb #6622773c
 import numpy as np
@@ -36,6 +36,7 @@ from ..core.store import Artefact, Study, stage
 from ..data.images import read_grey
 from ..data.patches import PatchSet, class_plan
 from ..models.denoiser import generate, sample_condition_ids, with_oom_retry
+from ..models.text import class_prompts, embed_prompts, inpaints
 from .background import background_inputs, selected_neighbours
 from .data import study_patches
 from weldsynth.stages.insertion import (
@@ -48,6 +49,7 @@ from weldsynth.stages.insertion import (
     vary_planned,
 )
 from .ldm import load_film_noise, load_pipeline, train_denoiser
+from .text import draw_text_planned, load_text, train_text
 
 # %% ../../nbs/03_sample.ipynb #7d6e8b3c
 def sample_rows(
@@ -142,8 +144,33 @@ class Variation(Insertion):
         return vary_planned(inserter, plan, which, labels, seeds, strength, guidance, sampler)
 
 
+class TextToImage:
+    "A pretrained model, adapted by LoRA and asked by prompts: [a generator from text](23_text.ipynb)."
+    reads = ('text.solver_steps',)
+
+    def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_text(study, seed, fraction)
+
+    def guidances(self, study: Study) -> tuple: return study.config.text.guidances
+
+    def sample(self, study: Study, model: Artefact, rows: pd.DataFrame, guidance: float, resume: Path) -> PatchSet:
+        config, classes = study.config.text, study_patches(study).classes
+        pipe, labels, seeds = load_text(study, model), rows.number.tolist(), rows.seed.tolist()
+        text = embed_prompts(pipe, class_prompts(classes, config))
+        fold = masked_fold(study, model.info['args']['fraction'])
+        plan = plan_insertions(fold, labels, seeds, selected_neighbours(study))
+        def draw(which, seeds):
+            return draw_text_planned(study, pipe, text, plan, which, [labels[i] for i in which], seeds, guidance)
+        both = draw_batches(draw, list(range(len(rows))), seeds, config.sample_batch, resume)
+        table = rows.assign(origin='synthetic', checkpoint=model.key, weights=weights_hash(model), guidance=guidance,
+                            steps=config.solver_steps, solver=type(pipe.scheduler).__name__)
+        if not inpaints(pipe): return PatchSet(both[:, :1], table, classes)
+        table['laid_on'] = plan.cleans.table.id.to_numpy()[plan.clean_rows]
+        return PatchSet(both[:, :1], table, classes, both[:, 1:])
+
+
 GENERATORS: dict[str, Generator] = {
-    'ldm': LatentDiffusion(), 'insert': Insertion(), 'insert-1step': OneStepInsertion(), 'vary': Variation()}
+    'ldm': LatentDiffusion(), 'insert': Insertion(), 'insert-1step': OneStepInsertion(), 'vary': Variation(),
+    'text': TextToImage()}
 
 
 def generator_names(
@@ -244,10 +271,11 @@ def read_mark(
 
 # %% ../../nbs/03_sample.ipynb #f925c3be
 def weights_hash(
-    model: Artefact,  # from `train_denoiser`
+    model: Artefact,  # of a generator
 ) -> str:
-    "The SHA-256 hash of the denoiser's weights."
-    return file_hash(next((model.path/'pipeline'/'transformer').glob('*.safetensors')))
+    "The SHA-256 hash of the weights that were learnt: of a transformer, or of what was added to pretrained weights."
+    files = [*(model.path/'pipeline'/'transformer').glob('*.safetensors'), *model.path.glob('lora.safetensors')]
+    return file_hash(files[0])
 
 # %% ../../nbs/03_sample.ipynb #0888f1d1
 MARK_FIELDS = ('label', 'seed', 'checkpoint', 'weights', 'guidance', 'steps', 'solver')
@@ -297,7 +325,8 @@ def sample_issues(
 def _trained(study: Study, generator: int = 0, fraction: float = 1., **_) -> list:
     "What the samples are drawn with: the model, and for an inserter where it lays flaws."
     model = study_generator(study).train(study, generator, fraction)
-    return [model, *(background_inputs(study) if model.info['stage'].startswith('insert/') else [])]
+    laid = model.info['stage'].split('/')[0] in ('insert', 'text')
+    return [model, *(background_inputs(study) if laid else [])]
 
 
 def _draw(study: Study, folder: Path, plan: dict, guidance: float, generator: int, fraction: float):
