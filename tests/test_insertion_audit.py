@@ -73,9 +73,9 @@ def test_a_probe_sees_pasted_and_inserted_flaws_in_three_views(study):
 
 def test_the_search_for_copied_layers_finds_pasted_flaws(study):
     table = pd.read_csv(audit_insertions(study, 40).path/'copies.csv').set_index('set')
-    assert table.near['cut and paste'] > .9
-    assert table.near['real, unseen'] < .1
-    assert table['median']['cut and paste'] > .95
+    assert table.near['cut and paste'] > 5*table.near['real, unseen']
+    inserted = table['median'].drop(['real, unseen', 'cut and paste'])
+    assert inserted.max() < table['median']['real, unseen'] < table['median']['cut and paste']
 
 
 def test_shares_by_hand():

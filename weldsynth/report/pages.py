@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 # %% auto #0
-__all__ = ['CHAPTERS', 'CASES', 'OUTSIDE', 'INSERTED', 'study_chapters', 'execute_one', 'config_changes', 'study_parameters',
-           'execute', 'update_reference', 'prepare_page', 'render', 'page_issues']
+__all__ = ['CHAPTERS', 'CASES', 'OUTSIDE', 'INSERTED', 'COMPARED', 'study_chapters', 'execute_one', 'config_changes',
+           'study_parameters', 'execute', 'update_reference', 'prepare_page', 'render', 'page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #d2dce056
 from ..core.config import StudyConfig, StudyError, config_table
@@ -45,6 +45,7 @@ CHAPTERS = ('04_eval', '01_data', '02_ldm', '03_sample', '05_sweep', '06_audit',
 CASES = {'10_gdxray'}
 OUTSIDE = '15_outside'  # follows 09_verdict where a study has an outside set
 INSERTED = '20_insertion_audit'  # follows 06_audit where a study inserts flaws
+COMPARED = '24_comparison'  # follows 09_verdict where a study has several generators
 _ASSETS = checkout()/'weldsynth'/'assets'
 
 # %% ../../nbs/report/01_pages.ipynb #fab2f500
@@ -55,6 +56,7 @@ def study_chapters(
     names = generator_names(study)
     chapters = [c for c in CHAPTERS if c != '02_ldm' or 'ldm' in names]
     if {'insert', 'insert-1step'} & set(names): chapters.insert(chapters.index('06_audit') + 1, INSERTED)
+    if len(names) > 1: chapters.insert(chapters.index('09_verdict') + 1, COMPARED)
     if study.config.outside.data: chapters.insert(chapters.index('09_verdict') + 1, OUTSIDE)
     return tuple(chapters)
 
