@@ -162,7 +162,7 @@ class SamplerConfig:
     guidance_interval: tuple = (.15, .85)  # times, as shares of the schedule, at which guidance acts
     batch: int = 512                    # images
     synthetics: int = 2_000             # synthetic defects to draw
-    synthetic_cleans: int = 600         # synthetic cleans, for the arm that has nothing real
+    synthetic_cleans: int = 400         # synthetic cleans, for the arm that has nothing real
     latent_cutoff: float = .29          # cycles per pixel that the latent carries; film noise is added above
 
 # %% ../../nbs/core/01_config.ipynb #2b44e998
@@ -252,7 +252,7 @@ class SweepConfig:
     fractions: tuple = ()               # parts of the real defects for which autoencoder and denoiser are trained anew
     part_guidances: tuple = (2., 3., 5.)  # guidance scales tried for each of these
     curve_fractions: tuple = (.05, .1, .25, .5, 1.)  # parts of the real defects on the learning curve of real images
-    samples: int = 600                  # synthetic defects per guidance scale tried
+    samples: int = 500                  # synthetic defects per guidance scale tried
     seeds: int = 1                      # classifier seeds per value tried
 
 # %% ../../nbs/core/01_config.ipynb #acc84120
