@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
            'InserterConfig', 'StudentConfig', 'VariationConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig',
            'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig',
-           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'ReviewConfig', 'RuleConfig',
+           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'StrangerConfig', 'ReviewConfig', 'RuleConfig',
            'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text',
            'config_from_dict']
 
@@ -295,6 +295,15 @@ class StressConfig:
 
 # %% ../../nbs/core/01_config.ipynb #a003b2a1
 @dataclass(frozen=True)
+class StrangerConfig:
+    "How well a classifier notices what it was not trained for, on validation."
+    neighbours: int = 5                 # in the distance to the nearest training images
+    shrinkage: float = .1               # of the covariance in the Mahalanobis distance towards its mean variance
+    images: int = 300                   # of each kind that is no weld, at most
+    seeds: int = 3                      # classifier seeds
+
+
+@dataclass(frozen=True)
 class ReviewConfig:
     "The set that three people review."
     items_per_source: int = 60          # real images, and synthetic ones
@@ -381,6 +390,7 @@ class StudyConfig:
     filters: FilterConfig = field(default_factory=FilterConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     stress: StressConfig = field(default_factory=StressConfig)
+    strangers: StrangerConfig = field(default_factory=StrangerConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
