@@ -234,6 +234,11 @@ def _shown_source(source: str) -> str:
     return '\n'.join(line for line in source.splitlines() if not re.match(r'\s*#\s*\|', line)).strip('\n')
 
 # %% ../../nbs/report/01_pages.ipynb #bb0e0fb0
+def _hides_parameters(notebook: NotebookNode) -> bool:
+    "Does the notebook hide its parameters? Then what papermill puts in their place is hidden too."
+    return any('parameters' in c.metadata.get('tags', ()) and not _shown_source(c.source) for c in notebook.cells)
+
+
 def prepare_page(
     notebook: NotebookNode,  # an executed notebook
     chapters=CHAPTERS,       # the notebooks that have a page
@@ -241,7 +246,9 @@ def prepare_page(
     "A copy of `notebook` that both renderers show alike."
     from nbformat import v4
     cells: list = []
+    unseen = _hides_parameters(notebook)
     for cell in notebook.cells:
+        if unseen and 'injected-parameters' in cell.metadata.get('tags', ()): continue
         if cell.cell_type == 'markdown': cells.append(v4.new_markdown_cell(_relink(cell.source, chapters)))
         if cell.cell_type != 'code': continue
         source = _shown_source(cell.source)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['brier_ratio', 'film_gain', 'autoencoded_change', 'study_audit', 'study_evidence', 'check_verdict', 'evaluate',
-           'macro_scores', 'recommend']
+           'macro_scores', 'plain_finding', 'recommend']
 
 # %% ../../nbs/09_verdict.ipynb #80c9223d
 import numpy as np
@@ -271,6 +271,19 @@ def _figures(study: Study, verdict: dict, table: pd.DataFrame) -> list:
     return rows + [('safeguards', counted), ('tested on', tested), ('profile', profile)]
 
 # %% ../../nbs/09_verdict.ipynb #24a39e61
+def plain_finding(
+    verdict: dict,  # with decision, gains and reason
+) -> str:
+    "What to do, what was gained and why, in a sentence for those who decide."
+    lead = {'SHIP': 'Use synthetic defects.', 'DO NOT SHIP': 'Do not use synthetic defects.',
+            'INCONCLUSIVE': 'Not decided.'}[verdict['decision']]
+    mean, low, high = verdict['gains']['real']
+    proven = 'A clear gain' if low > 0 else 'A clear loss' if high < 0 else 'No proven gain'
+    points = f'{100*mean:+.1f} points'.replace('-', '−')
+    could = '' if np.isnan(low) else f', could be {100*low:+.1f} to {100*high:+.1f}'.replace('-', '−')
+    return f'{lead} {proven} over real images alone ({points}{could}): {verdict["reason"]}.'
+
+
 def recommend(
     study: Study,
 ) -> dict:
@@ -284,7 +297,6 @@ def recommend(
     simulated = 'simulated radiographs, which say nothing about real welds'
     where = simulated if verdict['simulated'] else Path(study.data).name
     headline = verdict['decision'] + (' (provisional)' if verdict['provisional'] else '')
-    change = format_points(*verdict['gains']['real'])
-    finding = f"Adding synthetic defects changes the classifier's score by {change} points: {verdict['reason']}."
+    finding = plain_finding(verdict)
     return dict(verdict, headline=headline, finding=finding, sentence=f'{headline}, on {where}: {finding}',
                 figures=_figures(study, verdict, table) + outside_figures(study))
