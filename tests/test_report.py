@@ -197,6 +197,14 @@ def test_prepared_notebooks_hold_nothing_that_quarto_misreads():
     assert kinds == {'text/markdown'}  # an HTML output makes Quarto load scripts from another host
 
 
+def test_parameters_that_a_page_hides_stay_hidden_when_they_are_given():
+    given = v4.new_code_cell('# Parameters\nseed = 3', metadata=dict(tags=['injected-parameters']))
+    shown = notebook(v4.new_code_cell('seed = 0', metadata=dict(tags=['parameters'])), given)
+    hidden = notebook(v4.new_code_cell('#| echo: false\nseed = 0', metadata=dict(tags=['parameters'])), given)
+    assert 'seed = 3' in prepare_page(shown).cells[-1].source
+    assert prepare_page(hidden).cells == []
+
+
 def test_every_kind_of_output_is_shown_once():
     outputs = [stream('\x1b[31mred\x1b[0m'), stream('  \n'),
                v4.new_output('error', ename='E', evalue='why', traceback=[]),

@@ -76,6 +76,8 @@ def test_the_report_is_whole(study):
     verdict = json.loads(next((study/'eval').glob('verdict-*/verdict.json')).read_text())
     assert verdict['decision'] in first
     assert 'demonstration on simulated radiographs' in first
+    assert 'Not a basis for a decision' in first
+    assert 'What to do now' in first
     assert 'not reviewed' in first
     for chapter in ('Risk register', 'Integration path', 'macro F1'): assert chapter in first
     review = shown(study/'report'/'08_review.html')
