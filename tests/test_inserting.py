@@ -1,5 +1,6 @@
 """Flaws of a chosen kind, place and size in images of one's own."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from weldsynth.core.store import Study
 from weldsynth.data.annotation_formats import find_annotations, read_annotations
 from weldsynth.data.formats import decode_image
 from weldsynth.data.label_files import box_of
+from weldsynth.data.patches import mirror_images
+from weldsynth.stages.data import training_fold
 from weldsynth.stages.inserting import Hand, Request, fit_mask, insert_into, parse_place, parse_size, window_side
 from weldsynth.stages.sample import TRAINED, draw_defects, load_samples, read_mark, sample_issues
 
@@ -53,6 +56,22 @@ def test_drawn_flaws_come_with_masks_from_the_training_fold_alone(study):
     train = train[train['fold-1'] == 'train'].set_index('id') if 'fold-1' in train else train.set_index('id')
     assert (train.label[table.mask_of].to_numpy() == table.label).all(), 'the mask of a flaw of the same kind'
     assert (train.label[table.laid_on] == 'clean').all()
+
+
+def test_variations_keep_class_and_source_and_lie_on_other_welds(study):
+    other = replace(study, config=with_overrides(study.config, {'sampler.generator': 'vary'}))
+    drawn = draw_defects(other, .3, 20)
+    table, samples = pd.read_csv(drawn.path/'manifest.csv'), load_samples(drawn, training_fold(study).classes)
+    fold = training_fold(study)
+    real = fold.table.set_index('id')
+    assert (real.label[table.mask_of].to_numpy() == table.label).all()
+    assert set(table.guidance) == {.3}
+    masks = fold.masks[[fold.table.id.tolist().index(i) for i in table.mask_of]]
+    mirrored = torch.stack(mirror_images(masks))
+    assert (mirrored == samples.masks).flatten(2).all(2).any(0).all(), 'the mask is that of the source, mirrored'
+    stronger = load_samples(draw_defects(other, .6, 20), fold.classes)
+    assert torch.equal(stronger.masks, samples.masks)
+    assert not torch.equal(stronger.images, samples.images)
 
 
 def test_outside_the_hole_a_film_stays_as_it_is_and_16_bits_stay_16(hand, film):

@@ -24,7 +24,7 @@ from weldsynth.models.insertion import (
     make_inserter,
     open_sites,
 )
-from weldsynth.models.layers import holes
+from weldsynth.models.layers import flaw_layers, holes
 from weldsynth.models.training import seeded_weights, train
 from weldsynth.stages.insertion import plan_insertions, planned_masks
 
@@ -243,3 +243,32 @@ def test_a_patch_of_no_weight_is_not_learnt_from(pairs):
     half = torch.cat([weight[:8], 0*weight[8:]])
     alone = inserter_loss(net, *(part[:8] for part in batch), weight[:8])
     assert torch.allclose(inserter_loss(net, *batch, half), alone, atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def sites(inserter, fold): return open_sites(inserter.autoencoder, fold.greys[:6], fold.masks[40:46])[0]
+
+
+def varied(inserter, sites, strength, source):
+    labels, sampler = torch.tensor([2]*6), SamplerConfig(steps=6)
+    return draw_layers(inserter.net, sites, labels, list(range(6)), 1.5, sampler, source, strength)
+
+
+def test_a_variation_of_no_strength_is_the_flaw_itself(inserter, sites):
+    source = torch.randn(sites.background.shape, generator=torch.manual_seed(0))*sites.cells
+    assert torch.equal(varied(inserter, sites, 0., source), source)
+
+
+def test_a_variation_moves_away_with_its_strength_and_is_a_new_flaw_in_the_end(inserter, sites):
+    new = varied(inserter, sites, 1., None)
+    source = torch.randn(sites.background.shape, generator=torch.manual_seed(0))*sites.cells
+    moved = [(varied(inserter, sites, s, source) - source).square().mean().item() for s in (.1, .4, .8)]
+    assert 0 < moved[0] < moved[1] < moved[2]
+    assert torch.allclose(varied(inserter, sites, 1., source), new, atol=.1), 'nothing is left of the source'
+
+
+def test_what_is_laid_at_no_strength_is_the_real_layer(inserter, fold):
+    clean, flaws = fold.of('clean').take(range(4)), fold.take(range(40, 44))
+    layers = inserter.variations(clean.greys, flaws.greys, flaws.masks, flaws.labels, [1, 2, 3, 4], 0., 1.5,
+                                 SamplerConfig(steps=4))
+    assert torch.equal(layers, flaw_layers(flaws.greys, flaws.masks)[0])
