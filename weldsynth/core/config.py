@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
            'InserterConfig', 'StudentConfig', 'VariationConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig',
            'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig',
-           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'StrangerConfig', 'ReviewConfig', 'RuleConfig',
+           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'OodConfig', 'ReviewConfig', 'RuleConfig',
            'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text',
            'config_from_dict']
 
@@ -295,7 +295,7 @@ class StressConfig:
 
 # %% ../../nbs/core/01_config.ipynb #a003b2a1
 @dataclass(frozen=True)
-class StrangerConfig:
+class OodConfig:
     "How well a classifier notices what it was not trained for, on validation."
     neighbours: int = 5                 # in the distance to the nearest training images
     shrinkage: float = .1               # of the covariance in the Mahalanobis distance towards its mean variance
@@ -390,7 +390,7 @@ class StudyConfig:
     filters: FilterConfig = field(default_factory=FilterConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     stress: StressConfig = field(default_factory=StressConfig)
-    strangers: StrangerConfig = field(default_factory=StrangerConfig)
+    ood: OodConfig = field(default_factory=OodConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
