@@ -73,7 +73,7 @@ def measure_ood(study: Study, folder):
     "`ood.csv`: AUROC and FPR95 of each score, arm and kind of image, with intervals over welds."
     config = study.config.ood
     if not is_frozen(study.config.classifier):
-        raise StudyError('out-of-distribution scores are measured on frozen features: choose --set classifier.kind=features')
+        raise StudyError('these scores are measured on frozen features: choose --set classifier.kind=features')
     validation, pool, classifier = study_patches(study).fold('validation'), Pool(study, 0), study.config.classifier
     seen, groups = values_of(validation.images, classifier), validation.table.group.to_numpy()
     arms = {arm: all_arms()[arm].make(pool) for arm in ('real', 'real+synthetic', *free_arms(study))}
