@@ -114,7 +114,8 @@ def test_a_generator_of_a_fraction_has_seen_no_more(study):
 
 def test_the_learning_curve_has_controls_where_there_is_a_generator(study):
     curve = learning_curve(study)
-    assert set(curve.arm[curve.fraction == .5]) == {'real', 'real+synthetic', 'real-repeated', 'real-augmented'}
+    controls = {'real-repeated', 'real-augmented', 'cut-paste'}
+    assert set(curve.arm[curve.fraction == .5]) == {'real', 'real+synthetic', *controls}
     assert set(curve.arm[curve.fraction == .1]) == {'real'}
 
 

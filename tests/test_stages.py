@@ -82,7 +82,7 @@ def test_the_selected_guidance_was_tried(study):
 
 
 def test_without_a_generator_a_point_of_the_learning_curve_has_real_images_alone(study):
-    sets = fraction_sets(study, .25, None)
+    sets = fraction_sets(study, .25, {})
     assert set(sets) == {(.25, 'real')}
     assert len(sets[.25, 'real']) == len(training_fold(study, .25))
 
