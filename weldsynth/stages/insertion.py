@@ -135,9 +135,10 @@ def plan_insertions(
     chance = torch.stack([torch.rand(3, generator=torch_stream('insertion', seed)) for seed in seeds])
     second = torch.where(chance[:, 2] < several, others, -1)
     mirrors = (4*chance[:, 0]).long()
-    behind = background_profiles(fill_holes(flaws.greys, holes(masks)))
+    used, place = rows.unique(return_inverse=True)
+    behind = background_profiles(fill_holes(flaws.take(used.numpy()).greys, holes(masks[used])))
     mirrored = torch.stack(mirror_images(behind.view(-1, 8, 8))).flatten(2)
-    like = draw_backgrounds(mirrored[mirrors, rows], background_profiles(cleans.greys), neighbours, chance[:, 1])
+    like = draw_backgrounds(mirrored[mirrors, place], background_profiles(cleans.greys), neighbours, chance[:, 1])
     return InsertionPlan(flaws, masks, cleans, rows, second, mirrors, like)
 
 # %% ../../nbs/18_insertion.ipynb #2bbfa79d

@@ -136,8 +136,6 @@ class Variation(Insertion):
 
     def guidances(self, study: Study) -> tuple: return study.config.variation.strengths
 
-    def solver(self, guidance: float, sampler: SamplerConfig) -> tuple: return guidance, sampler
-
     def draw(self, study: Study, inserter, plan, which, labels, seeds, strength: float, sampler) -> torch.Tensor:
         if not any(labels): return super().draw(study, inserter, plan, which, labels, seeds, 1., sampler)
         guidance = study.config.variation.guidance

@@ -73,7 +73,7 @@ def train_text(
     clean = clean.take(rng.permutation(len(clean))[:len(flaws)])
     _, bank = mask_bank(fold)
     borrowed = bank[rng.integers(len(bank), size=len(clean))]
-    masks = torch.cat([m for m in (flaws.masks, borrowed) if m is not None])
+    masks = torch.cat([torch.as_tensor(flaws.masks), borrowed])
     both = flaws + clean
     pairs = text_pairs(pipe, both.images, both.labels, holes(masks), config.px)
     text = embed_prompts(pipe, class_prompts(fold.classes, config))
