@@ -96,6 +96,8 @@ def patch_rows(
     rows: dict,              # title -> uint8 tensor N x 1 x H x W, the same H x W for all
     columns: int = 10,       # patches in a row
     width: float = 7.0,      # of the figure, inches
+    names: tuple = (),       # over the columns, each over equally many
+    scale: tuple | None = None,  # (length as a share of a patch's side, its text), such as (.2, '2 mm'): a bar below
 ) -> Figure:
     "A figure with one titled row of patches per entry of `rows`."
     import matplotlib.pyplot as plt
@@ -103,6 +105,14 @@ def patch_rows(
     sheet = _patch_sheet(rows, columns)
     step = len(sheet)/len(rows)
     fig, ax = plt.subplots(figsize=(width, width*len(rows)/columns))
+    wide = columns*step/max(len(names), 1)
+    for i, name in enumerate(names):
+        text = name.replace('_', ' ').replace(' of ', ' of\n')
+        ax.annotate(text, (wide*(i + .5), -.05*step), ha='center', va='bottom', fontsize=7, annotation_clip=False)
+    if scale:
+        y, end = len(sheet) + .1*step, scale[0]*(step - 2)
+        ax.plot([0, end], [y, y], color='black', lw=2, clip_on=False)
+        ax.annotate(scale[1], (end + .05*step, y), va='center', fontsize=7, annotation_clip=False)
     ax.imshow(sheet, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
     titles = [title.replace('_', ' ') for title in rows]
     ax.set(xticks=[], yticks=[step*(r + .5) for r in range(len(rows))], yticklabels=titles)
