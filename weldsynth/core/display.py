@@ -115,19 +115,19 @@ def patch_rows(
 def titled_patches(
     images: torch.Tensor,  # uint8, N x 1 x H x W
     titles: list,          # N texts of one line or two
-    columns: int = 4,      # patches in a row
+    columns: int = 3,      # patches in a row
     width: float = 4.6,    # of the figure, inches
 ) -> Figure:
     "A figure of patches with a title above each, whatever letters it has."
     import matplotlib.pyplot as plt
     rows = max(-(-len(images)//columns), 1)
     lines = max((title.count('\n') + 1 for title in titles), default=1)
-    height = rows*(width/columns + .16*lines)
+    height = rows*(width/columns + .15*lines)
     fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout='constrained')
     for ax in axes.flat: ax.axis('off')
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
         ax.imshow(np.asarray(image[0]), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-        ax.set_title(title, fontsize=7, pad=2, parse_math=False)
+        ax.set_title(title, fontsize=8, pad=3, parse_math=False)
     return fig
 
 # %% ../../nbs/core/06_display.ipynb #3122d67e

@@ -41,7 +41,7 @@ ERROR_COLUMNS = ('row', 'id', 'label', 'weld', 'size', 'flaw_probability', 'call
 def worst_misses(
     fold: PatchSet,
     predictions: Predictions,  # of one arm, for the patches of `fold`
-    n: int = 8,                # at most
+    n: int = 9,                # at most
 ) -> pd.DataFrame:
     """Flaws that most classifiers call clean, the surest first: `ERROR_COLUMNS`.
 
@@ -54,7 +54,7 @@ def worst_misses(
 def worst_false_calls(
     fold: PatchSet,
     predictions: Predictions,  # of one arm, for the patches of `fold`
-    n: int = 8,                # at most
+    n: int = 9,                # at most
 ) -> pd.DataFrame:
     "Clean patches that most classifiers call a flaw, the surest first: `ERROR_COLUMNS`, as from `worst_misses`."
     called = (fold.labels.numpy() == 0) & ((predictions.predicted > 0).mean(0) > .5)

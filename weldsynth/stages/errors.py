@@ -38,12 +38,12 @@ def plain_label(label) -> str:
 def error_figure(
     fold: PatchSet,
     errors: pd.DataFrame,  # from `worst_misses` or `worst_false_calls`, for `fold`
-    columns: int = 4,      # patches in a row
+    columns: int = 3,      # patches in a row
     width: float = 4.6,    # of the figure, inches
 ) -> Figure:
     "The patches of `errors`, numbered from 1: a flaw by its class, a false call by what it is called."
     names = np.where(errors.label == 'clean', 'called ' + errors.likeliest, errors.label)
-    titles = [f'{i}\n{plain_label(name)}' for i, name in enumerate(names, 1)]
+    titles = [f'{i}. {plain_label(name)}' for i, name in enumerate(names, 1)]
     return titled_patches(fold.images[errors.row.to_numpy()], titles, columns, width)
 
 # %% ../../nbs/28_errors.ipynb #83591a79
@@ -52,12 +52,12 @@ def error_table(
     unit: str,             # of flaw sizes; '' where unknown
     seeds: int,            # classifiers of the arm
 ) -> pd.DataFrame:
-    "`errors` for a reader: number, class, weld, size, predicted probability of a flaw in percent, and calls."
-    table = {'no.': range(1, len(errors) + 1), 'true class': errors.label.map(plain_label), 'weld': errors.weld}
-    if errors['size'].notna().any(): table[f'size{unit and f", {unit}"}'] = [f'{x:.1f}' for x in errors['size']]
-    table['probability of a flaw, %'] = [f'{100*p:.1f}' for p in errors.flaw_probability]
-    table['called a flaw by'] = [f'{n} of {seeds}' for n in errors.called_by]
-    return pd.DataFrame(table | {'likeliest flaw': errors.likeliest.map(plain_label), 'patch': errors.id})
+    "`errors` for a reader: number, class, size, score (mean predicted probability of a flaw, %), calls, weld, patch."
+    clean = errors.label == 'clean'
+    table = {'no.': range(1, len(errors) + 1), 'class': errors.label.where(~clean, errors.likeliest).map(plain_label)}
+    if errors['size'].notna().any(): table[f'size{unit and f", {unit}"}'] = errors['size']
+    table |= {'score, %': 100*errors.flaw_probability, 'called by': [f'{n} of {seeds}' for n in errors.called_by]}
+    return pd.DataFrame(table | {'weld': errors.weld, 'patch': errors.id})
 
 # %% ../../nbs/28_errors.ipynb #9d5eb0aa
 def weld_folds(
