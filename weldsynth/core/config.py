@@ -12,9 +12,9 @@ from typing import Any
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
            'InserterConfig', 'StudentConfig', 'VariationConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig',
            'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig',
-           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'OodConfig', 'ReviewConfig', 'RuleConfig',
-           'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text',
-           'config_from_dict']
+           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig',
+           'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table',
+           'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -304,6 +304,13 @@ class OodConfig:
 
 
 @dataclass(frozen=True)
+class SuspectsConfig:
+    "How doubtful labels are looked for among the real training images."
+    folds: int = 4                      # of the cross-validation over welds
+    training: float = .5                # in units of the classifier's own number of steps
+
+
+@dataclass(frozen=True)
 class ReviewConfig:
     "The set that three people review."
     items_per_source: int = 60          # real images, and synthetic ones
@@ -391,6 +398,7 @@ class StudyConfig:
     audit: AuditConfig = field(default_factory=AuditConfig)
     stress: StressConfig = field(default_factory=StressConfig)
     ood: OodConfig = field(default_factory=OodConfig)
+    suspects: SuspectsConfig = field(default_factory=SuspectsConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
