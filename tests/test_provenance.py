@@ -190,7 +190,7 @@ CHANGES = {
     'a bit of the patches':  (lambda f: flip(one(f, 'data/patches-*/images.safetensors')), r'images\.safetensors$',
                               'was changed'),
     'a bit of a sample':     (lambda f: flip(one(f, SAMPLE)), r'\.png$', 'was changed'),
-    'a sample without mark': (lambda f: blank(one(f, SAMPLE)), r'samples/', 'its hash is not that of manifest.csv'),
+    'a sample without mark': (lambda f: blank(one(f, SAMPLE)), r'samples/', 'its hash is not the one in manifest.csv'),
     'a sample deleted':      (lambda f: one(f, SAMPLE).unlink(), r'\.png$', 'is missing'),
     'a sample added':        (lambda f: blank(one(f, SAMPLE).with_name('x.png')), r'x\.png$',
                               'was not made by the study'),
