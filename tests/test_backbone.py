@@ -231,7 +231,7 @@ def test_a_damaged_file_is_passed_over_once_and_made_again(tmp_path, monkeypatch
     file.write_bytes(damage(whole))
     backbone._table.cache_clear()
     assert torch.equal(embed(noise(3), CONFIG), features)
-    assert capsys.readouterr().err.count('is damaged and passed over') == 1
+    assert capsys.readouterr().err.count('is damaged and was skipped') == 1
     assert file.read_bytes() == whole
     monkeypatch.setattr(backbone, 'compute_features', computed_again)
     embed(noise(3), CONFIG)

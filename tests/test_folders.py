@@ -138,7 +138,7 @@ def test_what_is_shut_is_named(toy, monkeypatch, capsys, closed):
     shut(monkeypatch, closed)
     issues = check(toy)
     assert issues.iloc[0].tolist() == ['error', closed, 'cannot be opened (no permission)',
-                                       'give yourself the right to read it']
+                                       'change its permissions']
     assert (issues.severity == 'error').sum() == 1, 'nothing follows from it'
     assert main(['report', str(toy), '--profile', 'fixture']) == 1
     err = capsys.readouterr().err.splitlines()
@@ -160,7 +160,7 @@ def test_no_right_to_write_is_said_before_any_work(toy, tmp_path, monkeypatch, c
     for command in ('report', 'train'):
         assert main([command, str(toy), '--profile', 'fixture']) == 1
         assert capsys.readouterr().err == (
-            f'weldsynth: {tmp_path} may not be written (no permission): give yourself that right, or set '
+            f'weldsynth: {tmp_path} cannot be written (no permission): give yourself that right, or set '
             'WELDSYNTH_HOME to a folder of your own\n')
     assert not (tmp_path/'studies').exists()
 
@@ -401,7 +401,7 @@ def test_labels_without_a_font_are_numbered_and_told(labels, no_fonts):
     fig.draw_without_rendering()
     assert ticks(fig) == ['clean', 'class 2']
     assert fig.axes[0].get_title() == 'class 1, 7 of 9'
-    assert note == 'No font here has the letters of some labels: class 1 is 气孔, class 2 is 裂 纹.'
+    assert note == 'No installed font has the characters of some labels: class 1 is 气孔, class 2 is 裂 纹.'
 
 
 @pytest.mark.parametrize('label', ['трещина', 'Riß', 'ρωγμή', 'شرخ', 'crack'])

@@ -122,7 +122,8 @@ def test_what_cannot_be_done_is_one_line(hand, film, request_, line):
 def test_sizes(text, pitch, pixels): assert parse_size(text, pitch) == pytest.approx(pixels)
 
 
-@pytest.mark.parametrize(('text', 'line'), [('big', 'is not a size'), ('0mm', 'is not a size'), ('3mm', 'has no pixel size')])
+@pytest.mark.parametrize(('text', 'line'), [
+    ('big', 'is not a size'), ('0mm', 'is not a size'), ('3mm', 'has no pixel size')])
 def test_sizes_that_are_none(text, line):
     with pytest.raises(StudyError, match=line): parse_size(text, np.nan)
 

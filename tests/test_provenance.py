@@ -73,7 +73,7 @@ def test_all_samples_of_the_full_profile_carry_their_mark(tmp_path):
         (tmp_path/'clean').mkdir(exist_ok=True)
         Image.fromarray(pixels[i, 0].numpy()[::-1].copy()).save(tmp_path/'clean'/f'{i}.png')
     found = check_data(str(tmp_path), choose_profile('fixture'), every=True)
-    refused = set(found.file[found.what == 'is marked as synthetic and offered as real'])
+    refused = set(found.file[found.what == 'is marked as synthetic but given as a real image'])
     print(f'{len(refused)} of {len(rows)} marked images refused as real')
     assert refused == set(rows.image)
 
@@ -100,7 +100,7 @@ def test_a_mark_is_standard_xmp(study):
 def test_marked_files_are_refused_as_real_under_any_name(study, tmp_path):
     welds = shutil.copytree(study.data, tmp_path/'welds')
     shutil.copy(images(study)[0], tmp_path/'welds'/'crack'/'weld-00'/'IMG_0001.png')
-    message = r'crack/weld-00/IMG_0001\.png: is marked as synthetic and offered as real: take it out'
+    message = r'crack/weld-00/IMG_0001\.png: is marked as synthetic but given as a real image: take it out'
     with pytest.raises(StudyError, match=message): read_folder(welds, 32)
 
 

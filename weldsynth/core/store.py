@@ -71,7 +71,7 @@ def _finished(folder: Path, key: str) -> Artefact:
 # %% ../../nbs/core/05_store.ipynb #8dc8956b
 @dataclass(frozen=True, repr=False)
 class Study:
-    "A question put to one data set with one configuration: everything it makes lies under `path`."
+    "A data set with one configuration; everything that is made from them is under `path`."
     name: str
     path: Path
     config: StudyConfig
@@ -288,7 +288,7 @@ def _tell_outdated(study: Study):
 # %% ../../nbs/core/05_store.ipynb #d3862ba9
 @dataclass(frozen=True)
 class Stage:
-    "What the decorator `stage` was told."
+    "The arguments of the decorator `stage`."
     name: str
     version: int
     reads: tuple      # sections of the configuration, or 'section.field'

@@ -29,7 +29,7 @@ from ..data.split import report_duplicates, split
 def study_source(
     study: Study,
 ) -> Source:
-    "Where the study's images come from. Raises `DataError` for a path that is no source."
+    "Where the study's images come from. Raises `DataError` for a path that is not a source."
     return open_source(study.data, study.config.data, study.seed)
 
 # %% ../../nbs/01_data.ipynb #496fb021
