@@ -83,7 +83,7 @@ def test_a_changed_file_of_weights_is_refused(package):
     data = bytearray(package.read_bytes())
     data[len(data)//2] ^= 1
     package.write_bytes(data)
-    with pytest.raises(StudyError, match=r'weights.pth is not the file of weights that is known.*: reinstall \S+$'):
+    with pytest.raises(StudyError, match=r'weights.pth is not the expected file of weights.*: reinstall \S+$'):
         frozen_backbone(CONFIG)
 
 

@@ -364,7 +364,7 @@ def test_until_the_test_is_opened_the_outside_set_may_change(shut_copy, elsewher
     first = reopen(shut_copy, data=str(elsewhere), map='lof=-')
     with pytest.raises(StudyError, match="no label 'lof'"): recommend(first)
     corrected = reopen(shut_copy, data=str(elsewhere), map=MAP)
-    assert "has another outside.map now" in capsys.readouterr().err
+    assert "changed outside.map" in capsys.readouterr().err
     assert fit_arms(corrected).path == fits
     assert len(outside_patches(corrected))
     assert reopen(shut_copy).config.outside.data == ''
@@ -373,12 +373,12 @@ def test_until_the_test_is_opened_the_outside_set_may_change(shut_copy, elsewher
 @pytest.mark.parametrize('change', [{}, dict(map=MAP.replace('-', 'crack'))])
 def test_after_that_it_belongs_to_the_plan(closed_copy, elsewhere, change):
     outside = dict(data=str(elsewhere), map=MAP) | change if change else {}
-    with pytest.raises(StudyError, match=r'was started with another outside\.(map|data)'):
+    with pytest.raises(StudyError, match=r'was started with other settings \(outside\.(map|data)'):
         reopen(closed_copy, **outside)
 
 
 def test_a_finished_study_takes_no_outside_set(study_copy, elsewhere):
-    with pytest.raises(StudyError, match=r'was started with another outside\.data'):
+    with pytest.raises(StudyError, match=r'was started with other settings \(outside\.data'):
         reopen(study_copy, data=str(elsewhere))
     assert events(study_copy) == ['opened', 'done']
 

@@ -237,7 +237,7 @@ def owned(study, tmp_path_factory):
     owner.communicate()
 
 
-def owned_by(process): return rf"study 'fixture' is being made by process {process.pid} on \S+ since 20\d\d-"
+def owned_by(process): return rf"study 'fixture' is in use by process {process.pid} on \S+ since 20\d\d-"
 
 
 def test_a_second_run_is_refused_at_once_with_the_name_of_the_first(owned):

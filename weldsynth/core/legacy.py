@@ -48,9 +48,9 @@ def config_of_plan(
 def finished_before(
     study: Study,
 ) -> StudyError:
-    "The error of a finished study that an older version has made without what is needed now."
-    return StudyError(f"study '{study.name}' was finished by an older version of weldsynth without what is needed: "
-                      'its verdict.json and its report stay as they are, and another NAME makes the study anew')
+    "The error of a finished study of an older version that lacks what is needed now."
+    return StudyError(f"study '{study.name}' was finished by an older version of weldsynth and lacks what is needed here: "
+                      'read its verdict.json and its report, or start a study with another NAME')
 
 
 def refuse_0_1(

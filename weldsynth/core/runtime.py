@@ -55,7 +55,7 @@ def home() -> Path:
     if not named: return checkout() if (checkout()/'settings.ini').exists() else Path.cwd()
     path = Path(named).expanduser().resolve()
     if path.is_dir() or path.parent.is_dir() and not path.exists(): return path
-    what = 'is no folder' if path.exists() else f'lies in {path.parent}, which is not a folder'
+    what = 'is not a folder' if path.exists() else f'lies in {path.parent}, which is not a folder'
     raise StudyError(f'WELDSYNTH_HOME={named} {what}: correct it, or remove that variable')
 
 # %% ../../nbs/core/03_runtime.ipynb #69666ec0
