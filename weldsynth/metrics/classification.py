@@ -183,7 +183,7 @@ def trivial_scores(
     clean_weight: float = 1.,  # of a clean patch
     named: np.ndarray | None = None,  # S x N, the defect class that each fit finds likeliest
 ) -> dict[str, float]:
-    "What needs no image -> its macro F1. The last, where `named` is given, is the mean over fits."
+    "Score without looking at images: rule -> its macro F1. The last, where `named` is given, is the mean over fits."
     true = np.bincount(truth, _patch_weights(truth, clean_weight), classes)
     flaws = np.where(np.arange(classes) > 0, true, 0)
     shares = {'guessing': true/true.sum(),
@@ -199,7 +199,7 @@ def trivial_scores(
 def bars(
     trivial: dict,  # from `trivial_scores`
 ) -> dict[str, float]:
-    "What a picture of scores shows of them: guessing, and the best way of calling everything flawed."
+    "The reference lines of a figure of scores: guessing, and the best way of calling everything flawed."
     flawed = max(f1 for rule, f1 in trivial.items() if rule != 'guessing')
     return {'guessing': trivial['guessing'], 'everything flawed': flawed}
 

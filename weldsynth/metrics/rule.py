@@ -116,7 +116,7 @@ def guard_film(
     result, p = _assess(gain, rule, least=rule.least_film_gain)
     plain = {'holds': f'No loss on {films}.', 'fails': f'A loss on {films}.',
              'in doubt': f'There may be a loss on {films}.',
-             'not assessed': 'No film was held out.' if gain is None else f'Too few welds to judge {films}.'}
+             'not assessed': 'No film was held out.' if gain is None else f'Too few welds to assess {films}.'}
     measured = NO_FILM if gain is None else format_points(*gain)
     limit = f'no loss beyond {-100*rule.least_film_gain:.0f} points'
     return Guard('held-out films', plain[result], measured, limit, result, p)
@@ -151,7 +151,7 @@ def guard_fingerprint(
     rule: RuleConfig,
     short_cut: Guard | None = None,  # from `guard_autoencoded`: does the classifier use the trace?
 ) -> Guard:
-    "A trace (a probe's AUC over .65, or over the floor and .15 if that is more) fails where the classifier uses it."
+    "A trace (probe AUC over .65, or over that of real against real and .15) fails if the classifier uses it."
     probe, floor = audit.get('probe'), audit.get('probe_floor')
     limit = max(rule.most_probe_auc, floor[0] + rule.most_probe_added) if floor else rule.most_probe_auc
     trace = outcome(probe, most=limit)
@@ -170,7 +170,7 @@ def _harm(trace: str, used: str) -> str:
 
 # %% ../../nbs/metrics/07_rule.ipynb #6513270e
 def _trace_text(trace: str, used: str) -> str:
-    "What a trace means, for a quality manager."
+    "The meaning of a trace in one sentence."
     if trace == 'not assessed': return 'Whether a computer can tell synthetic images from real ones was not measured.'
     if trace == 'holds': return 'A computer can hardly tell synthetic images from real ones.'
     can = 'A computer can tell synthetic images from real ones'
@@ -198,7 +198,7 @@ def guard_gate(
     audit: dict,
     rule: RuleConfig,
 ) -> Guard:
-    "The judges' macro F1 on autoencoded validation images is at least .97 of that on the originals."
+    "The reference classifiers' macro F1 on autoencoded validation images is at least .97 of that on the originals."
     ratio = audit.get('gate')
     result, p = _assess(ratio, rule, least=rule.least_gate)
     percent = [100*x for x in ratio] if ratio is not None else []
@@ -279,7 +279,7 @@ def assess_guards(
 def unassessed(
     guards: list,  # of `Guard`
 ) -> list:
-    "Names of the safeguards that were not assessed and should have been: not that of films where none was held out."
+    "Names of the safeguards that should have been assessed and were not: not that of films where none was held out."
     return [g.name for g in guards if g.outcome == 'not assessed' and g.measured != NO_FILM]
 
 # %% ../../nbs/metrics/07_rule.ipynb #368ad655

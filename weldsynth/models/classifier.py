@@ -145,7 +145,7 @@ def load_classifier(
 def is_frozen(
     config: ClassifierConfig,
 ) -> bool:
-    "Does the classifier learn from features that are computed once?"
+    "Whether the classifier is trained on features that are computed once."
     return classifier_builder(config.kind) is FrozenClassifier
 
 

@@ -64,7 +64,7 @@ def values_of(
     images: torch.Tensor,  # uint8, N x 1 x H x W
     config: ClassifierConfig,
 ) -> torch.Tensor:
-    "What a classifier learns from and predicts: frozen features, float16, N x D, or the images as they are."
+    "The inputs of a classifier: frozen features, float16, N x D, or the images themselves."
     return embed(images, config, 'features') if is_frozen(config) else images
 
 # %% ../../nbs/models/10_fits.ipynb #e3c5c675

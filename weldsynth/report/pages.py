@@ -45,7 +45,7 @@ _all_ = ['page_issues']
 # %% ../../nbs/report/01_pages.ipynb #1d8500f1
 CHAPTERS = ('04_eval', '01_data', '02_ldm', '03_sample', '05_sweep', '06_audit', '14_instrument', '07_arms',
             '29_detection', '28_errors', '08_review', '09_verdict', '10_gdxray', '11_speed', '12_reliability',
-            '13_lab_notes')
+            '13_lab_notes', 'glossary')
 CASES = {'10_gdxray'}
 OUTSIDE = '15_outside'  # follows 09_verdict where a study has an outside set
 INSERTED = '20_insertion_audit'  # follows 06_audit where a study inserts flaws
