@@ -219,11 +219,14 @@ def _seconds(answers: pd.DataFrame) -> float:
     return float(answers[answers.part != 'practice'].seconds.median())
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #1d0c3795
+_ASKED = ReviewConfig()
+
+
 def pooled_scores(
     table: pd.DataFrame,  # from `answer_table`
     config: RuleConfig,   # `resamples` and `level` of the intervals
     seed: int,
-    asked: ReviewConfig = ReviewConfig(),  # `least_share` of the images, `least_seconds`
+    asked: ReviewConfig = _ASKED,  # `least_share` of the images, `least_seconds`
     images: int | None = None,  # flaws and cleans of the set; as many as were answered if not given
 ) -> dict:
     """Over all reviewers, of flaws: reviewers, complete (who answered `least_share` of the images), answered (images,
