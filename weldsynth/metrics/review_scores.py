@@ -290,10 +290,10 @@ def _shares(table: pd.DataFrame, level: float) -> dict:
     scored, catch = table[table.part == 'scored'], table[table.part == 'catch']
     measured = (('label_right', scored, 'label_agrees'), ('artefacts', scored, 'artefact'),
                 ('false_alarms', catch.assign(alarm=~catch.label_agrees.astype(bool)), 'alarm'))
-    right = [_item_means(scored, 'label_agrees', origin) for origin in ('synthetic', 'real')]
+    synthetic, real = (_item_means(scored, 'label_agrees', origin) for origin in ('synthetic', 'real'))
     return dict({f'{name}{end}': agreement.mean_share(_item_means(rows, column, origin), level)
                  for name, rows, column in measured for end, origin in (('', 'synthetic'), ('_real', 'real'))},
-                label_change=agreement.share_difference(*right, level))
+                label_change=agreement.share_difference(synthetic, real, level))
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #0330d518
 def share_text(

@@ -79,12 +79,15 @@ def may_count(
     return not answers['simulated']
 
 # %% ../../nbs/08_review.ipynb #cc00eb91
+def _no_number(name: str): raise ValueError(f'{name} is no number of JSON')
+
+
 def read_answers(
     file: Path,  # as the page saved it
     data: dict,  # of the sealed set
 ) -> dict:
     "The answers in `file`. Raises `StudyError` that names the file, what is wrong and the fix."
-    try: answers = json.loads(Path(file).read_text(encoding='utf-8'))
+    try: answers = json.loads(Path(file).read_text(encoding='utf-8'), parse_constant=_no_number)
     except OSError as e:
         raise StudyError(f'{file} cannot be opened ({e.strerror}): give the files that the reviewers sent') from None
     except (ValueError, RecursionError):
@@ -200,9 +203,10 @@ def export_text(study: Study, to: str = '') -> str:
     file = export_review(study, to)
     data, key = load_set(sealed_set(study).path)
     config = study.config.review
-    lines = [f'Set {data["set"]}: {_set_text(data, key)} {shortage(key, config.items_per_source - config.cleans)}'.strip(),
+    few = shortage(key, config.items_per_source - config.cleans)
+    lines = [f'Set {data["set"]}: {_set_text(data, key)} {few}'.strip(),
              f'Page: {file}',
-             f'{_size_text(data)} At 25 to 30 seconds an image the page takes {_minutes(data)} minutes.',
+             f'{_size_text(data)} {_time_text(data)}',
              'Send that file, and nothing else of the study, to three inspectors as reviewers A, B and C. '
              f'Then: weldsynth review score {study.name} FILES']
     return '\n'.join(lines)
@@ -225,9 +229,11 @@ def _size_text(data: dict) -> str:
     return f'Each image has {px} x {px} pixels{small} ({scale}).'
 
 
-def _minutes(data: dict) -> str:
-    "For how long a page is made, in minutes."
-    return ' to '.join(f'{len(data["items"])*s/60:.0f}' for s in data['seconds'])
+def _time_text(data: dict) -> str:
+    "How long the page takes."
+    seconds, minutes = (' to '.join(f'{n:.0f}' for n in values) for values in
+                        (data['seconds'], [len(data['items'])*s/60 for s in data['seconds']]))
+    return f'At {seconds} seconds an image it takes {minutes} minutes.'
 
 # %% ../../nbs/08_review.ipynb #173468c8
 def score_text(study: Study) -> str:

@@ -87,9 +87,9 @@ def choose_items(
         raise StudyError('no defect class has both real images outside the test fold and usable synthetic ones, so '
                          'there is nothing to review: add real images, or draw more samples')
     for patches in (synthetic, real): shown += sample_patches(patches, counts, rng, 'scored')
-    for patches in (synthetic, _without(real, shown.table.get('laid_on', []))):
-        shown += sample_patches(patches, {'clean': config.cleans}, rng, 'catch')
-    return shown
+    shown += sample_patches(synthetic, {'clean': config.cleans}, rng, 'catch')
+    real = _without(real, shown.table.get('laid_on', []))
+    return shown + sample_patches(real, {'clean': config.cleans}, rng, 'catch')
 
 # %% ../../nbs/26_review_set.ipynb #e86817e1
 def _counts(patches: PatchSet) -> dict:
