@@ -313,10 +313,16 @@ class SuspectsConfig:
 @dataclass(frozen=True)
 class ReviewConfig:
     "The set that three people review."
-    items_per_source: int = 60          # real images, and synthetic ones
+    items_per_source: int = 60          # real images, and synthetic ones: flaws and cleans
+    cleans: int = 10                    # of these: without flaw, to see how often one is seen where there is none
     repeats: int = 12                   # shown again
     practice: int = 6                   # shown first, not scored
     break_every: int = 40               # images between two breaks
+    seconds: tuple = (25., 30.)         # that an image takes a careful reviewer
+    least_seconds: float = 2.           # an image in the median; a faster reviewer is named
+    least_share: float = .5             # of the images; who answers fewer is none of the three reviewers
+    least_px: int = 96                  # side of an image that shows an inspector enough
+    mm_per_px: float = 0.               # of a patch; 0: not known, unless the simulator made it
     repeat_gap: float = .125            # least distance of a repeat from its first showing, share of the images
 
 # %% ../../nbs/core/01_config.ipynb #a283de8e
@@ -347,8 +353,8 @@ class RuleConfig:
     most_probe_added: float = .15
     most_autoencoded_added: float = .02  # false calls on autoencoded cleans, over those of real
     least_gate: float = .97             # macro F1 on autoencoded over that on original images
-    least_labels_right: float = .90     # reviewers
-    most_artefacts: float = .05         # reviewers
+    most_labels_lost: float = .10       # reviewers: share of labels right on real less that on synthetic images
+    most_artefacts: float = .05         # reviewers: share of synthetic images with a gross artefact
 
 # %% ../../nbs/core/01_config.ipynb #cc92d33d
 @dataclass(frozen=True)
