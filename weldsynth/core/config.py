@@ -12,9 +12,9 @@ from typing import Any
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
            'InserterConfig', 'StudentConfig', 'VariationConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig',
            'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig',
-           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig',
-           'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table',
-           'value_text', 'config_from_dict']
+           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'RobustnessConfig', 'OodConfig',
+           'SuspectsConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig',
+           'with_overrides', 'config_table', 'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -285,13 +285,30 @@ class AuditConfig:
 # %% ../../nbs/core/01_config.ipynb #69f2f96e
 @dataclass(frozen=True)
 class StressConfig:
-    "Three strengths of each disturbance of the test images."
+    "The strengths of each disturbance of images, and of a one-step adversary."
     images: int = 100                   # of the test, at most
     noise: tuple = (20., 40., 80.)      # standard deviation, grey levels of 255
     blur: tuple = (.6, 1., 1.6)         # standard deviation, pixels
     contrast: tuple = (.7, .5, .3)      # factor
     density: tuple = (20., 40., 60.)    # grey levels taken away
+    unsharpness: tuple = (2., 4., 6.)   # along one axis, pixels
+    quantisation: tuple = (4., 3., 2.)  # bits of a grey value
+    scratches: tuple = (20., 40., 60.)  # in the film, grey levels
+    lettering: tuple = (8., 12., 16.)   # height of lead letters, pixels
+    polarity: tuple = (1.,)             # 1: bright becomes dark
     adversary: tuple = (1., 2., 4.)     # step of the fast gradient sign method, grey levels
+
+# %% ../../nbs/core/01_config.ipynb #d7e91479
+@dataclass(frozen=True)
+class RobustnessConfig:
+    "How every fit is disturbed and attacked on validation."
+    images: int = 600                   # half of them flaws, at most
+    attacked: int = 60                  # of these, half of them flaws
+    pgd_bounds: tuple = (.25, .5, 1.)   # projected gradient descent: change of a pixel at most, grey levels
+    pgd_steps: int = 5
+    pgd_step: float = 2.5               # size of a step, of the bound over the number of steps
+    square_bounds: tuple = (2., 4.)     # the attack without gradient: change of a pixel at most, grey levels
+    square_queries: int = 50            # rounds, in each of which it asks about every image
 
 # %% ../../nbs/core/01_config.ipynb #a003b2a1
 @dataclass(frozen=True)
@@ -403,6 +420,7 @@ class StudyConfig:
     filters: FilterConfig = field(default_factory=FilterConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     stress: StressConfig = field(default_factory=StressConfig)
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
     ood: OodConfig = field(default_factory=OodConfig)
     suspects: SuspectsConfig = field(default_factory=SuspectsConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
