@@ -10,11 +10,11 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
-           'InserterConfig', 'StudentConfig', 'VariationConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig',
-           'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig',
-           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'RobustnessConfig', 'OodConfig',
-           'SuspectsConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig',
-           'with_overrides', 'config_table', 'value_text', 'config_from_dict']
+           'InserterConfig', 'StudentConfig', 'VariationConfig', 'TokenConfig', 'TextConfig', 'SnapshotConfig',
+           'SamplerConfig', 'GuidanceConfig', 'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig',
+           'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig',
+           'RobustnessConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig',
+           'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -127,6 +127,15 @@ class VariationConfig:
 
 
 @dataclass(frozen=True)
+class TokenConfig:
+    "Class embeddings that are learnt alone, for variations of classes with few flaws."
+    below: int = 0                      # flaws of a class under which its embedding is learnt alone; 0: of none
+    steps: int = 300
+    batch: int = 32
+    lr: float = 5e-3                    # peak learning rate
+
+
+@dataclass(frozen=True)
 class TextConfig:
     "A pretrained text-to-image model, adapted by LoRA and asked by prompts."
     pretrained: str = ''                # the folder of a Stable Diffusion pipeline, for images or for inpainting
@@ -164,6 +173,18 @@ class SamplerConfig:
     synthetics: int = 2_000             # synthetic defects to draw
     synthetic_cleans: int = 400         # synthetic cleans, for the arm that has nothing real
     latent_cutoff: float = .29          # cycles per pixel that the latent carries; film noise is added above
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    "Guidance by a classifier of noised latents, compared with that of the sampler on validation."
+    width: int = 48                     # channels of the classifier's first block; later ones have more
+    steps: int = 1_500
+    batch: int = 64
+    lr: float = 2e-3                    # peak learning rate
+    scales: tuple = (2., 3., 5., 8.)    # guidance scales
+    images: int = 100                   # of each class, kind of guidance and scale
+    rounds: int = 5                     # in which the kinds are timed in turn
 
 # %% ../../nbs/core/01_config.ipynb #2b44e998
 @dataclass(frozen=True)
@@ -409,9 +430,11 @@ class StudyConfig:
     inserter: InserterConfig = field(default_factory=InserterConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     variation: VariationConfig = field(default_factory=VariationConfig)
+    token: TokenConfig = field(default_factory=TokenConfig)
     text: TextConfig = field(default_factory=TextConfig)
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     instrument: InstrumentConfig = field(default_factory=InstrumentConfig)
