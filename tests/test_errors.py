@@ -19,12 +19,7 @@ from weldsynth.metrics.errors import (
     worst_false_calls,
     worst_misses,
 )
-from weldsynth.stages.arms import (
-    fit_arms,
-    study_arms,
-    test_predictions as predictions_of,
-    tested_patches as patches_of,
-)
+from weldsynth.stages.arms import fit_arms, study_arms, test_predictions as predictions_of, tested_patches as patches_of
 from weldsynth.stages.data import study_patches, training_fold
 from weldsynth.stages.errors import cross_validated, error_figure, error_table, find_suspects, suspect_table, weld_folds
 
