@@ -345,7 +345,7 @@ class OodConfig:
 class SuspectsConfig:
     "How doubtful labels are looked for among the real training images."
     folds: int = 4                      # of the cross-validation over welds
-    training: float = .5                # in units of the classifier's own number of steps
+    training: float = .25               # in units of the classifier's own number of steps
 
 
 @dataclass(frozen=True)
