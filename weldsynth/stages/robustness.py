@@ -117,7 +117,8 @@ def measure_robustness(study: Study, folder):
             called = decide(probabilities(net, values), points[POINTS[0]])
             predicted.setdefault(arm, []).append(called.numpy())
         results[version] = _scores(study, few, few.labels.numpy(), len(few.classes), predicted)
-    rows = [(arm, *version, measure, *_bounds(study, measure, x)) for version, scores in results.items() for arm in scores
+    rows = [(arm, *version, measure, *_bounds(study, measure, x))
+            for version, scores in results.items() for arm in scores
             for measure, x in _measures(scores[arm], results['none', 0][arm]).items()]
     pd.DataFrame(rows, columns=DISTURBED_COLUMNS).to_csv(folder/'disturbed.csv', index=False)
     one = pd.DataFrame(_robustness_rows(study, results), columns=['arm', 'measure', 'mean', 'low', 'high'])
