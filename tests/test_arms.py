@@ -155,7 +155,7 @@ def test_the_test_fold_opens_once(study_copy):
 
 def test_a_changed_plan_does_not_open_the_test_fold_again(study_copy):
     changed = replace(study_copy.config, classifier=replace(study_copy.config.classifier, steps=21))
-    with pytest.raises(StudyError, match='opened under another plan'): open_test(replace(study_copy, config=changed))
+    with pytest.raises(StudyError, match='used under another plan'): open_test(replace(study_copy, config=changed))
     assert events(study_copy) == ['opened', 'done', 'refused']
     assert not list(study_copy.path.glob('eval/.part*'))
 

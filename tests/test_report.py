@@ -21,7 +21,7 @@ from weldsynth.report.pages import CASES, CHAPTERS, execute, page_issues, prepar
 ROOT = checkout()
 PARAMETERS = dict(name='', data='simulated', profile='', group='group', seed=0, overrides='')
 LOCKS = {'.study.lock', '.study.owner'}
-WITHOUT_STUDY = ('12_reliability', '13_lab_notes')  # they show records
+WITHOUT_STUDY = ('12_reliability', '13_lab_notes', 'glossary')  # they show records, or no run
 
 SHOW = '''
 import sys, matplotlib.pyplot as plt, pandas as pd

@@ -12,13 +12,13 @@ from typing import Any
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
            'InserterConfig', 'StudentConfig', 'VariationConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig',
            'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig',
-           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'OodConfig', 'ReviewConfig', 'RuleConfig',
-           'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text',
-           'config_from_dict']
+           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig',
+           'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table',
+           'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
-    "Something the user can put right, said in one line: what is wrong, then the fix."
+    "An error that the user can correct; its text is one line: what is wrong, then the fix."
 
 # %% ../../nbs/core/01_config.ipynb #77918e32
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class OptimiserConfig:
 # %% ../../nbs/core/01_config.ipynb #ab561924
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    "The linear autoencoder of 4 x 4 blocks, and the film noise that is measured beside it."
+    "The linear autoencoder of 4 x 4 blocks, and the measurement of film noise."
     latents: int = 6                    # latent channels, at most 16
     steps: int = 600
     batch: int = 32
@@ -168,7 +168,7 @@ class SamplerConfig:
 # %% ../../nbs/core/01_config.ipynb #2b44e998
 @dataclass(frozen=True)
 class ClassifierConfig:
-    "The one classifier that all arms are judged by."
+    "The classifier that every arm is scored with."
     kind: str = 'features'              # a name in `CLASSIFIERS`; naming another takes its `CLASSIFIER_DEFAULTS`
     steps: int = 1_200
     batch: int = 128
@@ -210,7 +210,7 @@ def classifier_of_kind(
 # %% ../../nbs/core/01_config.ipynb #9c6c07e2
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    "The classifier with a contrastive loss beside the cross-entropy, and bad synthetic images."
+    "The classifier with a contrastive loss added to the cross-entropy, and bad synthetic images."
     weight: float = .5                  # of the contrastive loss, that of the cross-entropy being 1
     temperature: float = .1
     width: int = 64                     # numbers in which images are compared
@@ -229,7 +229,7 @@ class InstrumentConfig:
 # %% ../../nbs/core/01_config.ipynb #74265962
 @dataclass(frozen=True)
 class ControlsConfig:
-    "Strong classical augmentation: what a team would do for free."
+    "Strong classical augmentation, a no-cost alternative."
     rotation: float = 15.               # degrees
     shift: float = .04                  # of the side of a patch
     scale: tuple = (.8, 1.25)
@@ -296,11 +296,18 @@ class StressConfig:
 # %% ../../nbs/core/01_config.ipynb #a003b2a1
 @dataclass(frozen=True)
 class OodConfig:
-    "How well a classifier notices what it was not trained for, on validation."
+    "How well a classifier detects images unlike its training data, on validation."
     neighbours: int = 5                 # in the distance to the nearest training images
     shrinkage: float = .1               # of the covariance in the Mahalanobis distance towards its mean variance
     images: int = 300                   # of each kind that is no weld, at most
     seeds: int = 3                      # classifier seeds
+
+
+@dataclass(frozen=True)
+class SuspectsConfig:
+    "How doubtful labels are looked for among the real training images."
+    folds: int = 4                      # of the cross-validation over welds
+    training: float = .5                # in units of the classifier's own number of steps
 
 
 @dataclass(frozen=True)
@@ -321,7 +328,7 @@ class ReviewConfig:
 # %% ../../nbs/core/01_config.ipynb #a283de8e
 @dataclass(frozen=True)
 class RuleConfig:
-    "What decides: gains and losses in macro F1, flaws found and rates, all as shares."
+    "Limits of the rule: gains and losses in macro F1, flaws found and rates, all as shares."
     false_calls: float = .02            # of clean patches: the rate at which all arms are compared, set on validation
     prevalence: float = .10             # share of flawed patches at which macro F1 is stated; 0: that of the patches
     plant_prevalence: float = .02       # share of flawed patches at the plant, for the cost there
@@ -397,6 +404,7 @@ class StudyConfig:
     audit: AuditConfig = field(default_factory=AuditConfig)
     stress: StressConfig = field(default_factory=StressConfig)
     ood: OodConfig = field(default_factory=OodConfig)
+    suspects: SuspectsConfig = field(default_factory=SuspectsConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
@@ -431,7 +439,7 @@ def with_overrides(
     config: StudyConfig,
     overrides: dict | None,  # dotted name -> value, such as {'denoiser.steps': 9000}
 ) -> StudyConfig:
-    "`config` with some fields changed. Raises `StudyError` for a name that is no field, or a value of another kind."
+    "`config` with some fields changed. Raises `StudyError` for an unknown field or a value of the wrong type."
     for name, value in (overrides or {}).items():
         section, _, key = name.partition('.')
         known = _field_values(config)

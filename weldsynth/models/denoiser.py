@@ -204,7 +204,7 @@ def check_finite(
     i = int(bad.nonzero()[0])
     names = {number: name for name, number in pipe.labels.items()}
     raise StudyError(f'the image of class {names.get(labels[i], labels[i])} with seed {seeds[i]} has values that are '
-                     'no finite numbers: nothing is drawn with this generator; remove its folder ldm/denoiser-..., '
+                     'not finite: nothing is drawn with this generator; remove its folder ldm/denoiser-..., '
                      'so that it is trained again, or choose a lower guidance scale')
 
 # %% ../../nbs/models/04_denoiser.ipynb #5dfa9ba2
