@@ -24,6 +24,8 @@ from ..core.config import ReviewConfig, StudyError
 from ..core.random import digest
 from ..core.store import Artefact, Study, only_makes, stage
 from ..data.flaws import VIEW
+from ..data.images import ImageError, read_picture
+from ..data.loading import resolve_inside
 from ..data.patches import PatchSet
 from ..metrics.review_scores import ANSWERS_FORMAT, REVIEWERS
 from .arms import draw_study_cleans
@@ -206,10 +208,26 @@ def synthetic_patches(study: Study) -> PatchSet:
     return flaws + load_samples(cleans, flaws.classes)
 
 
-def pixel_mm(study: Study) -> float:
-    "The side of a patch's pixel in mm, as the configuration or the simulator says; 0 where it is not known."
-    simulated = study_source(study).is_simulated
-    return study.config.review.mm_per_px or (VIEW/study.config.data.px if simulated else 0.)
+def pixel_mm(
+    study: Study,
+    ids,  # of real patches
+) -> float:
+    "The side of a patch's pixel in mm, as configuration, simulator or all the images' files say; 0 if it is not known."
+    source, px = study_source(study), study.config.data.px
+    if study.config.review.mm_per_px: return study.config.review.mm_per_px
+    if source.is_simulated: return VIEW/px
+    if source.root is None: return 0.
+    sides = np.array([_file_mm(source.root, i) for i in ids])/px
+    if np.isnan(sides).any() or sides.max() > 1.05*sides.min(): return 0.
+    return float(np.median(sides))
+
+
+def _file_mm(root: Path, name: str) -> float:
+    "The side of a square image in mm; NaN if its file does not say, or if it is no file but a window of a film."
+    try: picture = read_picture(resolve_inside(root, name))
+    except ImageError: return float('nan')
+    height, width = picture.grey.shape
+    return picture.pitch*height if height == width else float('nan')
 
 # %% ../../nbs/26_review_set.ipynb #5e4309ec
 @stage('review/set', version=2, reads=('review',), needs=_set_inputs)
@@ -220,7 +238,8 @@ def new_set(study: Study, folder: Path):
     real = patches.take(patches.table.fold.isin(['train', 'validation']).to_numpy())
     items = choose_items(real, synthetic_patches(study), study.config.review, rng)
     source = 'simulated' if study_source(study).is_simulated else 'real'
-    data, key = seal(items, study.config.review, rng, source=source, mm_per_px=pixel_mm(study))
+    scale = pixel_mm(study, items.table.id[items.table.origin == 'real'])
+    data, key = seal(items, study.config.review, rng, source=source, mm_per_px=scale)
     (folder/'set.json').write_text(json.dumps(data))
     key.to_csv(folder/'key.csv', index=False)
 
