@@ -192,9 +192,9 @@ def _set_inputs(study: Study) -> list: return [prepare(study), draw_study_sample
 def exported(study: Study) -> Artefact | None:
     "The sealed set of the study's present images, or None if none was exported."
     inputs = [i.key for i in _set_inputs(study)]
-    for file in sorted(study.path.glob('review/set-*/artefact.json')):
+    for file in sorted(study.path.glob('review/images-*/artefact.json')):
         info = json.loads(file.read_text())
-        if info['inputs'] == inputs and info.get('version', 1) > 1: return Artefact(file.parent, info['key'])
+        if info['inputs'] == inputs: return Artefact(file.parent, info['key'])
     return None
 
 # %% ../../nbs/26_review_set.ipynb #54a487a0
@@ -230,7 +230,7 @@ def _file_mm(root: Path, name: str) -> float:
     return picture.pitch*height if height == width else float('nan')
 
 # %% ../../nbs/26_review_set.ipynb #5e4309ec
-@stage('review/set', version=2, reads=('review',), needs=_set_inputs)
+@stage('review/images', version=1, reads=('review',), needs=_set_inputs)
 def new_set(study: Study, folder: Path):
     "Chooses the images at random, anew for each study, and seals them: `set.json` and `key.csv`."
     rng = np.random.default_rng(secrets.randbits(128))
