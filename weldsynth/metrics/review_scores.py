@@ -267,7 +267,7 @@ def review_sentence(
     share = {k: share_text(review[k]) for k in review if k not in ('reviewers', 'items')}
     found = (f'saw the intended flaw in {share["label_right"]} of the synthetic images '
              f'(in {share["label_right_real"]} of real ones), a gross artefact in {share["artefacts"]} '
-             f'({share["artefacts_real"]}), and told real from synthetic in {share["accuracy"]} of cases.')
+             f'({share["artefacts_real"]}), and recognised real and synthetic images in {share["accuracy"]} of cases.')
     if n >= len(REVIEWERS): return f'Three reviewers {found}'
     who = 'One reviewer' if n == 1 else 'Two reviewers'
     return f'Realism: **{n} of {len(REVIEWERS)} reviews**. {who} {found}'
