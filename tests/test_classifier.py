@@ -58,7 +58,7 @@ def test_an_unknown_classifier_is_refused_with_the_known_ones():
 @pytest.mark.parametrize('config', [QUICK, FROZEN], ids=['small', 'features'])
 def test_a_loaded_classifier_predicts_as_the_trained_one(config, patches):
     values, members = training_table(dict(real=patches), config)
-    [(weights, probs)] = fit_job(values, [members['real']], 2, config, OptimiserConfig(), 0, values[:12])
+    [(weights, probs, _)] = fit_job(values, [members['real']], 2, config, OptimiserConfig(), 0, values[:12])
     again = probabilities(load_classifier(config, 2, weights), patches.images)
     assert torch.allclose(probs, again, atol=1e-4)
 

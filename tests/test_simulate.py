@@ -35,7 +35,7 @@ def score(images, labels, test, n):
     rows = torch.from_numpy(training_rows(labels, test, n))
     small = classifier_of_kind('small', config.classifier)
     images, truth = torch.from_numpy(images), torch.from_numpy(labels)
-    [(_, probs)] = fit_job(images, [(rows, truth[rows])], len(CLASSES), small, config.optimiser, 0, images[test])
+    [(_, probs, _)] = fit_job(images, [(rows, truth[rows])], len(CLASSES), small, config.optimiser, 0, images[test])
     return macro_f1(torch.from_numpy(labels[test]), decide(probs, .5), len(CLASSES))
 
 

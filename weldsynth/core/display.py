@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['escape', 'show_figure', 'markdown_table', 'show_table', 'patch_rows', 'draw_bars']
+__all__ = ['escape', 'show_figure', 'markdown_table', 'show_table', 'patch_rows', 'titled_patches', 'draw_bars']
 
 # %% ../../nbs/core/06_display.ipynb #c5403ac9
 import numpy as np
@@ -20,6 +20,7 @@ import pandas as pd
 from .fonts import make_readable
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
 # %% ../../nbs/core/06_display.ipynb #8815c870
@@ -96,6 +97,8 @@ def patch_rows(
     rows: dict,              # title -> uint8 tensor N x 1 x H x W, the same H x W for all
     columns: int = 10,       # patches in a row
     width: float = 7.0,      # of the figure, inches
+    names: tuple = (),       # over the columns, each over equally many
+    scale: tuple | None = None,  # (length as a share of a patch's side, its text), such as (.2, '2 mm'): a bar below
 ) -> Figure:
     "A figure with one titled row of patches per entry of `rows`."
     import matplotlib.pyplot as plt
@@ -103,11 +106,38 @@ def patch_rows(
     sheet = _patch_sheet(rows, columns)
     step = len(sheet)/len(rows)
     fig, ax = plt.subplots(figsize=(width, width*len(rows)/columns))
+    wide = columns*step/max(len(names), 1)
+    for i, name in enumerate(names):
+        text = name.replace('_', ' ').replace(' of ', ' of\n')
+        ax.annotate(text, (wide*(i + .5), -.05*step), ha='center', va='bottom', fontsize=7, annotation_clip=False)
+    if scale:
+        y, end = len(sheet) + .1*step, scale[0]*(step - 2)
+        ax.plot([0, end], [y, y], color='black', lw=2, clip_on=False)
+        ax.annotate(scale[1], (end + .05*step, y), va='center', fontsize=7, annotation_clip=False)
     ax.imshow(sheet, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
     titles = [title.replace('_', ' ') for title in rows]
     ax.set(xticks=[], yticks=[step*(r + .5) for r in range(len(rows))], yticklabels=titles)
     ax.tick_params(length=0)
     sns.despine(ax=ax, left=True, bottom=True)
+    return fig
+
+# %% ../../nbs/core/06_display.ipynb #8d89ba08
+def titled_patches(
+    images: torch.Tensor,  # uint8, N x 1 x H x W
+    titles: list,          # N texts of one line or two
+    columns: int = 3,      # patches in a row
+    width: float = 4.6,    # of the figure, inches
+) -> Figure:
+    "A figure of patches with a title above each, whatever letters it has."
+    import matplotlib.pyplot as plt
+    rows = max(-(-len(images)//columns), 1)
+    lines = max((title.count('\n') + 1 for title in titles), default=1)
+    height = rows*(width/columns + .15*lines)
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout='constrained')
+    for ax in axes.flat: ax.axis('off')
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        ax.imshow(np.asarray(image[0]), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
+        ax.set_title(title, fontsize=8, pad=3, parse_math=False)
     return fig
 
 # %% ../../nbs/core/06_display.ipynb #3122d67e

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['exact_share', 'signal_detection', 'fleiss', 'krippendorff_alpha', 'item_weights', 'percentile_interval',
-           'cliffs_delta']
+__all__ = ['exact_share', 'mean_share', 'share_difference', 'signal_detection', 'fleiss', 'krippendorff_alpha', 'item_weights',
+           'percentile_interval', 'cliffs_delta']
 
 # %% ../../nbs/metrics/05_agreement.ipynb #f9ff0cf8
 import numpy as np
@@ -27,6 +27,39 @@ def exact_share(
     test = binomtest(int(np.sum(right)), len(right))
     low, high = test.proportion_ci(level, method='exact')
     return float(test.statistic), float(low), float(high)
+
+# %% ../../nbs/metrics/05_agreement.ipynb #25191720
+def _padded(values: np.ndarray, n: int) -> tuple[float, float]:
+    "Mean, and the square of its standard error, with `n` zeros and `n` ones added."
+    many = np.r_[values, np.zeros(n), np.ones(n)]
+    return float(many.mean()), float(many.var()/len(many))
+
+
+def mean_share(
+    values,        # N means of an image's answers, 0 to 1
+    level: float,  # of the interval, 0 to 1
+) -> tuple[float, float, float]:
+    "The mean, low and high of its interval, within 0 and 1 (Agresti and Coull 1998); NaN for empty `values`."
+    if not len(values): return float('nan'), float('nan'), float('nan')
+    from scipy.stats import norm
+    centre, squared = _padded(values, 2)
+    reach = norm.ppf((1 + level)/2)*squared**.5
+    mean = float(np.mean(values))
+    return mean, min(mean, max(0., centre - reach)), max(mean, min(1., centre + reach))
+
+
+def share_difference(
+    values,        # N means of an image's answers, 0 to 1
+    base,          # K likewise, of other images
+    level: float,  # of the interval, 0 to 1
+) -> tuple[float, float, float]:
+    "The mean of `values` less that of `base`, low and high (Agresti and Caffo 2000); NaN where a side is empty."
+    if not len(values) or not len(base): return float('nan'), float('nan'), float('nan')
+    from scipy.stats import norm
+    (a, a_squared), (b, b_squared) = _padded(values, 1), _padded(base, 1)
+    reach = norm.ppf((1 + level)/2)*(a_squared + b_squared)**.5
+    difference = float(np.mean(values) - np.mean(base))
+    return difference, min(difference, a - b - reach), max(difference, a - b + reach)
 
 # %% ../../nbs/metrics/05_agreement.ipynb #136510c6
 def signal_detection(

@@ -13,7 +13,8 @@ from itertools import pairwise
 # %% auto #0
 __all__ = ['CLASSIFIERS', 'small_cnn', 'grey_resnet18', 'FeatureHead', 'draw_disturbance', 'FrozenClassifier',
            'FinetunedClassifier', 'classifier_builder', 'make_classifier', 'load_classifier', 'is_frozen',
-           'mirrored_flaws', 'augment_mildly', 'classifier_batch', 'fit', 'logits', 'probabilities', 'penultimate']
+           'mirrored_flaws', 'augment_mildly', 'classifier_batch', 'watched_steps', 'fit', 'logits', 'probabilities',
+           'class_means', 'penultimate']
 
 # %% ../../nbs/models/05_classifier.ipynb #643e2934
 import numpy as np
@@ -205,6 +206,24 @@ def _together(batches: list) -> Callable:
         return torch.stack(x).transpose(0, 1), torch.stack(labels).T  # each batch stays in one piece of memory
     return draw_batch
 
+# %% ../../nbs/models/05_classifier.ipynb #73375e84
+def watched_steps(
+    steps: int,        # of a training
+    points: int = 12,  # at most
+) -> list:
+    "The steps after which a training is looked at: closer together at its beginning, and the last one."
+    return sorted({max(round(steps*(i/points)**2), 1) for i in range(1, points + 1)})
+
+
+def _watcher(watch: Callable | None, nets: dict) -> Callable | None:
+    "What `train` calls: `watch` sees each of `nets`, number -> network, without dropout; the training stays as it was."
+    if watch is None: return None
+    def look(step, _):
+        for number, net in nets.items():
+            watch(step, number, net.eval())
+            net.train()
+    return look
+
 # %% ../../nbs/models/05_classifier.ipynb #8a90a607
 def fit(
     values: torch.Tensor,  # images, uint8, N x 1 x H x W, or features, float16, N x D
@@ -213,6 +232,7 @@ def fit(
     config: ClassifierConfig,
     optimiser: OptimiserConfig,
     seed: int,             # of initial weights and batches: the same for all arms, so that arms are paired
+    watch: Callable | None = None,  # called with (step, number of the training set, its network) at `watched_steps`
 ) -> list:
     """A classifier for each training set: AdamW, cosine schedule, cross-entropy, labels smoothed if asked for.
 
@@ -227,10 +247,12 @@ def fit(
     if is_frozen(config):
         trainings = [(nn.ModuleList(net.get_submodule('head') for net in nets), heads_loss, _together(batches))]
         optimiser = replace(optimiser, clip_norm=math.inf)  # one norm would tie the heads to each other
-    for net, objective, batch in trainings:
+    for i, (net, objective, batch) in enumerate(trainings):
+        look = _watcher(watch, dict(enumerate(nets)) if is_frozen(config) else {i: net})
         with torch.random.fork_rng():  # dropout and noise draw from PyTorch's global generator
             torch.manual_seed(stream_seed('classifier training', seed))
-            train(net.train(), objective, batch, config.steps, config.lr, optimiser, distributed=False)
+            train(net.train(), objective, batch, config.steps, config.lr, optimiser, distributed=False,
+                  on_snapshot=look, snapshot_steps=watched_steps(config.steps))
     return [net.eval() for net in nets]
 
 # %% ../../nbs/models/05_classifier.ipynb #3d43b48f
@@ -256,6 +278,18 @@ def probabilities(
 ) -> torch.Tensor:
     "Class probabilities, N x K, on the CPU."
     return logits(net, values, keep=keep).softmax(1)
+
+# %% ../../nbs/models/05_classifier.ipynb #4a55655d
+def class_means(
+    net: nn.Module,        # a classifier
+    values: torch.Tensor,  # as for `logits`
+    labels: torch.Tensor,  # int64, N class numbers
+) -> tuple:
+    "Cross-entropy in nats, and the share of patches whose likeliest class is right: means over the classes present."
+    outputs = logits(net, values)
+    losses, right = cross_entropy(outputs, labels, reduction='none'), (outputs.argmax(1) == labels).float()
+    of_class = [labels == c for c in labels.unique()]
+    return tuple(torch.stack([x[rows].mean() for rows in of_class]).mean().item() for x in (losses, right))
 
 # %% ../../nbs/models/05_classifier.ipynb #826b25cf
 @torch.inference_mode()

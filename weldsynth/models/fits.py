@@ -17,7 +17,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 # %% auto #0
-__all__ = ['FIT_FIELDS', 'distinct_images', 'values_of', 'training_table', 'fit_job', 'fit_parallel', 'fit_groups', 'fit_all']
+__all__ = ['FIT_FIELDS', 'CURVE_COLUMNS', 'distinct_images', 'values_of', 'training_table', 'fit_job', 'fit_parallel',
+           'fit_groups', 'fit_all']
 
 # %% ../../nbs/models/10_fits.ipynb #a94b8418
 import numpy as np
@@ -30,7 +31,15 @@ from ..core.random import digest
 from ..core.runtime import TIMEOUT_S, barrier, cores, process, progress
 from ..data.patches import PatchSet
 from .backbone import embed, pixel_hashes
-from .classifier import CLASSIFIERS, classifier_builder, fit, is_frozen, mirrored_flaws, probabilities
+from weldsynth.models.classifier import (
+    CLASSIFIERS,
+    class_means,
+    classifier_builder,
+    fit,
+    is_frozen,
+    mirrored_flaws,
+    probabilities,
+)
 
 # %% ../../nbs/models/10_fits.ipynb #72d1c057
 def distinct_images(
@@ -71,6 +80,17 @@ def training_table(
 # %% ../../nbs/models/10_fits.ipynb #2a2ce618
 FIT_FIELDS = (*(f'classifier.{f.name}' for f in fields(ClassifierConfig) if f.name != 'seeds'), 'optimiser')
 
+# %% ../../nbs/models/10_fits.ipynb #06d4b9ed
+CURVE_COLUMNS = ('step', 'train_loss', 'train_right', 'validation_loss', 'validation_right')  # from `class_means`
+
+
+def _curve_rows(labels: torch.Tensor, n: int) -> torch.Tensor:
+    "Rows of a training set on which its curve is measured: `n` drawn at random, the same ones for every seed."
+    return torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:n]
+
+
+def _weights(net) -> dict: return {name: x.cpu().contiguous() for name, x in net.state_dict().items()}
+
 # %% ../../nbs/models/10_fits.ipynb #42dbdb57
 def fit_job(
     values: torch.Tensor,  # images, uint8, N x 1 x H x W, or features, float16, N x D
@@ -80,12 +100,20 @@ def fit_job(
     optimiser: OptimiserConfig,
     seed: int,             # of initial weights and batches
     eval_values: torch.Tensor,  # what to predict with the trained networks, as `values`
+    eval_labels: torch.Tensor | None = None,  # int64, their class numbers, for curves
 ) -> list:
-    "Fit and predict `eval_values`: of each training set the weights, name -> tensor, and M x K probabilities."
+    """Fit and predict `eval_values`: of each training set weights, name -> tensor, M x K probabilities, and a curve.
+
+    The curve, P x 5, holds the columns of `CURVE_COLUMNS`; it has no rows without `eval_labels`."""
     if not torch.cuda.is_available(): torch.set_num_threads(1)
-    def result(net): return {name: x.cpu().contiguous() for name, x in net.state_dict().items()}
-    nets = fit(values, members, classes, config, optimiser, seed)
-    return [(result(net), probabilities(net, eval_values)) for net in nets]
+    curves: list = [[] for _ in members]
+    some = [_curve_rows(labels, len(eval_values)) for _, labels in members]
+    def watch(step, i, net):
+        rows, labels = (x[some[i]] for x in members[i])
+        curves[i].append((step, *class_means(net, values[rows], labels), *class_means(net, eval_values, eval_labels)))
+    nets = fit(values, members, classes, config, optimiser, seed, None if eval_labels is None else watch)
+    return [(_weights(net), probabilities(net, eval_values), torch.tensor(curve).reshape(-1, len(CURVE_COLUMNS)))
+            for net, curve in zip(nets, curves, strict=True)]
 
 # %% ../../nbs/models/10_fits.ipynb #67c2db89
 def _run_with_note(
@@ -143,6 +171,7 @@ def _fit_in_worker(
     optimiser: OptimiserConfig,
     seed: int,
     eval_values: np.ndarray,
+    eval_labels: np.ndarray | None,
 ) -> list:
     "`fit_job` in a process whose table of classifiers may lack `config.kind`."
     CLASSIFIERS[config.kind] = make
@@ -150,7 +179,8 @@ def _fit_in_worker(
         warnings.simplefilter('ignore', UserWarning)  # joblib maps arrays read-only, and nothing writes to them
         shown, to_predict = torch.from_numpy(values), torch.from_numpy(eval_values)
         sets = [tuple(torch.from_numpy(x) for x in member) for member in members]
-    return fit_job(shown, sets, classes, config, optimiser, seed, to_predict)
+    labels = None if eval_labels is None else torch.from_numpy(eval_labels)
+    return fit_job(shown, sets, classes, config, optimiser, seed, to_predict, labels)
 
 # %% ../../nbs/models/10_fits.ipynb #9c00a7b9
 def fit_groups(
@@ -174,23 +204,24 @@ def _fit_file(name: str, seed: int) -> str: return f'fit-{digest(name, seed)[:16
 
 def _fit_missing(
     sets: dict, jobs: list, config: ClassifierConfig, optimiser: OptimiserConfig, eval_set: PatchSet, label: str,
-    resume: Path,
+    resume: Path, curves: bool,
 ):
-    "Fit and save those of `jobs` that `resume` does not hold yet. Arguments as for `fit_all`."
+    "Fit and save those of `jobs` that `resume` does not hold yet. Arguments as for `fit_all`, but `curves`: if wanted."
     todo = [pair for pair in jobs if not load_state(resume, _fit_file(*pair))]
     if not todo: return
     make, classes = classifier_builder(config.kind), len(eval_set.classes)
     values, members = training_table(sets, config)
     eval_values = values_of(eval_set.images, config)
+    eval_labels = eval_set.labels.numpy() if curves else None
     arrays = {name: tuple(t.numpy() for t in member) for name, member in members.items()}
     groups = fit_groups(todo) if is_frozen(config) else {pair: [pair[0]] for pair in todo}
     def job(group, seed):
         return _fit_in_worker(make, values.numpy(), [arrays[name] for name in groups[group, seed]], classes, config,
-                              optimiser, seed, eval_values.numpy())
+                              optimiser, seed, eval_values.numpy(), eval_labels)
     fits = fit_parallel(job, list(groups), on_cpu=is_frozen(config))
     for group, seed, results in progress(fits, label, len(groups)):
-        for name, (weights, probs) in zip(groups[group, seed], results, strict=True):
-            save_state(resume, _fit_file(name, seed), dict(weights, probabilities=probs))
+        for name, (weights, probs, curve) in zip(groups[group, seed], results, strict=True):
+            save_state(resume, _fit_file(name, seed), dict(weights, probabilities=probs, curve=curve))
 
 # %% ../../nbs/models/10_fits.ipynb #92027ce9
 def fit_all(
@@ -201,14 +232,17 @@ def fit_all(
     eval_set: PatchSet,  # to predict
     label: str,          # for the progress bar
     resume: Path,        # the folder in which finished fits are saved
+    curves: dict | None = None,  # filled with (name, seed) -> the curve of each fit, as `fit_job` gives it
 ) -> Iterator[tuple]:
     "Yields (name, seed, weights, probabilities on `eval_set`) in the order of `jobs`, shared by a launch's processes."
     me = process()
-    _fit_missing(sets, jobs[me.process_index::me.num_processes], config, optimiser, eval_set, label, resume)
+    own = jobs[me.process_index::me.num_processes]
+    _fit_missing(sets, own, config, optimiser, eval_set, label, resume, curves is not None)
     barrier(f'the end of {label}')
     for name, seed in jobs:
         saved = load_state(resume, _fit_file(name, seed))
         if saved is None: raise StudyError(f'{resume}: fit {name}, seed {seed}, is missing: run the same command again')
         weights, _ = saved
-        probs = weights.pop('probabilities')
+        probs, curve = weights.pop('probabilities'), weights.pop('curve', None)
+        if curves is not None and curve is not None: curves[name, seed] = curve.numpy()
         yield name, seed, weights, probs

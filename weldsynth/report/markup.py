@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 # %% auto #0
-__all__ = ['sanitise', 'one_line', 'mathml', 'markdown_html', 'cell_html', 'body_html']
+__all__ = ['sanitise', 'one_line', 'mathml', 'markdown_html', 'cell_html', 'page_title', 'frame_tables', 'body_html']
 
 # %% ../../nbs/report/04_markup.ipynb #fcb258a8
 _MATHS = {'math', 'menclose', 'mfrac', 'mi', 'mn', 'mo', 'mover', 'mpadded', 'mphantom', 'mroot', 'mrow', 'mspace',
@@ -95,25 +95,27 @@ def markdown_html(
     return MarkdownWithMath(_renderer()(escape=False, exclude_anchor_links=True)).render(text)
 
 # %% ../../nbs/report/04_markup.ipynb #d71c83b0
-def _folded_code(source: str) -> str:
-    "Code as HTML, folded."
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-    code = highlight(source, PythonLexer(), HtmlFormatter(nowrap=True))
-    pre = f'<pre tabindex="0"><code>{code}</code></pre>'
-    return f'<details class="code"><summary>Code</summary>{pre}</details>'
-
-
 def cell_html(
     cell,  # from `prepare_page`
 ) -> str:
-    "A prepared cell as HTML that cannot act: its outputs, then its code."
+    "A prepared cell as HTML that cannot act: its text or its outputs."
     if cell.cell_type == 'markdown': return str(sanitise(markdown_html(cell.source)))
     def shown(o):
-        if o.output_type == 'stream': return f'<pre class="text" tabindex="0">{html.escape(o.text)}</pre>'
+        if o.output_type == 'stream': return f'<pre class="text">{html.escape(o.text)}</pre>'
         return str(sanitise(markdown_html(o.data['text/markdown'])))
-    return ''.join(map(shown, cell.outputs)) + (_folded_code(cell.source) if cell.source else '')
+    return ''.join(map(shown, cell.outputs))
+
+# %% ../../nbs/report/04_markup.ipynb #f03081a3
+_TITLE = re.compile(r'^# +(.+)', re.M)
+
+
+def page_title(
+    notebook: NotebookNode,
+    otherwise: str,  # where it has none
+) -> str:
+    "The first heading of `notebook`, as plain text."
+    found = (_TITLE.search(c.source) for c in notebook.cells if c.cell_type == 'markdown')
+    return next((re.sub('[`*]', '', m[1]).strip() for m in found if m), otherwise)
 
 # %% ../../nbs/report/04_markup.ipynb #a654655e
 def _add_anchors(soup: BeautifulSoup):
@@ -126,7 +128,28 @@ def _add_anchors(soup: BeautifulSoup):
         heading['id'] = f'{slug}-{seen[slug]}' if seen[slug] else slug
 
 # %% ../../nbs/report/04_markup.ipynb #18ddb312
-_FRAME = {'class': 'scroll', 'role': 'region', 'aria-label': 'Table', 'tabindex': '0'}
+_LONG = 30     # characters of a cell that may be broken over lines
+_NARROW = 340  # pixels of a table on a telephone
+
+
+def _least_width(table) -> float:
+    "About how many pixels wide a table is when every cell is broken between its words, in small type."
+    rows = [[max(map(len, cell.get_text().split(' ')), default=0) for cell in row(['th', 'td'])] for row in table('tr')]
+    return sum(6.2*max(words) + 11 for words in zip(*rows))  # noqa: B905  a row may lack cells
+
+
+def frame_tables(
+    soup: BeautifulSoup,  # a page or a part of one; changed in place
+):
+    "Give each table a frame that scrolls, and a class to long cells and to the frames of wide tables."
+    for cell in soup('td'):
+        if len(cell.get_text()) > _LONG: cell['class'] = 'long'
+    for table in soup('table'):
+        around = table.find_parent(class_='float')
+        title = around.strong.get_text().rstrip('.') if around and around.strong else 'Table'
+        kind = 'scroll wide' if _least_width(table) > _NARROW else 'scroll'
+        frame = {'class': kind, 'role': 'region', 'aria-label': title, 'tabindex': '0'}
+        table.wrap(table.find_parents()[-1].new_tag('div', attrs=frame))
 
 
 def body_html(
@@ -135,7 +158,6 @@ def body_html(
     "The prepared `notebook` as HTML with anchors at its headings and a scrolling frame around each table."
     soup = sanitise(''.join(map(cell_html, notebook.cells)))
     _add_anchors(soup)
-    for cell in soup('td'):
-        if len(cell.get_text()) > 20: cell['class'] = 'long'
-    for table in soup('table'): table.wrap(soup.new_tag('div', attrs=_FRAME))
+    for block in soup('pre'): block['tabindex'] = '0'  # it scrolls, so it must be reached by keyboard
+    frame_tables(soup)
     return soup
