@@ -312,8 +312,8 @@ READS = {
     'check': (['check', '{toy}', '--profile', 'fixture', '--set', 'denoiser.batch=4'], 0, None),
     'config': (['config', '--profile', 'fixture'], 0, None),
     'verify': (['verify', 'begun'], 1, 'holds no finished study'),
-    'review export': (['review', 'export', 'begun'], 1, 'and this command trains nothing'),
-    'review score': (['review', 'score', 'begun', 'answers.json'], 1, 'and this command trains nothing'),
+    'review export': (['review', 'export', 'begun'], 1, 'and this command does not train'),
+    'review score': (['review', 'score', 'begun', 'answers.json'], 1, 'and this command does not train'),
     'update-reference': (['update-reference', '--name', 'begun'], 1, 'has no executed notebooks')}
 
 
