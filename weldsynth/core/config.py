@@ -265,7 +265,7 @@ class ControlsConfig:
 # %% ../../nbs/core/01_config.ipynb #ea224c9a
 @dataclass(frozen=True)
 class SweepConfig:
-    "What is tried on validation before the test fold is opened."
+    "What is tried on validation before the test images are used."
     guidances: tuple = (2., 3.)         # guidance scales; 1 is none
     insert_guidances: tuple = (1., 1.5, 2.)  # of the generator `insert`
     shares: tuple = (.5, 1., 1.5)       # synthetic over real defects

@@ -54,7 +54,8 @@ def show_figure(
 # %% ../../nbs/core/06_display.ipynb #3d09125b
 def _cell_text(value, digits: int) -> str:
     "One cell of a table: numbers with separators, NaN as 'n/a', text inert."
-    if isinstance(value, (float, np.floating)): return 'n/a' if np.isnan(value) else f'{value:.{digits}f}'
+    if isinstance(value, (float, np.floating)):
+        return 'n/a' if np.isnan(value) else f'{value:.{digits}f}'.replace('-', '−')
     is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return escape(f'{value:,}' if is_count else value)
 

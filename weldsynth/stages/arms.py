@@ -126,7 +126,7 @@ ARMS = {
     'synthetic': Arm(lambda p: p.clean + p.synthetic, 'do synthetic defects teach anything by themselves?', '#d9822b'),
     'synthetic-all': Arm(lambda p: p.synthetic_clean + p.synthetic,
                          'the same without the short cut "synthetic means flawed"', '#b3541e'),
-    'real-repeated': Arm(_repeated, 'is it only balance and luck?', '#8a93a6', generated=False, free=True),
+    'real-repeated': Arm(_repeated, 'is it only class balance, or chance?', '#8a93a6', generated=False, free=True),
     'real-augmented': Arm(_augmented, 'would distorted real images do?', '#6b4e9b', generated=False, free=True),
     'cut-paste': Arm(_cut_paste, 'would flaws pasted into clean welds do?', '#a8327d', generated=False, free=True,
                      needs='masks'),
@@ -171,7 +171,7 @@ def study_arms(
 def free_arms(
     study: Study,
 ) -> tuple:
-    "The free controls of a study: what a team can have without a generator."
+    "The no-cost controls of a study: what a team can have without a generator."
     return tuple(name for name in study_arms(study) if all_arms()[name].free)
 
 # %% ../../nbs/07_arms.ipynb #c73def60
@@ -268,7 +268,7 @@ def validation_f1(
 def chosen_control(
     study: Study,
 ) -> str:
-    "The free control with the best mean macro F1 on validation."
+    "The no-cost control with the best mean macro F1 on validation."
     return best_control(dict(validation_f1(study).groupby('arm').f1.mean()), free_arms(study))
 
 # %% ../../nbs/07_arms.ipynb #891f8204
@@ -304,7 +304,7 @@ def claim_test_fold(
 def times_opened(
     study: Study,
 ) -> int:
-    "How many plans the study's test fold was opened under."
+    "Number of plans under which the test images were used."
     return len({e['plan'] for e in study.test_log() if e['event'] == 'opened'})
 
 # %% ../../nbs/07_arms.ipynb #a7e9116b
