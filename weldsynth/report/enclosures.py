@@ -124,7 +124,7 @@ def _drop_pdf_link(page: Path):
     "Remove the item that links to the PDF."
     from bs4 import BeautifulSoup
     soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
-    for link in soup('a', href=PDF): link.find_parent('li').decompose()
+    for item in soup.select(f'li:has(a[href="{PDF}"])'): item.decompose()
     page.write_text(str(soup), encoding='utf-8')
 
 

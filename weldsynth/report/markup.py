@@ -99,10 +99,10 @@ def cell_html(
     cell,  # from `prepare_page`
 ) -> str:
     "A prepared cell as HTML that cannot act: its text or its outputs."
-    if cell.cell_type == 'markdown': return str(sanitise(markdown_html(cell.source)))
+    if cell.cell_type == 'markdown': return _cleaner().clean(markdown_html(cell.source))
     def shown(o):
         if o.output_type == 'stream': return f'<pre class="text">{html.escape(o.text)}</pre>'
-        return str(sanitise(markdown_html(o.data['text/markdown'])))
+        return _cleaner().clean(markdown_html(o.data['text/markdown']))
     return ''.join(map(shown, cell.outputs))
 
 # %% ../../nbs/report/04_markup.ipynb #f03081a3
@@ -129,13 +129,19 @@ def _add_anchors(soup: BeautifulSoup):
 
 # %% ../../nbs/report/04_markup.ipynb #18ddb312
 _LONG = 30     # characters of a cell that may be broken over lines
-_NARROW = 340  # pixels of a table on a telephone
+_NARROW = 322  # pixels for a table on a telephone of 390, with a margin
 
 
-def _least_width(table) -> float:
-    "About how many pixels wide a table is when every cell is broken between its words, in small type."
-    rows = [[max(map(len, cell.get_text().split(' ')), default=0) for cell in row(['th', 'td'])] for row in table('tr')]
-    return sum(6.2*max(words) + 11 for words in zip(*rows))  # noqa: B905  a row may lack cells
+def _least_width(cell) -> int:
+    "About how many pixels a cell needs on a telephone, broken between its words."
+    longest = max(map(len, cell.get_text().split(' ')))
+    return max(7*longest + 11, 112 if 'long' in cell.get('class', '') else 0)
+
+
+def _is_wide(table) -> bool:
+    "Is a table sure to be wider than a telephone?"
+    rows = [list(map(_least_width, row(['th', 'td']))) for row in table('tr')]
+    return sum(map(max, zip(*rows, strict=False))) > _NARROW
 
 
 def frame_tables(
@@ -147,7 +153,7 @@ def frame_tables(
     for table in soup('table'):
         around = table.find_parent(class_='float')
         title = around.strong.get_text().rstrip('.') if around and around.strong else 'Table'
-        kind = 'scroll wide' if _least_width(table) > _NARROW else 'scroll'
+        kind = 'scroll wide' if _is_wide(table) else 'scroll'
         frame = {'class': kind, 'role': 'region', 'aria-label': title, 'tabindex': '0'}
         table.wrap(table.find_parents()[-1].new_tag('div', attrs=frame))
 
