@@ -56,7 +56,9 @@ def test_pages_have_a_title_and_no_directives(name):
     text = [''.join(c['source']) for c in notebook['cells'] if c['cell_type'] == 'markdown']
     assert not re.search(r'^# ', re.sub(r'```.*?```', '', '\n'.join(text), flags=re.S), re.M)
     code = [c for c in notebook['cells'] if c['cell_type'] == 'code']
-    assert not [line for c in code for line in c['source'] if line.lstrip().startswith('#|')]
+    assert not [line for c in code for line in c['source'] if re.match(r'\s*#\|\s*(?!label|fig-cap|tbl-cap)', line)]
+    links = re.findall(r'(?<!!)\]\(([^)#:\s]+)[)#]', '\n'.join(text))
+    assert not [link for link in links if not ((ROOT/name).parent/link).is_file()], 'Quarto warns of a dead link'
     outputs = [o for c in code for o in c['outputs']]
     assert not [o for o in outputs if 'text/html' in o.get('data', {}) and len(o['data']) > 1]
     assert not [o for o in outputs if o.get('name') == 'stderr']

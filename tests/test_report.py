@@ -123,7 +123,7 @@ def test_a_chapter_goes_from_kernel_to_page(tmp_path, no_quarto, monkeypatch):
     captions = [p.get_text() for p in soup('p', 'caption')]
     assert captions == ['Figure 1. A line, "rising" & <straight>', 'Table 1. One row']
     assert [t.parent['class'] for t in soup('table')] == [['scroll'], ['scroll']]
-    assert [t.parent['aria-label'] for t in soup('table')] == ['Table 1', 'Table']
+    assert [t.parent['aria-label'] for t in soup('table')] == ['Table 1', 'Table in “Page”']
     assert 'right' in soup.table('td')[1]['style']
 
 
@@ -451,6 +451,17 @@ def test_a_colon_must_announce_something(after, kept):
     assert found == ([] if kept else ['The loss:'])
 
 
+CHAPTERS_OF_ANY_STUDY = (*CHAPTERS, report.OUTSIDE, report.INSERTED, report.COMPARED)
+COLONS = {'A set of noise shows what a sealed set holds:', 'The review for the terminal:', 'The stages at a point:',
+          'All is timed and measured by the functions of'}  # how they begin
+
+
+@pytest.mark.parametrize('name', CHAPTERS_OF_ANY_STUDY)
+def test_no_chapter_announces_what_its_page_does_not_show(name):
+    body = body_html(prepare_page(nbformat.read(ROOT/'nbs'/f'{name}.ipynb', 4)))
+    assert [text for text in empty_announcements(body) if not text.startswith(tuple(COLONS))] == []
+
+
 # --- Quarto ---
 
 REPORT_PROJECT = yaml.safe_load((ROOT/'weldsynth'/'assets'/'report.quarto.yml').read_text())
@@ -569,6 +580,87 @@ for nb in pathlib.Path(folder).glob('*.ipynb'):
     if nb.stem != {skip!r}: (site/(nb.stem + '.html')).write_text({page!r})
 pathlib.Path(os.environ['QUARTO_LOG']).write_text({log!r})
 '''
+
+
+def test_a_built_in_page_passes_axe_and_fits_a_telephone(chromium, pages):
+    axe = pytest.importorskip('axe_playwright_python.sync_playwright')
+    page = chromium.new_page(viewport=dict(width=390, height=800), color_scheme='dark')
+    page.goto((pages/'01_data.html').as_uri())
+    page.locator('details.code > summary').click()
+    assert page.evaluate('document.documentElement.scrollWidth') <= 390
+    assert [(v['id'], v['nodes'][0]['target']) for v in axe.Axe().run(page).response['violations']] == []
+    page.close()
+
+
+def test_print_opens_the_folds_and_leaves_the_code_out(chromium, tmp_path):
+    css = (ROOT/'weldsynth'/'assets'/'report.css').read_text()
+    (tmp_path/'a.html').write_text(f'''<style>{css}</style><body class="ws"><main>
+        <details class="fold"><summary>Risks</summary><p id="risk">text</p></details>
+        <details class="code"><summary>Code</summary><pre id="code">x</pre></details></main>''')
+    page = chromium.new_page()
+    page.goto((tmp_path/'a.html').as_uri())
+    assert not page.locator('#risk').is_visible()
+    page.emulate_media(media='print')
+    assert page.locator('#risk').evaluate('e => e.checkVisibility({contentVisibilityAuto: true})')
+    assert not page.locator('#code').is_visible()
+    page.close()
+
+
+# --- what lies beside the first page ---
+
+@pytest.fixture
+def with_verdict(tmp_path, monkeypatch):
+    "An executed study with the files of a verdict and two cards."
+    study = executed_study(tmp_path)
+    folder = tmp_path/'verdict'
+    folder.mkdir()
+    for name in ('verdict.json', 'effects.csv', 'pod.csv', 'artefact.json'): (folder/name).write_text(name)
+    for kind in ('model', 'data'):
+        (study.path/'cards'/kind).mkdir(parents=True)
+        (study.path/'cards'/kind/'README.md').write_text('---\nlicense: x\n---\n\n# Weld defects\n\n> Fine.\n')
+    monkeypatch.setattr('weldsynth.report.enclosures._verdict_folder', lambda study: folder)
+    return study
+
+
+def test_the_first_page_links_to_verdict_tables_cards_and_method(with_verdict, no_quarto, capfd):
+    index = render(with_verdict)
+    assert page_issues(index.parent) == []
+    soup = BeautifulSoup(index.read_text(), 'html.parser')
+    links = [a['href'] for a in soup.find(id='files-and-method').find_next_sibling('ul')('a')]
+    assert links[:3] == ['files/verdict.json', 'files/effects.csv', 'files/pod.csv']
+    assert links[3:5] == ['model_card.html', 'data_card.html']
+    assert '09_verdict.html' in links
+    assert {p.name for p in (index.parent/'files').iterdir()} == {'verdict.json', 'effects.csv', 'pod.csv'}
+    card = BeautifulSoup((index.parent/'model_card.html').read_text(), 'html.parser').main
+    assert card.h1.get_text() == 'Model card'
+    assert 'license' not in card.get_text()
+    assert 'no Chromium or Chrome on PATH' in ''.join(capfd.readouterr())
+
+
+def test_quarto_gets_the_files_too(with_verdict, tmp_path, monkeypatch):
+    fake_quarto(tmp_path, monkeypatch)
+    index = render(with_verdict)
+    assert (index.parent/'files'/'verdict.json').read_text() == 'verdict.json'
+    assert (index.parent/'data_card.html').exists()
+
+
+@pytest.mark.parametrize('works', [True, False])
+def test_the_first_page_becomes_a_pdf_where_a_browser_prints(with_verdict, tmp_path, monkeypatch, no_quarto, works):
+    (tmp_path/'bin').mkdir()
+    write = 'import sys; open([a for a in sys.argv if "print-to-pdf" in a][0].split("=")[1], "w").write("%PDF")'
+    (tmp_path/'bin'/'chromium').write_text(f'#!{sys.executable}\n{write if works else "raise SystemExit(1)"}\n')
+    (tmp_path/'bin'/'chromium').chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path/'bin'))
+    index = render(with_verdict)
+    assert page_issues(index.parent) == []
+    assert (index.parent/'files'/'page-one.pdf').exists() == works
+    assert ('files/page-one.pdf' in index.read_text()) == works
+
+
+def test_a_real_browser_prints_the_first_page(chromium, with_verdict, monkeypatch):
+    monkeypatch.setattr('quarto.path', lambda: None)
+    index = render(with_verdict)
+    assert (index.parent/'files'/'page-one.pdf').read_bytes().startswith(b'%PDF')
 
 
 def fake_quarto(folder, monkeypatch, log='Output created', skip=''):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -144,15 +145,27 @@ def _is_wide(table) -> bool:
     return sum(map(max, zip(*rows, strict=False))) > _NARROW
 
 
+def _table_name(table, taken: Counter) -> str:
+    "The name of a table for who hears the page: its number, else the heading above it; `taken` counts the names."
+    around = table.find_parent(class_='float')
+    if around and around.strong: return around.strong.get_text().rstrip('.')
+    heading = table.find_previous(['h1', 'h2', 'h3', 'h4'])
+    name = f'Table in “{heading.get_text()}”' if heading else 'Table'
+    taken[name] += 1
+    return name if taken[name] == 1 else f'{name}, {taken[name]}'
+
+
 def frame_tables(
     soup: BeautifulSoup,  # a page or a part of one; changed in place
 ):
     "Give each table a frame that scrolls, and a class to long cells and to the frames of wide tables."
+    taken: Counter = Counter()
+    for cell in soup('th'):
+        if not cell.get_text(strip=True): cell.name = 'td'  # it heads nothing
     for cell in soup('td'):
         if len(cell.get_text()) > _LONG: cell['class'] = 'long'
     for table in soup('table'):
-        around = table.find_parent(class_='float')
-        title = around.strong.get_text().rstrip('.') if around and around.strong else 'Table'
+        title = _table_name(table, taken)
         kind = 'scroll wide' if _is_wide(table) else 'scroll'
         frame = {'class': kind, 'role': 'region', 'aria-label': title, 'tabindex': '0'}
         table.wrap(table.find_parents()[-1].new_tag('div', attrs=frame))
