@@ -10,19 +10,24 @@ import sys
 import time
 from dataclasses import replace
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import environment
+from nbformat import v4
 from torch.nn.functional import mse_loss
 
 from weldsynth.core.config import StudyError
 from weldsynth.core.files import file_hashes, file_lock, load_state, write_atomic
+from weldsynth.core.profiles import choose_profile
+from weldsynth.core.store import Study
 from weldsynth.models import fits, training
 from weldsynth.models.denoiser import draw, from_folder
 from weldsynth.models.fits import fit_parallel
 from weldsynth.models.training import train
+from weldsynth.report.pages import execute
 from weldsynth.stages import ldm, sample
 from weldsynth.stages.data import prepare, study_patches
 from weldsynth.stages.ldm import load_film_noise, load_pipeline, train_autoencoder, train_denoiser
@@ -206,6 +211,17 @@ def test_a_signal_ends_the_chapters_too(tmp_path):
     assert run.returncode == 143
     assert 'the same command resumes from there' in err
     assert 'Traceback' not in err
+
+
+def test_half_written_chapters_of_a_killed_run_are_swept(tmp_path):
+    study = Study('swept', tmp_path/'swept', choose_profile('fixture'))
+    left = study.path/'notebooks'/'.part-left'
+    left.mkdir(parents=True)
+    left.with_name('.part-left.lock').touch()
+    (tmp_path/'nbs').mkdir()
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell('1 + 1')]), tmp_path/'nbs'/'04_eval.ipynb')
+    execute(study, tmp_path/'nbs', ('04_eval',))
+    assert [p.name for p in (study.path/'notebooks').iterdir()] == ['04_eval.ipynb']
 
 
 # --- one run at a time ---

@@ -10,11 +10,11 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
-           'InserterConfig', 'StudentConfig', 'VariationConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig',
-           'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig',
-           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig',
-           'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table',
-           'value_text', 'config_from_dict']
+           'InserterConfig', 'StudentConfig', 'VariationConfig', 'TokenConfig', 'TextConfig', 'SnapshotConfig',
+           'SamplerConfig', 'GuidanceConfig', 'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig',
+           'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig',
+           'RobustnessConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig',
+           'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -127,6 +127,15 @@ class VariationConfig:
 
 
 @dataclass(frozen=True)
+class TokenConfig:
+    "Class embeddings that are learnt alone, for variations of classes with few flaws."
+    below: int = 0                      # flaws of a class under which its embedding is learnt alone; 0: of none
+    steps: int = 300
+    batch: int = 32
+    lr: float = 5e-3                    # peak learning rate
+
+
+@dataclass(frozen=True)
 class TextConfig:
     "A pretrained text-to-image model, adapted by LoRA and asked by prompts."
     pretrained: str = ''                # the folder of a Stable Diffusion pipeline, for images or for inpainting
@@ -164,6 +173,18 @@ class SamplerConfig:
     synthetics: int = 2_000             # synthetic defects to draw
     synthetic_cleans: int = 400         # synthetic cleans, for the arm that has nothing real
     latent_cutoff: float = .29          # cycles per pixel that the latent carries; film noise is added above
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    "Guidance by a classifier of noised latents, compared with that of the sampler on validation."
+    width: int = 48                     # channels of the classifier's first block; later ones have more
+    steps: int = 1_500
+    batch: int = 64
+    lr: float = 2e-3                    # peak learning rate
+    scales: tuple = (2., 3., 5., 8.)    # guidance scales
+    images: int = 100                   # of each class, kind of guidance and scale
+    rounds: int = 5                     # in which the kinds are timed in turn
 
 # %% ../../nbs/core/01_config.ipynb #2b44e998
 @dataclass(frozen=True)
@@ -285,13 +306,30 @@ class AuditConfig:
 # %% ../../nbs/core/01_config.ipynb #69f2f96e
 @dataclass(frozen=True)
 class StressConfig:
-    "Three strengths of each disturbance of the test images."
+    "The strengths of each disturbance of images, and of a one-step adversary."
     images: int = 100                   # of the test, at most
     noise: tuple = (20., 40., 80.)      # standard deviation, grey levels of 255
     blur: tuple = (.6, 1., 1.6)         # standard deviation, pixels
     contrast: tuple = (.7, .5, .3)      # factor
     density: tuple = (20., 40., 60.)    # grey levels taken away
+    unsharpness: tuple = (2., 4., 6.)   # along one axis, pixels
+    quantisation: tuple = (4., 3., 2.)  # bits of a grey value
+    scratches: tuple = (20., 40., 60.)  # in the film, grey levels
+    lettering: tuple = (8., 12., 16.)   # height of lead letters, pixels
+    polarity: tuple = (1.,)             # 1: bright becomes dark
     adversary: tuple = (1., 2., 4.)     # step of the fast gradient sign method, grey levels
+
+# %% ../../nbs/core/01_config.ipynb #d7e91479
+@dataclass(frozen=True)
+class RobustnessConfig:
+    "How every fit is disturbed and attacked on validation."
+    images: int = 600                   # half of them flaws, at most
+    attacked: int = 60                  # of these, half of them flaws
+    pgd_bounds: tuple = (.25, .5, 1.)   # projected gradient descent: change of a pixel at most, grey levels
+    pgd_steps: int = 5
+    pgd_step: float = 2.5               # size of a step, of the bound over the number of steps
+    square_bounds: tuple = (2., 4.)     # the attack without gradient: change of a pixel at most, grey levels
+    square_queries: int = 50            # rounds, in each of which it asks about every image
 
 # %% ../../nbs/core/01_config.ipynb #a003b2a1
 @dataclass(frozen=True)
@@ -307,7 +345,7 @@ class OodConfig:
 class SuspectsConfig:
     "How doubtful labels are looked for among the real training images."
     folds: int = 4                      # of the cross-validation over welds
-    training: float = .5                # in units of the classifier's own number of steps
+    training: float = .25               # in units of the classifier's own number of steps
 
 
 @dataclass(frozen=True)
@@ -392,9 +430,11 @@ class StudyConfig:
     inserter: InserterConfig = field(default_factory=InserterConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     variation: VariationConfig = field(default_factory=VariationConfig)
+    token: TokenConfig = field(default_factory=TokenConfig)
     text: TextConfig = field(default_factory=TextConfig)
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     instrument: InstrumentConfig = field(default_factory=InstrumentConfig)
@@ -403,6 +443,7 @@ class StudyConfig:
     filters: FilterConfig = field(default_factory=FilterConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     stress: StressConfig = field(default_factory=StressConfig)
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
     ood: OodConfig = field(default_factory=OodConfig)
     suspects: SuspectsConfig = field(default_factory=SuspectsConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)

@@ -34,8 +34,11 @@ from .runtime import log, process
 def file_hash(
     file: Path,
 ) -> str:
-    "The SHA-256 hash of a file, hexadecimal."
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    "The SHA-256 hash of a file, hexadecimal; it is read a piece at a time."
+    found = hashlib.sha256()
+    with file.open('rb') as f:
+        while piece := f.read(2**20): found.update(piece)
+    return found.hexdigest()
 
 # %% ../../nbs/core/04_files.ipynb #1c7ae79f
 def file_hashes(

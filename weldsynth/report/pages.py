@@ -23,7 +23,7 @@ __all__ = ['CHAPTERS', 'CASES', 'OUTSIDE', 'INSERTED', 'COMPARED', 'study_chapte
 # %% ../../nbs/report/01_pages.ipynb #d2dce056
 from .. import __version__
 from ..core.config import StudyConfig, StudyError, config_table
-from ..core.files import explain_disk_full, staging_dir, write_atomic
+from ..core.files import explain_disk_full, remove_stale_staging, staging_dir, write_atomic
 from ..core.profiles import PROFILES
 from ..core.runtime import checkout, cores, progress
 from ..core.store import Study
@@ -156,6 +156,7 @@ def execute(
     parameters = study_parameters(study) | more
     forks = forked_kernels() if kernel is None and len(chapters) > 2 else nullcontext(kernel)
     with study.exclusive(), forks as manager:
+        remove_stale_staging(copies)
         def run(c): execute_one(nbs/f'{c}.ipynb', copies/f'{c}.ipynb', {} if c in CASES else parameters, manager)
         _run_all(run, chapters)
     return copies

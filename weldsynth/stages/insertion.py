@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['SOLVER_FIELDS', 'find_weak_masks', 'masked_fold', 'train_inserter', 'load_inserter', 'InsertionPlan',
-           'plan_insertions', 'planned_masks', 'insert_planned', 'vary_planned', 'teach', 'train_student']
+           'plan_insertions', 'planned_masks', 'insert_planned', 'vary_planned', 'token_classes', 'train_common',
+           'train_tokens', 'teach', 'train_student']
 
 # %% ../../nbs/18_insertion.ipynb #ec4d5dfc
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -31,6 +33,7 @@ from weldsynth.models.insertion import (
     bend_masks,
     draw_layers,
     draw_masks,
+    flaws_with_masks,
     initial_noise,
     inserter_batch,
     inserter_loss,
@@ -42,6 +45,7 @@ from weldsynth.models.insertion import (
     student_loss,
 )
 from ..models.layers import background_profiles, draw_backgrounds, fill_holes, holes, lay
+from ..models.tokens import classes_with_few, only_tokens, token_pairs
 from ..models.training import seeded_weights, train
 from ..models.weak_masks import completed_masks
 from .background import background_inputs, selected_neighbours
@@ -85,16 +89,25 @@ def train_inserter(
     fraction: float = 1.,  # of the real defects to train on
 ):
     "The network (`pipeline/transformer/`), the spread of layers (`spread.safetensors`) and the loss curve."
-    config, seed = study.config.inserter, [study.seed, generator]
-    fold, rng = masked_fold(study, fraction), numpy_stream('insertion pairs', study.seed)
+    _learn_layers(study, folder, masked_fold(study, fraction), generator, fraction)
+
+
+def _learn_layers(study: Study, folder, fold: PatchSet, generator: int, fraction: float):
+    "Fill `folder` with an inserter that has learnt from `fold`."
+    config, seed, rng = study.config.inserter, [study.seed, generator], numpy_stream('insertion pairs', study.seed)
     pairs = insertion_pairs(load_autoencoder(study, fraction), fold, rng, config.weak_weight)
     net = seeded_weights(seed, 'inserter weights', lambda: make_inserter(
         study.config.data.px, study.config.autoencoder.latents, config.heads, config.layers))
     net, curve = train(net, inserter_loss, inserter_batch(pairs, config, seed), config.steps, config.lr,
                        study.config.optimiser, 'training inserter', config.ema_decay, resume=folder/'resume')
+    _save_inserter(folder, net, pairs.spread, curve)
+
+
+def _save_inserter(folder, net, spread: torch.Tensor, curve):
+    "Write what `load_inserter` reads, and the loss curve."
     if not process().is_main_process: return
     net.save_pretrained(folder/'pipeline'/'transformer', safe_serialization=True)
-    save_file(dict(spread=pairs.spread), folder/'spread.safetensors')
+    save_file(dict(spread=spread), folder/'spread.safetensors')
     curve.to_csv(folder/'loss.csv', index=False)
 
 
@@ -102,7 +115,7 @@ def load_inserter(
     study: Study,
     generator: int = 0,
     fraction: float = 1.,  # of the real defects it was trained on
-    model: Artefact | None = None,  # `train_inserter`'s, or that of a student
+    model: Artefact | None = None,  # `train_inserter`'s, or one like it: of a student, of tokens
 ) -> Inserter:
     "The study's trained inserter, on this process's device; trained first if need be."
     from diffusers import DiTTransformer2DModel
@@ -209,6 +222,51 @@ def vary_planned(
 
 SOLVER_FIELDS = ('sampler.steps', 'sampler.guidance_interval')  # of the solver that draws layers
 
+# %% ../../nbs/18_insertion.ipynb #7128bd4a
+def token_classes(
+    study: Study,
+    fraction: float = 1.,  # of the real defects
+) -> list:
+    "Numbers of the classes whose embeddings are learnt alone, as they have too few flaws in the training fold."
+    below = study.config.token.below
+    return classes_with_few(flaws_with_masks(masked_fold(study, fraction))[0], below) if below else []
+
+
+def _token_facts(study: Study, fraction: float, **_) -> dict: return dict(classes=token_classes(study, fraction))
+
+
+@stage('insert/common', version=1, shared=True, reads=('inserter', 'optimiser'), also=_token_facts,
+       needs=lambda study, generator, fraction: [train_autoencoder(study, fraction), find_weak_masks(study, fraction)])
+def train_common(
+    study: Study,
+    folder,
+    generator: int = 0,
+    fraction: float = 1.,  # of the real defects to learn from
+):
+    "As `train_inserter`, from all classes but `token_classes`."
+    fold = masked_fold(study, fraction)
+    kept = ~np.isin(fold.labels.numpy(), token_classes(study, fraction))
+    _learn_layers(study, folder, fold.take(kept), generator, fraction)
+
+
+@stage('insert/tokens', version=1, shared=True, reads=('token', 'inserter', 'optimiser'),
+       needs=lambda study, generator, fraction: [train_common(study, generator, fraction)])
+def train_tokens(
+    study: Study,
+    folder,
+    generator: int = 0,
+    fraction: float = 1.,  # of the real defects to learn from
+):
+    "The network of `train_common` with the embeddings of `token_classes`, learnt alone; files as of `train_inserter`."
+    config, few, fold = study.config.token, token_classes(study, fraction), masked_fold(study, fraction)
+    base = load_inserter(study, generator, fraction, train_common(study, generator, fraction))
+    pairs = token_pairs(base, fold, few, study.config.inserter.weak_weight)
+    like = [c for c in fold.labels.unique().tolist() if c and c not in few]
+    batch = inserter_batch(pairs, replace(study.config.inserter, batch=config.batch), [study.seed, generator, 'token'])
+    net, curve = train(only_tokens(base.net, few, like), inserter_loss, batch, config.steps, config.lr,
+                       replace(study.config.optimiser, weight_decay=0.), 'training tokens', resume=folder/'resume')
+    _save_inserter(folder, net, base.spread, curve)
+
 # %% ../../nbs/18_insertion.ipynb #92992d8c
 def teach(
     study: Study,
@@ -249,7 +307,4 @@ def train_student(
     net, curve = train(copy.deepcopy(teacher.net), student_loss, student_batch(lessons, config.batch, seed),
                        config.steps, config.lr, study.config.optimiser, 'training student',
                        resume=folder/'resume')
-    if not process().is_main_process: return
-    net.save_pretrained(folder/'pipeline'/'transformer', safe_serialization=True)
-    save_file(dict(spread=teacher.spread), folder/'spread.safetensors')
-    curve.to_csv(folder/'loss.csv', index=False)
+    _save_inserter(folder, net, teacher.spread, curve)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['train_autoencoder', 'load_autoencoder', 'load_film_noise', 'Snapshots', 'train_denoiser', 'load_pipeline']
+__all__ = ['train_autoencoder', 'load_autoencoder', 'load_film_noise', 'mirrored_latents', 'Snapshots', 'train_denoiser',
+           'load_pipeline']
 
 # %% ../../nbs/02_ldm.ipynb #2720ab4f
 import torch
@@ -117,7 +118,10 @@ def _denoiser_data(
     return fold, condition_ids, names, by_class
 
 # %% ../../nbs/02_ldm.ipynb #71457dca
-def _mirrored_latents(autoencoder, fold: PatchSet) -> torch.Tensor:
+def mirrored_latents(
+    autoencoder: BlockAutoencoder | StockAutoencoder,
+    fold: PatchSet,
+) -> torch.Tensor:
     "The latents of the four mirror images of each patch, 4 x N x C x h x w."
     return torch.stack([encode(autoencoder, images) for images in
                         progress(mirror_images(fold.images), 'encoding')])
@@ -176,7 +180,7 @@ def train_denoiser(
     autoencoder = load_autoencoder(study, fraction)
     stock = autoencoder.vae if isinstance(autoencoder, StockAutoencoder) else to_diffusers(autoencoder)
     fold, condition_ids, names, by_class = _denoiser_data(study, fraction, seed)
-    latents = _mirrored_latents(autoencoder, fold)
+    latents = mirrored_latents(autoencoder, fold)
     weight = autoencoder.std.flatten().cpu().sqrt()
     batch = denoiser_batch(latents, fold.labels, condition_ids, _mirrored_flaws(fold), weight/weight.mean(), config,
                            seed)

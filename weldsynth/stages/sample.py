@@ -44,8 +44,10 @@ from weldsynth.stages.insertion import (
     load_inserter,
     masked_fold,
     plan_insertions,
+    token_classes,
     train_inserter,
     train_student,
+    train_tokens,
     vary_planned,
 )
 from .ldm import load_film_noise, load_pipeline, train_denoiser
@@ -133,6 +135,11 @@ class OneStepInsertion(Insertion):
 class Variation(Insertion):
     "Real flaws, varied by the same model and inserted into other welds; the strength replaces the guidance scale."
     reads = ('variation.guidance',)
+
+    def train(self, study: Study, seed: int, fraction: float) -> Artefact:
+        "A network that knows classes with few flaws by their tokens, where there are any."
+        learnt = train_tokens if token_classes(study, fraction) else train_inserter
+        return learnt(study, seed, fraction)
 
     def guidances(self, study: Study) -> tuple: return study.config.variation.strengths
 
