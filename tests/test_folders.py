@@ -284,7 +284,7 @@ def test_a_study_that_is_being_made_keeps_its_plan(toy):
     study = open_study('mine', str(toy), 'fixture')
     (study.path/'ldm'/'denoiser-0123456789').mkdir(parents=True)
     (study.path/'ldm'/'denoiser-0123456789'/'artefact.json').write_text('{}')
-    with pytest.raises(StudyError, match="was started with other settings \(seed\): choose another NAME"):
+    with pytest.raises(StudyError, match=r"was started with other settings \(seed\): choose another NAME"):
         open_study('mine', str(toy), 'fixture', seed=1)
 
 
@@ -312,8 +312,8 @@ READS = {
     'check': (['check', '{toy}', '--profile', 'fixture', '--set', 'denoiser.batch=4'], 0, None),
     'config': (['config', '--profile', 'fixture'], 0, None),
     'verify': (['verify', 'begun'], 1, 'holds no finished study'),
-    'review export': (['review', 'export', 'begun'], 1, 'and this command trains nothing'),
-    'review score': (['review', 'score', 'begun', 'answers.json'], 1, 'and this command trains nothing'),
+    'review export': (['review', 'export', 'begun'], 1, 'and this command does not train'),
+    'review score': (['review', 'score', 'begun', 'answers.json'], 1, 'and this command does not train'),
     'update-reference': (['update-reference', '--name', 'begun'], 1, 'has no executed notebooks')}
 
 

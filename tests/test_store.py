@@ -232,7 +232,7 @@ def test_a_study_that_was_opened_under_another_configuration_is_refused(study_co
     "Before anything is trained; what does not depend on the change is still read."
     other = changed(study_copy, 'denoiser', steps=21)
     assert prepare(other) == prepare(study_copy)
-    message = r"the test images of study 'fixture' were used under another plan \(denoiser.steps\) and cannot be used again"
+    message = r"test images of study 'fixture' were used under another plan \(denoiser.steps\) and cannot be used again"
     with pytest.raises(StudyError, match=message) as refused: train_denoiser(other)
     assert '\n' not in str(refused.value)
     assert study_copy.test_log()[-1]['event'] == 'refused'

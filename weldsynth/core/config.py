@@ -265,7 +265,7 @@ class ControlsConfig:
 # %% ../../nbs/core/01_config.ipynb #ea224c9a
 @dataclass(frozen=True)
 class SweepConfig:
-    "What is tried on validation before the test fold is opened."
+    "What is tried on validation before the test images are used."
     guidances: tuple = (2., 3.)         # guidance scales; 1 is none
     insert_guidances: tuple = (1., 1.5, 2.)  # of the generator `insert`
     shares: tuple = (.5, 1., 1.5)       # synthetic over real defects
@@ -324,11 +324,11 @@ class StressConfig:
 class RobustnessConfig:
     "How every fit is disturbed and attacked on validation."
     images: int = 600                   # half of them flaws, at most
-    attacked: int = 60                  # of these, half of them flaws
+    attacked: int = 40                  # of these, half of them flaws
     pgd_bounds: tuple = (.25, .5, 1.)   # projected gradient descent: change of a pixel at most, grey levels
     pgd_steps: int = 5
     pgd_step: float = 2.5               # size of a step, of the bound over the number of steps
-    square_bounds: tuple = (2., 4.)     # the attack without gradient: change of a pixel at most, grey levels
+    square_bounds: tuple = (4.,)        # the attack without gradient: change of a pixel at most, grey levels
     square_queries: int = 50            # rounds, in each of which it asks about every image
 
 # %% ../../nbs/core/01_config.ipynb #a003b2a1

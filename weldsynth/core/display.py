@@ -28,7 +28,8 @@ def escape(
     text,  # anything that has a text
 ) -> str:
     "`text` in one line as HTML that shows it as it is, inside Markdown too."
-    return re.sub(r'[\[\]`$\\|]|:(?=//)', lambda c: f'&#{ord(c[0])};', html.escape(' '.join(str(text).split())))
+    plain = html.escape(' '.join(str(text).split()), quote=False)
+    return re.sub(r'[\[\]`$\\|]|:(?=//)', lambda c: f'&#{ord(c[0])};', plain)
 
 # %% ../../nbs/core/06_display.ipynb #fabdfe4b
 def _show_caption(text: str):
@@ -54,7 +55,8 @@ def show_figure(
 # %% ../../nbs/core/06_display.ipynb #3d09125b
 def _cell_text(value, digits: int) -> str:
     "One cell of a table: numbers with separators, NaN as 'n/a', text inert."
-    if isinstance(value, (float, np.floating)): return 'n/a' if np.isnan(value) else f'{value:.{digits}f}'
+    if isinstance(value, (float, np.floating)):
+        return 'n/a' if np.isnan(value) else f'{value:.{digits}f}'.replace('-', '−')
     is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return escape(f'{value:,}' if is_count else value)
 

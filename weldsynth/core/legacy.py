@@ -49,13 +49,13 @@ def finished_before(
     study: Study,
 ) -> StudyError:
     "The error of a finished study of an older version that lacks what is needed now."
-    return StudyError(f"study '{study.name}' was finished by an older version of weldsynth and lacks what is needed here: "
+    return StudyError(f"study '{study.name}' was finished by an older version of weldsynth and lacks what is needed: "
                       'read its verdict.json and its report, or start a study with another NAME')
 
 
 def refuse_0_1(
     study: Study,  # its test fold is open
 ):
-    "Raise `StudyError` if version 0.1 opened the test fold: nothing is added to its study."
+    "Raise `StudyError` if version 0.1 used the test images: nothing is added to its study."
     records = [json.loads(file.read_text()) for file in study.path.glob('eval/test-*/artefact.json')]
     if any('version' not in record for record in records): raise finished_before(study)

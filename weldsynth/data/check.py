@@ -44,7 +44,7 @@ def count_issues(
     defects = counts.drop('clean', errors='ignore').sum()
     batch = config.denoiser.batch
     if defects < batch:
-        what = f"{defects} defects are too few for the profile '{config.profile}', which learns from {batch} at a time"
+        what = f"{defects} defects are too few for the profile '{config.profile}', which trains on batches of {batch}"
         yield Issue('images', what, 'choose a smaller profile, or add images')
 
 # %% ../../nbs/data/11_check.ipynb #52004089

@@ -97,7 +97,7 @@ def risk_register(
          f'tested on {groups} welds of one data set; held-out films: {by["held-out films"]}',
          'score each new film batch in shadow first', 'process owner',
          'score on a new batch below the interval of this report'),
-        ('memorised parts of a customer', f'exact copies {by["exact copies"]}, near copies {by["near copies"]}',
+        ('generator reproduces customer images', f'exact copies {by["exact copies"]}, near copies {by["near copies"]}',
          'no synthetic image leaves the site; copies stay in quarantine', 'data owner', 'a copy is found'),
         ('wrong labels', f'synthetic-only reaches {100*alone:.0f} % of the real-only score; judges see the intended '
          f'class in {agreement} of samples; three reviewers (labels right, gross artefacts): '
@@ -131,7 +131,7 @@ def integration_path(
         ('Canary', 'One line, one supplier; an inspector sees every disagreement of the two.',
          'A month without an escape that the present classifier would have caught.',
          f'False calls exceed {limit} of clean patches, half a point above the real-only classifier here.'),
-        ('Full use', 'All lines, with the real-only classifier kept ready: one switch goes back.',
+        ('Full use', 'All lines, with the real-only classifier kept ready: it can be switched back at once.',
          'The audits of the risk register stay quiet.', 'Any trigger of the risk register.'),
     ]
     return [dict(zip(keys, row, strict=True)) for row in rows]

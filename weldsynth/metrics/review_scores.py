@@ -324,8 +324,8 @@ def _findings(review: dict) -> str:
               f'a flaw in {_percent(review["false_alarms_real"])} of {real} images without one, ')
     return (f'saw the intended flaw in {_percent(review["label_right"])} of the synthetic images '
             f'(in {_percent(review["label_right_real"])} of {real} ones), {alarms}a gross artefact in '
-            f'{_percent(review["artefacts"])} ({_percent(review["artefacts_real"])}), and told {real} from synthetic '
-            f'in {share_text(review["accuracy"])} of cases.')
+            f'{_percent(review["artefacts"])} ({_percent(review["artefacts_real"])}), and recognised {real} and '
+            f'synthetic images in {share_text(review["accuracy"])} of cases.')
 
 
 def _estimate(value) -> float:

@@ -351,7 +351,7 @@ def decide_shipping(
 
 
 def _open_or_ship(gains: dict, guards: list, groups_known: bool, rule: RuleConfig) -> tuple:
-    "The decision where nothing speaks against shipping."
+    "The decision where no safety check fails."
     if not groups_known: return 'INCONCLUSIVE', 'the data do not say which patches share a weld'
     if np.isnan(list(gains.values())).any():
         return 'INCONCLUSIVE', f'an interval of the gain needs {rule.least_welds} test welds, and there are fewer'
@@ -360,8 +360,8 @@ def _open_or_ship(gains: dict, guards: list, groups_known: bool, rule: RuleConfi
         return 'INCONCLUSIVE', f'the test leaves open whether anything is gained over {plain_arms(unclear)}'
     doubtful = [g for g in guards if g.outcome == 'in doubt']
     if doubtful: return 'INCONCLUSIVE', f'the gain is clear, but safety is in doubt: {_checks(doubtful)}'
-    return 'SHIP', ('the gain is clear over real images and over what costs nothing, and no safety check that was '
-                    'made speaks against it')
+    return 'SHIP', ('the gain is clear over real images and over the no-cost control, and no safety check that was '
+                    'made fails')
 
 # %% ../../nbs/metrics/07_rule.ipynb #1c2910d8
 def sample_size_note(

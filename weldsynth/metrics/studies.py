@@ -224,7 +224,7 @@ def _weighted_shares(sizes: np.ndarray, prevalence: float) -> np.ndarray:
 
 # %% ../../nbs/metrics/10_studies.ipynb #88c96e05
 def _simulated_decision(rng, shift: float, sizes, fits: int, rule: RuleConfig, config: SimulationConfig) -> str:
-    "What the rule says of one simulated study; the free control gains nothing."
+    "Decision of the rule for one simulated study; the no-cost control gains nothing."
     shifts = {'real': 0., 'control': 0., 'real+synthetic': shift}
     counts = simulate_counts(rng, shifts, sizes, fits, config, rule.prevalence)
     return decide_counts(counts, np.zeros(fits, int), rule)

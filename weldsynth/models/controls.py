@@ -112,5 +112,6 @@ def best_control(
     means: dict,               # arm -> macro F1
     free_arms: Iterable[str],  # the names of the free controls
 ) -> str:
-    "The free control with the highest estimate. That choice can only make the comparison harder for synthetic images."
+    "The no-cost control with the highest estimate. That choice can only make the comparison harder for synthetic "
+    "images."
     return max((arm for arm in free_arms if arm in means), key=means.__getitem__)

@@ -106,11 +106,11 @@ def draw_backgrounds(
     behind: torch.Tensor,  # N x 64, from `background_profiles`: of what the flaws lay on
     cleans: torch.Tensor,  # M x 64, likewise
     neighbours: int,       # of which one is drawn; 0: of all
-    luck: torch.Tensor,    # N random numbers in [0, 1), which decide
+    chance: torch.Tensor,  # N random numbers in [0, 1), which decide
 ) -> torch.Tensor:
     "For each flaw the row of the clean patch that it is pasted onto, int64, N."
     k = min(neighbours, len(cleans)) or len(cleans)
-    drawn = (luck*k).long()
+    drawn = (chance*k).long()
     if not neighbours: return drawn
     nearest = [torch.cdist(some, cleans).topk(k, largest=False).indices for some in behind.split(512)]
     return torch.cat(nearest)[torch.arange(len(behind)), drawn]

@@ -93,7 +93,7 @@ def train_inserter(
 
 
 def _learn_layers(study: Study, folder, fold: PatchSet, generator: int, fraction: float):
-    "Fill `folder` with an inserter that has learnt from `fold`."
+    "Fill `folder` with an inserter that was trained on `fold`."
     config, seed, rng = study.config.inserter, [study.seed, generator], numpy_stream('insertion pairs', study.seed)
     pairs = insertion_pairs(load_autoencoder(study, fraction), fold, rng, config.weak_weight)
     net = seeded_weights(seed, 'inserter weights', lambda: make_inserter(

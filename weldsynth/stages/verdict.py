@@ -161,7 +161,7 @@ def _test_facts(study: Study, fold: PatchSet) -> dict:
 
 # %% ../../nbs/09_verdict.ipynb #23b1bb62
 def _gains(macro: dict, control: str) -> dict:
-    "The gains of real + synthetic over real and over the best free control."
+    "The gains of real + synthetic over real and over the best no-cost control."
     return {arm: macro['real+synthetic'] - macro[arm] for arm in ('real', control)}
 
 
