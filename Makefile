@@ -77,9 +77,9 @@ readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(BIN)/nbdev_clean --fname nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed 's#](\([0-9a-z_/]*\.\(ipynb\|png\)\))#](nbs/\1)#g' > README.md
 
-docs: $(READY)  ## all notebooks as a site, in _docs/_site; needs quarto on the PATH
+docs:  ## all notebooks as a site, in _docs; needs quarto on the PATH
 	@command -v quarto > /dev/null || echo 'no quarto on the PATH, so no site: .venv/bin/pip install quarto-cli downloads it'
-	@! command -v quarto > /dev/null || { rm -rf _docs && $(BIN)/python docs/lay_out.py _docs && QUARTO_LOG=_docs/quarto.log quarto render _docs && ! grep -sE 'Unable to resolve|\((ERROR|CRITICAL)\)' _docs/quarto.log; }
+	@! command -v quarto > /dev/null || { rm -rf _docs quarto.log && QUARTO_LOG=quarto.log quarto render && ! grep -sE 'Unable to resolve|\b(WARN|WARNING|ERROR|CRITICAL)\b' quarto.log; }
 
 clean:  ## everything but studies
 	rm -rf .venv *.egg-info .pytest_cache

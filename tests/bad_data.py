@@ -505,7 +505,7 @@ FAULTS = {kind: Fault(*fault) for kind, fault in {
     # provenance
     'origin synthetic': (
         'manifest', edit('origin', 'synthetic'),
-        E, 'manifest.csv, line 3', 'a synthetic image is offered as real'),
+        E, 'manifest.csv, line 3', 'a synthetic image is given as a real one'),
     'PNG of ours': ('folder', put(A, marked_png(torch.from_numpy(noise(99))[None])), E, A, 'is marked as synthetic'),
     'JPEG with XMP': ('folder', array(X_JPG, noise(99), xmp=xmp().encode()), E, X_JPG, 'is marked as synthetic'),
     'TIFF with XMP': (

@@ -83,7 +83,7 @@ def test_a_changed_file_of_weights_is_refused(package):
     data = bytearray(package.read_bytes())
     data[len(data)//2] ^= 1
     package.write_bytes(data)
-    with pytest.raises(StudyError, match=r'weights.pth is not the file of weights that is known.*: reinstall \S+$'):
+    with pytest.raises(StudyError, match=r'weights.pth is not the expected file of weights.*: reinstall \S+$'):
         frozen_backbone(CONFIG)
 
 
@@ -231,7 +231,7 @@ def test_a_damaged_file_is_passed_over_once_and_made_again(tmp_path, monkeypatch
     file.write_bytes(damage(whole))
     backbone._table.cache_clear()
     assert torch.equal(embed(noise(3), CONFIG), features)
-    assert capsys.readouterr().err.count('is damaged and passed over') == 1
+    assert capsys.readouterr().err.count('is damaged and was skipped') == 1
     assert file.read_bytes() == whole
     monkeypatch.setattr(backbone, 'compute_features', computed_again)
     embed(noise(3), CONFIG)

@@ -150,7 +150,7 @@ def test_exit_codes(good, capsys, data, code, said):
 def test_the_check_says_what_gain_a_study_can_see(capsys):
     assert main(['check', 'simulated', '--profile', 'fixture', '--set', 'data.plates=20']) == 0
     power, least = capsys.readouterr().out.splitlines()[-2:]
-    assert power.startswith('Power: with about 5 test welds and 2 trainings the study can see gains of ')
+    assert power.startswith('Power: with about 5 test welds and 2 trainings the study can detect gains of ')
     assert least.startswith("The rule's least gain, 1 point, ")
 
 

@@ -95,8 +95,8 @@ def test_a_finished_study_is_not_made_anew(steps, monkeypatch, capsys):
     (['--profile', 'turbo'], "profile 'turbo' is unknown"),
     (['--profile', 'fixture', '--data', 'no/such/folder'], "data 'no/such/folder' does not exist"),
     (['--profile', 'fixture', 'no/such/folder'], "data 'no/such/folder' does not exist"),
-    (['--prevalence', '2'], 'prevalence lies between 0 and 1'),
-    (['--false-cost', '-1'], 'prevalence lies between 0 and 1 and costs are not negative'),
+    (['--prevalence', '2'], 'prevalence must be between 0 and 1'),
+    (['--false-cost', '-1'], 'prevalence must be between 0 and 1 and costs must not be negative'),
     (['--profile', 'fixture', '--set', 'denoiser.stepps=9'], "'denoiser.stepps' is not a field of the configuration"),
     (['--profile', 'fixture', '--set', 'denoiser.steps'], "--set 'denoiser.steps' has no value"),
     (['--profile', 'fixture', '--name', 'a/b'], "study name 'a/b' is not a plain folder name")])

@@ -1,4 +1,4 @@
-"""The free controls: more defect images without a generator."""
+"""The no-cost controls: more defect images without a generator."""
 from dataclasses import replace
 
 import pandas as pd

@@ -305,7 +305,7 @@ BAD = {
         r"label '\.\./up': cannot name a class and its folder: use letters"),
     'synthetic as real': (
         manifest_after(2, 'origin', 'synthetic'),
-        r'line 2: a synthetic image is offered as real'),
+        r'line 2: a synthetic image is given as a real one'),
     'window off the film': (
         windows_after(4, 'x', '90'),
         r'line 4: the window 90,0 of 48 px leaves the film film0 \(100 x 100 px\)'),
@@ -363,7 +363,7 @@ def test_a_study_keeps_its_plan(manifest):
     study = open_study('mine', str(manifest), 'fixture', 'film')
     (study.path/'ldm'/'denoiser-0').mkdir(parents=True)
     (study.path/'ldm'/'denoiser-0'/'artefact.json').write_text('{}')
-    with pytest.raises(StudyError, match="study 'mine' was started with another .*profile.*: choose another NAME"):
+    with pytest.raises(StudyError, match="study 'mine' started with other settings .*profile.*: choose another NAME"):
         open_study('mine', str(manifest), 'smoke', 'film')
 
 

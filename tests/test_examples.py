@@ -40,7 +40,7 @@ def test_the_check_finds_nothing_else_in_the_example(issues):
 def test_the_example_is_too_small_for_the_demo():
     issues = check_data(str(IMAGES), choose_profile('demo'))
     errors = issues[issues.severity == 'error']
-    assert errors.what.tolist() == ["40 defects are too few for the profile 'demo', which learns from 64 at a time"]
+    assert errors.what.tolist() == ["40 defects are too few for the profile 'demo', which trains on batches of 64"]
 
 
 def test_the_welds_of_the_example_are_its_folders():

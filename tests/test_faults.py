@@ -124,7 +124,7 @@ def survives(whole, tmp_path, step, **fault):
 
 def check_disk_full_line(end):
     assert end.startswith('no room to write'), end
-    assert 'make room and run the same command again' in end
+    assert 'free some space and run the same command again' in end
     assert '\n' not in end
 
 

@@ -138,7 +138,7 @@ def test_what_is_shut_is_named(toy, monkeypatch, capsys, closed):
     shut(monkeypatch, closed)
     issues = check(toy)
     assert issues.iloc[0].tolist() == ['error', closed, 'cannot be opened (no permission)',
-                                       'give yourself the right to read it']
+                                       'change its permissions']
     assert (issues.severity == 'error').sum() == 1, 'nothing follows from it'
     assert main(['report', str(toy), '--profile', 'fixture']) == 1
     err = capsys.readouterr().err.splitlines()
@@ -160,8 +160,8 @@ def test_no_right_to_write_is_said_before_any_work(toy, tmp_path, monkeypatch, c
     for command in ('report', 'train'):
         assert main([command, str(toy), '--profile', 'fixture']) == 1
         assert capsys.readouterr().err == (
-            f'weldsynth: {tmp_path} may not be written (no permission): give yourself that right, or set '
-            'WELDSYNTH_HOME to a folder of your own\n')
+            f'weldsynth: {tmp_path} cannot be written (no permission): change its permissions, or set '
+            'WELDSYNTH_HOME to a folder of yours\n')
     assert not (tmp_path/'studies').exists()
 
 
@@ -274,7 +274,7 @@ def test_a_failed_first_try_does_not_block_the_next(toy, tmp_path, name, capsys)
     with pytest.raises(StudyError, match="has no column 'group'"): prepare(open_study(name, str(table), 'fixture'))
     study = open_study(name, str(table), 'fixture', 'film', overrides={'denoiser.batch': 4})
     assert json.loads((study.path/'study.json').read_text())['plan']['group'] == 'film'
-    assert 'it takes another group, denoiser.batch' in capsys.readouterr().err
+    assert 'has made only patches so far; changed: group, denoiser.batch' in capsys.readouterr().err
     assert len(study_patches(study)) == 48
     again = open_study(name, str(table), 'fixture', 'film', 1, overrides={'denoiser.batch': 4})
     assert again.path == study.path, 'nothing but patches was made'
@@ -284,7 +284,7 @@ def test_a_study_that_is_being_made_keeps_its_plan(toy):
     study = open_study('mine', str(toy), 'fixture')
     (study.path/'ldm'/'denoiser-0123456789').mkdir(parents=True)
     (study.path/'ldm'/'denoiser-0123456789'/'artefact.json').write_text('{}')
-    with pytest.raises(StudyError, match="was started with another seed: choose another NAME"):
+    with pytest.raises(StudyError, match=r"was started with other settings \(seed\): choose another NAME"):
         open_study('mine', str(toy), 'fixture', seed=1)
 
 
@@ -305,15 +305,15 @@ def test_a_wrong_home_is_said_at_once(toy, tmp_path, monkeypatch, capsys, wrong,
     assert main([a.format(tmp=tmp_path) for a in argv]) == 1
     out, err = capsys.readouterr()
     assert out == ''
-    assert re.fullmatch(r'weldsynth: WELDSYNTH_HOME=.* (is no folder|lies in .*): correct it, .*\n', err)
+    assert re.fullmatch(r'weldsynth: WELDSYNTH_HOME=.* (is not a folder|lies in .*): correct it, .*\n', err)
 
 
 READS = {
     'check': (['check', '{toy}', '--profile', 'fixture', '--set', 'denoiser.batch=4'], 0, None),
     'config': (['config', '--profile', 'fixture'], 0, None),
     'verify': (['verify', 'begun'], 1, 'holds no finished study'),
-    'review export': (['review', 'export', 'begun'], 1, 'and this command trains nothing'),
-    'review score': (['review', 'score', 'begun', 'answers.json'], 1, 'and this command trains nothing'),
+    'review export': (['review', 'export', 'begun'], 1, 'and this command does not train'),
+    'review score': (['review', 'score', 'begun', 'answers.json'], 1, 'and this command does not train'),
     'update-reference': (['update-reference', '--name', 'begun'], 1, 'has no executed notebooks')}
 
 
@@ -332,7 +332,7 @@ def test_a_command_that_only_reads_makes_nothing(command, toy, tmp_path, capsys)
 
 def test_only_named_rooms_are_made(toy):
     study = open_study('begun', str(toy), 'fixture', overrides={'denoiser.batch': 4})
-    with pytest.raises(StudyError, match='has not made data/patches yet'), only_makes('review/'): prepare(study)
+    with pytest.raises(StudyError, match='has no data/patches yet'), only_makes('review/'): prepare(study)
     with only_makes('data/'): prepare(study)
     with only_makes('review/'): assert prepare(find_study('begun')).path.is_dir(), 'what is there is read'
 
@@ -401,7 +401,7 @@ def test_labels_without_a_font_are_numbered_and_told(labels, no_fonts):
     fig.draw_without_rendering()
     assert ticks(fig) == ['clean', 'class 2']
     assert fig.axes[0].get_title() == 'class 1, 7 of 9'
-    assert note == 'No font here has the letters of some labels: class 1 is 气孔, class 2 is 裂 纹.'
+    assert note == 'No installed font has the characters of some labels: class 1 is 气孔, class 2 is 裂 纹.'
 
 
 @pytest.mark.parametrize('label', ['трещина', 'Riß', 'ρωγμή', 'شرخ', 'crack'])

@@ -247,10 +247,10 @@ def test_a_class_on_three_welds_can_be_learnt_and_chosen_on_in_every_fold(twelve
 def test_a_class_on_too_few_welds_for_the_folds_is_one_line(twelve_welds):
     assert split_error(twelve_welds, 2) == (
         "class 'crack': is missing from the validation fold: its welds cannot be spread over the outer folds: "
-        'change data.folds, name groups more finely, or add welds')
+        'change data.folds, use smaller groups, or add welds')
     few = twelve_welds.take((twelve_welds.table.group > 'weld-00').to_numpy() | (twelve_welds.labels != 1).numpy())
     assert split_error(few, 4) == ("class 'crack': comes from 2 groups, and three folds need three: "
-                                   'name groups more finely, or add welds with it')
+                                   'use smaller groups, or add welds with it')
 
 
 def split_error(patches, folds):

@@ -14,7 +14,7 @@ from weldsynth.report.pages import study_chapters
 from weldsynth.stages.arms import ARMS, all_arms, fit_arms, freeze, study_arms, test_predictions as predictions_of
 from weldsynth.stages.audit import audit_samples
 from weldsynth.stages.data import study_patches
-from weldsynth.stages.review import new_set
+from weldsynth.stages.review_set import new_set
 from weldsynth.stages.sample import GENERATORS, draw_defects, each_generator, tried_guidances
 from weldsynth.stages.sweep import (
     curve_arms,

@@ -109,7 +109,7 @@ def test_a_given_outline_is_where_the_flaw_is(hand, film):
 
 
 @pytest.mark.parametrize(('request_', 'line'), [
-    (Request('dent'), "--kind 'dent' is no kind of flaw here: choose one of crack, "),
+    (Request('dent'), "--kind 'dent' is not a class of this study: choose one of crack, "),
     (Request('crack', at=(100, 60), size=80), 'the flaw does not fit into its window'),
     (Request('crack', window=500), '--window 500 is larger than the image, 200 x 120 px'),
     (Request('crack', mask=np.ones((10, 10), bool)), 'the mask has 10 x 10 px and the image 200 x 120'),
@@ -122,14 +122,15 @@ def test_what_cannot_be_done_is_one_line(hand, film, request_, line):
 def test_sizes(text, pitch, pixels): assert parse_size(text, pitch) == pytest.approx(pixels)
 
 
-@pytest.mark.parametrize(('text', 'line'), [('big', 'is no size'), ('0mm', 'is no size'), ('3mm', 'does not say how')])
+@pytest.mark.parametrize(('text', 'line'), [
+    ('big', 'is not a size'), ('0mm', 'is not a size'), ('3mm', 'has no pixel size')])
 def test_sizes_that_are_none(text, line):
     with pytest.raises(StudyError, match=line): parse_size(text, np.nan)
 
 
 def test_places():
     assert parse_place('3,4') == (3, 4)
-    with pytest.raises(StudyError, match='is no place'): parse_place('3;4')
+    with pytest.raises(StudyError, match='is not a place'): parse_place('3;4')
 
 
 @pytest.mark.parametrize(('shape', 'side'), [((64, 64), 64), ((100, 90), 90), ((300, 4000), 64), ((40, 900), 40)])

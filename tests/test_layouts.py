@@ -494,7 +494,7 @@ def test_a_line_that_is_no_json_object_is_named(tmp_path):
     lines = (folder/'metadata.jsonl').read_text().splitlines()
     (folder/'metadata.jsonl').write_text('\n'.join([*lines[:4], '["a list"]', *lines[4:]]))
     issues, _ = check_and_read(str(folder/'metadata.jsonl'), CONFIG, 'film')
-    assert issues.loc[0, ['file', 'what']].tolist() == ['metadata.jsonl, line 5', 'is no JSON object']
+    assert issues.loc[0, ['file', 'what']].tolist() == ['metadata.jsonl, line 5', 'is not a JSON object']
 
 
 def test_tables_in_the_folders_of_splits_are_to_be_joined(tmp_path):

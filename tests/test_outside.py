@@ -23,7 +23,8 @@ from weldsynth.data.patches import PatchSet
 from weldsynth.data.simulate import simulate
 from weldsynth.metrics.intervals import Jackknife, drop_elsewhere, interval, variance
 from weldsynth.report.cards import finish
-from weldsynth.report.pages import CHAPTERS, OUTSIDE, _quarto_project, execute, page_issues, render, study_chapters
+from weldsynth.report.pages import CHAPTERS, OUTSIDE, execute, page_issues, render, study_chapters
+from weldsynth.report.quarto_pages import quarto_project
 from weldsynth.report.verification import verify
 from weldsynth.stages.arms import (
     fit_arms,
@@ -286,7 +287,7 @@ def test_the_sentence_says_what_there_is_and_that_it_decides_nothing(made):
     assert f'a drop of {scores["drop"]["real+synthetic"]} points' in text
     assert f'by {scores["gain there"]["real+synthetic"]} points' in text
     assert 'no lack_of_fusion' in text
-    assert text.endswith('with the thresholds of validation, and decides nothing.')
+    assert text.endswith('with the thresholds chosen on validation, and does not enter the verdict.')
     labels = [label for label, _ in recommend(made)['figures'] if 'outside' in label]
     assert labels == ['outside set other-plant, real', 'outside set other-plant, real+synthetic',
                       'outside set other-plant, synthetic', 'outside set other-plant, gain over real']
@@ -296,7 +297,7 @@ def test_too_few_welds_are_said_in_place_of_an_interval():
     row = pd.Series(dict(mean=.123, low=np.nan, high=np.nan))
     assert percent_text(row) == '12.3 (too few welds)'
     assert percent_text(row, sign=True) == '+12.3 (too few welds)'
-    assert percent_text(row*np.nan) == 'not there'
+    assert percent_text(row*np.nan) == 'not measured'
 
 
 def test_three_welds_elsewhere_are_too_few(shut_copy, tmp_path):
@@ -319,16 +320,16 @@ def test_the_report_has_a_page_and_a_sentence(closed_copy):
     first = BeautifulSoup(index.read_text(), 'html.parser')
     text = ' '.join(first.get_text(' ').split())
     assert 'On images from elsewhere (other-plant' in text
-    assert 'decides nothing' in text
+    assert 'not part of the verdict' in text
     assert first.find('a', string='The outside set')['href'] == '15_outside.html'
     page = ' '.join(BeautifulSoup((index.parent/'15_outside.html').read_text(), 'html.parser').get_text(' ').split())
-    assert 'It decides nothing' in page
+    assert 'does not enter the verdict' in page
     assert 'left out' in page
 
 
 def test_quarto_is_told_of_the_page_where_there_is_one(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell('# Title')])
-    _quarto_project({page: notebook for page in ('index', '09_verdict', OUTSIDE)}, tmp_path)
+    quarto_project({page: notebook for page in ('index', '09_verdict', OUTSIDE)}, tmp_path)
     import yaml
     contents = yaml.safe_load((tmp_path/'_quarto.yml').read_text())['website']['sidebar']['contents']
     assert contents == ['index.ipynb', '09_verdict.ipynb', '15_outside.ipynb']
@@ -365,7 +366,7 @@ def test_until_the_test_is_opened_the_outside_set_may_change(shut_copy, elsewher
     first = reopen(shut_copy, data=str(elsewhere), map='lof=-')
     with pytest.raises(StudyError, match="no label 'lof'"): recommend(first)
     corrected = reopen(shut_copy, data=str(elsewhere), map=MAP)
-    assert "has another outside.map now" in capsys.readouterr().err
+    assert "changed outside.map" in capsys.readouterr().err
     assert fit_arms(corrected).path == fits
     assert len(outside_patches(corrected))
     assert reopen(shut_copy).config.outside.data == ''
@@ -374,12 +375,12 @@ def test_until_the_test_is_opened_the_outside_set_may_change(shut_copy, elsewher
 @pytest.mark.parametrize('change', [{}, dict(map=MAP.replace('-', 'crack'))])
 def test_after_that_it_belongs_to_the_plan(closed_copy, elsewhere, change):
     outside = dict(data=str(elsewhere), map=MAP) | change if change else {}
-    with pytest.raises(StudyError, match=r'was started with another outside\.(map|data)'):
+    with pytest.raises(StudyError, match=r'was started with other settings \(outside\.(map|data)'):
         reopen(closed_copy, **outside)
 
 
 def test_a_finished_study_takes_no_outside_set(study_copy, elsewhere):
-    with pytest.raises(StudyError, match=r'was started with another outside\.data'):
+    with pytest.raises(StudyError, match=r'was started with other settings \(outside\.data'):
         reopen(study_copy, data=str(elsewhere))
     assert events(study_copy) == ['opened', 'done']
 

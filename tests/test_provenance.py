@@ -73,7 +73,7 @@ def test_all_samples_of_the_full_profile_carry_their_mark(tmp_path):
         (tmp_path/'clean').mkdir(exist_ok=True)
         Image.fromarray(pixels[i, 0].numpy()[::-1].copy()).save(tmp_path/'clean'/f'{i}.png')
     found = check_data(str(tmp_path), choose_profile('fixture'), every=True)
-    refused = set(found.file[found.what == 'is marked as synthetic and offered as real'])
+    refused = set(found.file[found.what == 'is marked as synthetic but given as a real image'])
     print(f'{len(refused)} of {len(rows)} marked images refused as real')
     assert refused == set(rows.image)
 
@@ -100,7 +100,7 @@ def test_a_mark_is_standard_xmp(study):
 def test_marked_files_are_refused_as_real_under_any_name(study, tmp_path):
     welds = shutil.copytree(study.data, tmp_path/'welds')
     shutil.copy(images(study)[0], tmp_path/'welds'/'crack'/'weld-00'/'IMG_0001.png')
-    message = r'crack/weld-00/IMG_0001\.png: is marked as synthetic and offered as real: take it out'
+    message = r'crack/weld-00/IMG_0001\.png: is marked as synthetic but given as a real image: take it out'
     with pytest.raises(StudyError, match=message): read_folder(welds, 32)
 
 
@@ -190,7 +190,7 @@ CHANGES = {
     'a bit of the patches':  (lambda f: flip(one(f, 'data/patches-*/images.safetensors')), r'images\.safetensors$',
                               'was changed'),
     'a bit of a sample':     (lambda f: flip(one(f, SAMPLE)), r'\.png$', 'was changed'),
-    'a sample without mark': (lambda f: blank(one(f, SAMPLE)), r'samples/', 'its hash is not that of manifest.csv'),
+    'a sample without mark': (lambda f: blank(one(f, SAMPLE)), r'samples/', 'its hash is not the one in manifest.csv'),
     'a sample deleted':      (lambda f: one(f, SAMPLE).unlink(), r'\.png$', 'is missing'),
     'a sample added':        (lambda f: blank(one(f, SAMPLE).with_name('x.png')), r'x\.png$',
                               'was not made by the study'),

@@ -10,19 +10,24 @@ import sys
 import time
 from dataclasses import replace
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import environment
+from nbformat import v4
 from torch.nn.functional import mse_loss
 
 from weldsynth.core.config import StudyError
 from weldsynth.core.files import file_hashes, file_lock, load_state, write_atomic
+from weldsynth.core.profiles import choose_profile
+from weldsynth.core.store import Study
 from weldsynth.models import fits, training
 from weldsynth.models.denoiser import draw, from_folder
 from weldsynth.models.fits import fit_parallel
 from weldsynth.models.training import train
+from weldsynth.report.pages import execute
 from weldsynth.stages import ldm, sample
 from weldsynth.stages.data import prepare, study_patches
 from weldsynth.stages.ldm import load_film_noise, load_pipeline, train_autoencoder, train_denoiser
@@ -101,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over(study, cut, monkeypatch, capsys):
     newest.write_bytes(data)
     assert same(train_autoencoder(cut), train_autoencoder(study))
     lines = capsys.readouterr().err
-    assert f'{newest.name} is damaged and passed over' in lines
+    assert f'{newest.name} is damaged and was skipped' in lines
     assert 'goes on from step 7 of 20' in lines
 
 
@@ -208,6 +213,17 @@ def test_a_signal_ends_the_chapters_too(tmp_path):
     assert 'Traceback' not in err
 
 
+def test_half_written_chapters_of_a_killed_run_are_swept(tmp_path):
+    study = Study('swept', tmp_path/'swept', choose_profile('fixture'))
+    left = study.path/'notebooks'/'.part-left'
+    left.mkdir(parents=True)
+    left.with_name('.part-left.lock').touch()
+    (tmp_path/'nbs').mkdir()
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell('1 + 1')]), tmp_path/'nbs'/'04_eval.ipynb')
+    execute(study, tmp_path/'nbs', ('04_eval',))
+    assert [p.name for p in (study.path/'notebooks').iterdir()] == ['04_eval.ipynb']
+
+
 # --- one run at a time ---
 
 OWNER = '''
@@ -237,7 +253,7 @@ def owned(study, tmp_path_factory):
     owner.communicate()
 
 
-def owned_by(process): return rf"study 'fixture' is being made by process {process.pid} on \S+ since 20\d\d-"
+def owned_by(process): return rf"study 'fixture' is in use by process {process.pid} on \S+ since 20\d\d-"
 
 
 def test_a_second_run_is_refused_at_once_with_the_name_of_the_first(owned):
@@ -287,7 +303,7 @@ def full():
 def test_a_full_disk_is_one_line_and_the_state_before_loads(study, tmp_path, full):
     cut = begun(study, tmp_path/'cut', 'data/patches', 'ldm/autoencoder')
     line = (r'no room to write \S+step-0000001\S+ \([\d,.]+ MiB are free there\): '
-            'make room and run the same command again')
+            'free some space and run the same command again')
     full(100_000)
     with pytest.raises(StudyError, match=line) as refused: train_denoiser(cut)
     full(-1)
@@ -319,7 +335,7 @@ def line(batch=8):
 def test_a_loss_that_is_not_finite_stops_and_the_last_good_step_stays(tmp_path):
     net, loss, batch = line()
     def broken(step): return tuple(b*(float('nan') if step == 33 else 1) for b in batch(step))
-    with pytest.raises(StudyError, match='no finite number at step 33 of 60'):
+    with pytest.raises(StudyError, match='not a finite number at step 33 of 60'):
         train(net, loss, broken, 60, .1, resume=tmp_path)
     saved = [p.stem for p in sorted(tmp_path.glob('step-*.json'))]
     assert saved == ['step-0000027', 'step-0000030']
@@ -332,7 +348,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_step_stays(tmp_path):
 def test_a_gradient_that_is_not_finite_is_found():
     net, _, batch = line()
     def loss(net, x, y): return (net(x) - net(x)).square().sum().sqrt()  # 0, whose gradient is not defined
-    with pytest.raises(StudyError, match='no finite number at step 1 of 60'): train(net, loss, batch, 60, .1)
+    with pytest.raises(StudyError, match='not a finite number at step 1 of 60'): train(net, loss, batch, 60, .1)
 
 
 def test_samples_that_are_not_finite_are_named(study, monkeypatch):
@@ -343,7 +359,7 @@ def test_samples_that_are_not_finite_are_named(study, monkeypatch):
         out.sample[1, 0, 0] = np.nan
         return out
     monkeypatch.setattr(pipe.vae, 'decode', broken)
-    message = 'the image of class crack with seed 6 has values that are no finite numbers'
+    message = 'the image of class crack with seed 6 has values that are not finite'
     with pytest.raises(StudyError, match=message): draw(pipe, [pipe.labels['crack']]*2, [5, 6], 1.5, 2, (0., 1.))
 
 
@@ -365,7 +381,7 @@ def test_a_batch_that_does_not_fit_is_worked_through_in_pieces(capsys):
         curves.append(train(net, tight(loss, most), batch, 60, .1)[1].loss.to_numpy())
     assert np.allclose(*curves, rtol=1e-5)
     assert curves[0][-1] < curves[0][0]
-    assert 'batches of 12 are worked through in 4 pieces' in capsys.readouterr().err
+    assert 'batches of 12 are processed in 4 pieces' in capsys.readouterr().err
 
 
 def test_what_never_fits_is_one_line():

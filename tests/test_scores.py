@@ -14,10 +14,10 @@ from weldsynth.metrics.classification import (
     calibration_error,
     choose_threshold,
     clean_weight,
-    cost_measure,
     decide,
     group_counts,
     macro_f1,
+    plant_measure,
     pr_points,
     ranking,
     roc_points,
@@ -251,7 +251,7 @@ def test_cost_at_a_plant_counts_missed_flaws_and_false_calls():
 def test_the_cost_of_counts_has_their_leading_shape_and_is_that_of_their_rates():
     truth, groups = np.tile([0, 0, 0, 1, 2], 20), np.repeat(np.arange(10), 10)
     predicted = np.random.default_rng(0).integers(0, 3, (2, 100))
-    measure = cost_measure(prevalence=.1, missed_cost=10, false_cost=1)
+    measure = plant_measure(prevalence=.1, missed_cost=10, false_cost=1)
     counts = group_counts(truth, predicted, groups, 3)
     found, false_calls = (predicted[:, truth > 0] > 0).mean(1), (predicted[:, truth == 0] > 0).mean(1)
     assert measure(counts.sum(1))['cost'] == pytest.approx(1000*(.1*(1 - found)*10 + .9*false_calls))

@@ -207,7 +207,7 @@ def test_one_line_names_the_stages_that_a_newer_version_would_make_anew(study_co
     recommend(study_copy)
     [line] = capsys.readouterr().err.splitlines()
     assert f'eval/fits (version {version}, now {version + 1})' in line
-    assert "study 'fixture' has opened its test fold and stays as it is" in line
+    assert "study 'fixture' has used its test images and is not changed" in line
 
 
 def test_what_is_outdated_is_listed(study_copy, newer):
@@ -232,14 +232,14 @@ def test_a_study_that_was_opened_under_another_configuration_is_refused(study_co
     "Before anything is trained; what does not depend on the change is still read."
     other = changed(study_copy, 'denoiser', steps=21)
     assert prepare(other) == prepare(study_copy)
-    message = r"the test fold of study 'fixture' was opened under another plan \(denoiser.steps\) and stays shut"
+    message = r"test images of study 'fixture' were used under another plan \(denoiser.steps\) and cannot be used again"
     with pytest.raises(StudyError, match=message) as refused: train_denoiser(other)
     assert '\n' not in str(refused.value)
     assert study_copy.test_log()[-1]['event'] == 'refused'
 
 
 def test_a_study_is_not_opened_with_another_configuration(study_copy):
-    with pytest.raises(StudyError, match=r"was started with another sampler.generators, sweep.fractions"):
+    with pytest.raises(StudyError, match=r"was started with other settings \(sampler.generators, sweep.fractions"):
         open_study('fixture', profile='fixture')
 
 

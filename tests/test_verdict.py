@@ -224,18 +224,38 @@ def test_a_classifier_that_is_not_good_enough_decides_nothing(outcome):
     assert decide_shipping({'real': clear}, [], True, RULE, held)[0] == 'SHIP'
 
 
-@pytest.mark.parametrize(('review', 'measured'), [({}, 'not reviewed'), (dict(reviewers=1), '1 of 3 reviews')])
+@pytest.mark.parametrize(('review', 'measured'), [
+    ({}, 'not reviewed'), (dict(reviewers=1, complete=1), '1 of 3 reviews')])
 def test_fewer_than_three_reviews_are_not_assessed(review, measured):
     guard = guard_review(review, RULE)
     assert guard.outcome == 'not assessed'
     assert guard.measured == measured
 
 
-@pytest.mark.parametrize(('right', 'artefacts', 'outcome'), [
-    (.95, .02, 'holds'), (.85, .02, 'fails'), (.95, .1, 'fails')])
-def test_three_reviews_are_held_against_both_limits(right, artefacts, outcome):
-    review = dict(reviewers=3, label_right=right, artefacts=artefacts)
+FEW, MANY = (.02, 0, .07), (.2, .12, .3)  # shares of gross artefacts
+
+
+@pytest.mark.parametrize(('change', 'artefacts', 'outcome'), [
+    ((-.02, -.08, .04), FEW, 'holds'), ((-.02, -.12, .08), FEW, 'in doubt'), ((-.3, -.4, -.2), FEW, 'fails'),
+    ((.02, -.05, .09), MANY, 'fails'), ((.02, -.05, .09), (.06, .02, .12), 'in doubt'),
+    ([None]*3, FEW, 'not assessed')])
+def test_three_reviews_are_held_against_both_limits(change, artefacts, outcome):
+    review = dict(reviewers=3, complete=3, label_change=change, artefacts=artefacts)
     assert guard_review(review, RULE).outcome == outcome
+
+
+def test_labels_that_are_hard_to_see_in_real_images_too_are_no_fault():
+    "85 % right on synthetic and 81 % on real images: an absolute limit of 90 % would have failed it."
+    review = dict(reviewers=3, complete=3, label_change=(.04, -.06, .14), artefacts=FEW, source='simulated')
+    guard = guard_review(review, RULE)
+    assert guard.outcome == 'holds'
+    assert guard.plain == ('Three inspectors see the intended flaw in synthetic images about as often as in simulated '
+                           'ones, and rarely a gross artefact.')
+
+
+def test_who_was_too_fast_is_named_in_the_safeguard():
+    review = dict(reviewers=3, complete=3, label_change=(0, -.05, .05), artefacts=FEW, hasty=['B'])
+    assert guard_review(review, RULE).plain.endswith('Reviewer B was too fast to have looked.')
 
 
 # --- how much more data ---
@@ -254,7 +274,7 @@ def gain_over_real(gain, welds, fits, groups=16):
 @pytest.mark.parametrize(('decision', 'gain', 'says'), [
     ('INCONCLUSIVE', gain_over_real(.02, .02, .001), 'test welds instead of 16'),
     ('INCONCLUSIVE', gain_over_real(.02, .02, .03), 'More test welds alone will not settle'),
-    ('INCONCLUSIVE', gain_over_real(.03, .001, .001), 'the doubt is about safeguards'),
+    ('INCONCLUSIVE', gain_over_real(.03, .001, .001), 'the doubt is about safety checks'),
     ('INCONCLUSIVE', gain_over_real(.03, .001, .001, groups=2), 'An interval needs 4 test welds, and there are 2.'),
     ('DO NOT SHIP', gain_over_real(-.2, .01, .01), 'would not change')])
 def test_what_would_decide(decision, gain, says):

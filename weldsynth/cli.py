@@ -71,7 +71,7 @@ OldData = Annotated[str, typer.Option('--data', hidden=True)]
 Name = Annotated[str, typer.Option(help="The study's folder under studies/; made of data and profile if not given.")]
 Profile = Annotated[str, typer.Option(help=_PROFILE_HELP)]
 Group = Annotated[str, typer.Option(help="The column that names a patch's weld, film, plate or section.")]
-Seed = Annotated[int, typer.Option(help='Everything random follows from it.')]
+Seed = Annotated[int, typer.Option(help='Seed of all random numbers.')]
 Clean = Annotated[str, typer.Option(help='Further labels that mean clean, separated by commas.')]
 Split = Annotated[str, typer.Option(help="'given' keeps the split that the data came with, where welds allow.")]
 Outside = Annotated[str, typer.Option(
@@ -92,7 +92,8 @@ def _overrides(items: list) -> dict:
 
 def _data_fields(fields: list, clean: str, split: str = '', outside: str = '', outside_map: str = '') -> list:
     "`--set` with what these options stand for. Raises `StudyError` for another split than 'given'."
-    if split not in ('', 'given'): raise StudyError(f"--split '{split}' is not known: 'given' is, or leave it out")
+    if split not in ('', 'given'):
+        raise StudyError(f"--split '{split}' is unknown: use 'given', or leave the option out")
     options = {'data.clean': clean, 'data.given_split': 'true' if split else '', 'outside.data': outside,
                'outside.map': outside_map}
     return [*(f'{field}={value}' for field, value in options.items() if value), *fields]
@@ -144,7 +145,7 @@ def _run(
         _complain(e)
         return 1
     except PermissionError as e:
-        _complain(f'{e.filename} may not be opened (no permission): give yourself that right')
+        _complain(f'{e.filename} cannot be opened (no permission): change its permissions')
         return 1
     return 0
 
@@ -177,7 +178,7 @@ def _plant_options(prevalence: float | None, missed_cost: float | None, false_co
     options = dict(prevalence=prevalence, missed_cost=missed_cost, false_cost=false_cost)
     given = {name: value for name, value in options.items() if value is not None}
     if 0 < given.get('prevalence', .5) < 1 and min(given.values(), default=0) >= 0: return given
-    raise StudyError('prevalence lies between 0 and 1 and costs are not negative: correct these options')
+    raise StudyError('prevalence must be between 0 and 1 and costs must not be negative: correct these options')
 
 # %% ../nbs/cli.ipynb #b6ab2011
 @_command()
@@ -191,9 +192,9 @@ def report(
         help='Share of flawed patches at the plant, for the cost there.',
         show_default=str(RuleConfig.plant_prevalence))] = None,
     missed_cost: Annotated[float | None, typer.Option(
-        help='Of a flaw that passes, in any unit.', show_default=str(RuleConfig.missed_cost))] = None,
+        help='Cost of a missed flaw, in any unit.', show_default=str(RuleConfig.missed_cost))] = None,
     false_cost: Annotated[float | None, typer.Option(
-        help='Of a false call, in the same unit.', show_default=str(RuleConfig.false_cost))] = None,
+        help='Cost of a false call, in the same unit.', show_default=str(RuleConfig.false_cost))] = None,
     clean: Clean = '',
     split: Split = '',
     outside: Outside = '',

@@ -23,7 +23,7 @@ from .core.config import StudyError
 def insert(
     images: Annotated[str, typer.Argument(metavar='IMAGE', help='An image of clean weld, or a folder of them.')],
     study: Annotated[str, typer.Option(help='A study trained with sampler.generator=insert, by its name.')],
-    kind: Annotated[str, typer.Option(help='Of flaw: a class of the study.')],
+    kind: Annotated[str, typer.Option(help='Class of the flaw, one of those of the study.')],
     out: Annotated[str, typer.Option(help='A new folder, for images, masks and labels.')],
     at: Annotated[str, typer.Option(metavar='X,Y', help='Middle of the flaw, pixels; chosen if not given.')] = '',
     mask: Annotated[str, typer.Option(metavar='FILE', help='Its outline, an image of the same size.')] = '',
@@ -31,7 +31,7 @@ def insert(
     severity: Annotated[float, typer.Option(help='Factor of its contrast.')] = 1.,
     count: Annotated[int, typer.Option(help='Flawed images to make of each.')] = 1,
     seed: Seed = 0,
-    window: Annotated[int, typer.Option(help='Side of the part of a film that the network sees, pixels.')] = 0,
+    window: Annotated[int, typer.Option(help='Side of the window of a film that the network uses, pixels.')] = 0,
     guidance: Annotated[float, typer.Option(help='Guidance scale; 1 is none.')] = 2.,
 ):
     "Insert flaws into images of clean weld."

@@ -10,15 +10,15 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
-           'InserterConfig', 'StudentConfig', 'VariationConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig',
-           'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig',
-           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig',
-           'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table',
-           'value_text', 'config_from_dict']
+           'InserterConfig', 'StudentConfig', 'VariationConfig', 'TokenConfig', 'TextConfig', 'SnapshotConfig',
+           'SamplerConfig', 'GuidanceConfig', 'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig',
+           'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig',
+           'RobustnessConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig',
+           'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
-    "Something the user can put right, said in one line: what is wrong, then the fix."
+    "An error that the user can correct; its text is one line: what is wrong, then the fix."
 
 # %% ../../nbs/core/01_config.ipynb #77918e32
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class OptimiserConfig:
 # %% ../../nbs/core/01_config.ipynb #ab561924
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    "The linear autoencoder of 4 x 4 blocks, and the film noise that is measured beside it."
+    "The linear autoencoder of 4 x 4 blocks, and the measurement of film noise."
     latents: int = 6                    # latent channels, at most 16
     steps: int = 600
     batch: int = 32
@@ -127,6 +127,15 @@ class VariationConfig:
 
 
 @dataclass(frozen=True)
+class TokenConfig:
+    "Class embeddings that are learnt alone, for variations of classes with few flaws."
+    below: int = 0                      # flaws of a class under which its embedding is learnt alone; 0: of none
+    steps: int = 300
+    batch: int = 32
+    lr: float = 5e-3                    # peak learning rate
+
+
+@dataclass(frozen=True)
 class TextConfig:
     "A pretrained text-to-image model, adapted by LoRA and asked by prompts."
     pretrained: str = ''                # the folder of a Stable Diffusion pipeline, for images or for inpainting
@@ -165,10 +174,22 @@ class SamplerConfig:
     synthetic_cleans: int = 400         # synthetic cleans, for the arm that has nothing real
     latent_cutoff: float = .29          # cycles per pixel that the latent carries; film noise is added above
 
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    "Guidance by a classifier of noised latents, compared with that of the sampler on validation."
+    width: int = 48                     # channels of the classifier's first block; later ones have more
+    steps: int = 1_500
+    batch: int = 64
+    lr: float = 2e-3                    # peak learning rate
+    scales: tuple = (2., 3., 5., 8.)    # guidance scales
+    images: int = 100                   # of each class, kind of guidance and scale
+    rounds: int = 5                     # in which the kinds are timed in turn
+
 # %% ../../nbs/core/01_config.ipynb #2b44e998
 @dataclass(frozen=True)
 class ClassifierConfig:
-    "The one classifier that all arms are judged by."
+    "The classifier that every arm is scored with."
     kind: str = 'features'              # a name in `CLASSIFIERS`; naming another takes its `CLASSIFIER_DEFAULTS`
     steps: int = 1_200
     batch: int = 128
@@ -210,7 +231,7 @@ def classifier_of_kind(
 # %% ../../nbs/core/01_config.ipynb #9c6c07e2
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    "The classifier with a contrastive loss beside the cross-entropy, and bad synthetic images."
+    "The classifier with a contrastive loss added to the cross-entropy, and bad synthetic images."
     weight: float = .5                  # of the contrastive loss, that of the cross-entropy being 1
     temperature: float = .1
     width: int = 64                     # numbers in which images are compared
@@ -229,7 +250,7 @@ class InstrumentConfig:
 # %% ../../nbs/core/01_config.ipynb #74265962
 @dataclass(frozen=True)
 class ControlsConfig:
-    "Strong classical augmentation: what a team would do for free."
+    "Strong classical augmentation, a no-cost alternative."
     rotation: float = 15.               # degrees
     shift: float = .04                  # of the side of a patch
     scale: tuple = (.8, 1.25)
@@ -244,7 +265,7 @@ class ControlsConfig:
 # %% ../../nbs/core/01_config.ipynb #ea224c9a
 @dataclass(frozen=True)
 class SweepConfig:
-    "What is tried on validation before the test fold is opened."
+    "What is tried on validation before the test images are used."
     guidances: tuple = (2., 3.)         # guidance scales; 1 is none
     insert_guidances: tuple = (1., 1.5, 2.)  # of the generator `insert`
     shares: tuple = (.5, 1., 1.5)       # synthetic over real defects
@@ -285,18 +306,35 @@ class AuditConfig:
 # %% ../../nbs/core/01_config.ipynb #69f2f96e
 @dataclass(frozen=True)
 class StressConfig:
-    "Three strengths of each disturbance of the test images."
+    "The strengths of each disturbance of images, and of a one-step adversary."
     images: int = 100                   # of the test, at most
     noise: tuple = (20., 40., 80.)      # standard deviation, grey levels of 255
     blur: tuple = (.6, 1., 1.6)         # standard deviation, pixels
     contrast: tuple = (.7, .5, .3)      # factor
     density: tuple = (20., 40., 60.)    # grey levels taken away
+    unsharpness: tuple = (2., 4., 6.)   # along one axis, pixels
+    quantisation: tuple = (4., 3., 2.)  # bits of a grey value
+    scratches: tuple = (20., 40., 60.)  # in the film, grey levels
+    lettering: tuple = (8., 12., 16.)   # height of lead letters, pixels
+    polarity: tuple = (1.,)             # 1: bright becomes dark
     adversary: tuple = (1., 2., 4.)     # step of the fast gradient sign method, grey levels
+
+# %% ../../nbs/core/01_config.ipynb #d7e91479
+@dataclass(frozen=True)
+class RobustnessConfig:
+    "How every fit is disturbed and attacked on validation."
+    images: int = 600                   # half of them flaws, at most
+    attacked: int = 40                  # of these, half of them flaws
+    pgd_bounds: tuple = (.25, .5, 1.)   # projected gradient descent: change of a pixel at most, grey levels
+    pgd_steps: int = 5
+    pgd_step: float = 2.5               # size of a step, of the bound over the number of steps
+    square_bounds: tuple = (4.,)        # the attack without gradient: change of a pixel at most, grey levels
+    square_queries: int = 50            # rounds, in each of which it asks about every image
 
 # %% ../../nbs/core/01_config.ipynb #a003b2a1
 @dataclass(frozen=True)
 class OodConfig:
-    "How well a classifier notices what it was not trained for, on validation."
+    "How well a classifier detects images unlike its training data, on validation."
     neighbours: int = 5                 # in the distance to the nearest training images
     shrinkage: float = .1               # of the covariance in the Mahalanobis distance towards its mean variance
     images: int = 300                   # of each kind that is no weld, at most
@@ -313,16 +351,22 @@ class SuspectsConfig:
 @dataclass(frozen=True)
 class ReviewConfig:
     "The set that three people review."
-    items_per_source: int = 60          # real images, and synthetic ones
+    items_per_source: int = 60          # real images, and synthetic ones: flaws and cleans
+    cleans: int = 10                    # of these: without flaw, to see how often one is seen where there is none
     repeats: int = 12                   # shown again
     practice: int = 6                   # shown first, not scored
     break_every: int = 40               # images between two breaks
+    seconds: tuple = (25., 30.)         # that an image takes a careful reviewer
+    least_seconds: float = 2.           # an image in the median; a faster reviewer is named
+    least_share: float = .5             # of the images; who answers fewer is none of the three reviewers
+    least_px: int = 96                  # side of an image that shows an inspector enough
+    mm_per_px: float = 0.               # of a patch; 0: not known, unless the simulator made it
     repeat_gap: float = .125            # least distance of a repeat from its first showing, share of the images
 
 # %% ../../nbs/core/01_config.ipynb #a283de8e
 @dataclass(frozen=True)
 class RuleConfig:
-    "What decides: gains and losses in macro F1, flaws found and rates, all as shares."
+    "Limits of the rule: gains and losses in macro F1, flaws found and rates, all as shares."
     false_calls: float = .02            # of clean patches: the rate at which all arms are compared, set on validation
     prevalence: float = .10             # share of flawed patches at which macro F1 is stated; 0: that of the patches
     plant_prevalence: float = .02       # share of flawed patches at the plant, for the cost there
@@ -347,8 +391,8 @@ class RuleConfig:
     most_probe_added: float = .15
     most_autoencoded_added: float = .02  # false calls on autoencoded cleans, over those of real
     least_gate: float = .97             # macro F1 on autoencoded over that on original images
-    least_labels_right: float = .90     # reviewers
-    most_artefacts: float = .05         # reviewers
+    most_labels_lost: float = .10       # reviewers: share of labels right on real less that on synthetic images
+    most_artefacts: float = .05         # reviewers: share of synthetic images with a gross artefact
 
 # %% ../../nbs/core/01_config.ipynb #cc92d33d
 @dataclass(frozen=True)
@@ -386,9 +430,11 @@ class StudyConfig:
     inserter: InserterConfig = field(default_factory=InserterConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     variation: VariationConfig = field(default_factory=VariationConfig)
+    token: TokenConfig = field(default_factory=TokenConfig)
     text: TextConfig = field(default_factory=TextConfig)
     snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     instrument: InstrumentConfig = field(default_factory=InstrumentConfig)
@@ -397,6 +443,7 @@ class StudyConfig:
     filters: FilterConfig = field(default_factory=FilterConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     stress: StressConfig = field(default_factory=StressConfig)
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
     ood: OodConfig = field(default_factory=OodConfig)
     suspects: SuspectsConfig = field(default_factory=SuspectsConfig)
     review: ReviewConfig = field(default_factory=ReviewConfig)
@@ -433,7 +480,7 @@ def with_overrides(
     config: StudyConfig,
     overrides: dict | None,  # dotted name -> value, such as {'denoiser.steps': 9000}
 ) -> StudyConfig:
-    "`config` with some fields changed. Raises `StudyError` for a name that is no field, or a value of another kind."
+    "`config` with some fields changed. Raises `StudyError` for an unknown field or a value of the wrong type."
     for name, value in (overrides or {}).items():
         section, _, key = name.partition('.')
         known = _field_values(config)

@@ -28,7 +28,8 @@ def escape(
     text,  # anything that has a text
 ) -> str:
     "`text` in one line as HTML that shows it as it is, inside Markdown too."
-    return re.sub(r'[\[\]`$\\|]|:(?=//)', lambda c: f'&#{ord(c[0])};', html.escape(' '.join(str(text).split())))
+    plain = html.escape(' '.join(str(text).split()), quote=False)
+    return re.sub(r'[\[\]`$\\|]|:(?=//)', lambda c: f'&#{ord(c[0])};', plain)
 
 # %% ../../nbs/core/06_display.ipynb #fabdfe4b
 def _show_caption(text: str):
@@ -54,7 +55,8 @@ def show_figure(
 # %% ../../nbs/core/06_display.ipynb #3d09125b
 def _cell_text(value, digits: int) -> str:
     "One cell of a table: numbers with separators, NaN as 'n/a', text inert."
-    if isinstance(value, (float, np.floating)): return 'n/a' if np.isnan(value) else f'{value:.{digits}f}'
+    if isinstance(value, (float, np.floating)):
+        return 'n/a' if np.isnan(value) else f'{value:.{digits}f}'.replace('-', '−')
     is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return escape(f'{value:,}' if is_count else value)
 
@@ -97,6 +99,8 @@ def patch_rows(
     rows: dict,              # title -> uint8 tensor N x 1 x H x W, the same H x W for all
     columns: int = 10,       # patches in a row
     width: float = 7.0,      # of the figure, inches
+    names: tuple = (),       # over the columns, each over equally many
+    scale: tuple | None = None,  # (length as a share of a patch's side, its text), such as (.2, '2 mm'): a bar below
 ) -> Figure:
     "A figure with one titled row of patches per entry of `rows`."
     import matplotlib.pyplot as plt
@@ -104,6 +108,14 @@ def patch_rows(
     sheet = _patch_sheet(rows, columns)
     step = len(sheet)/len(rows)
     fig, ax = plt.subplots(figsize=(width, width*len(rows)/columns))
+    wide = columns*step/max(len(names), 1)
+    for i, name in enumerate(names):
+        text = name.replace('_', ' ').replace(' of ', ' of\n')
+        ax.annotate(text, (wide*(i + .5), -.05*step), ha='center', va='bottom', fontsize=7, annotation_clip=False)
+    if scale:
+        y, end = len(sheet) + .1*step, scale[0]*(step - 2)
+        ax.plot([0, end], [y, y], color='black', lw=2, clip_on=False)
+        ax.annotate(scale[1], (end + .05*step, y), va='center', fontsize=7, annotation_clip=False)
     ax.imshow(sheet, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
     titles = [title.replace('_', ' ') for title in rows]
     ax.set(xticks=[], yticks=[step*(r + .5) for r in range(len(rows))], yticklabels=titles)

@@ -108,4 +108,4 @@ def make_readable(
     names = {name: label for label, name in _CLASS_NAMES.items() if lost & set(map(ord, label))}
     written = '\n'.join(_in_ascii(t.get_text(), lost) for t in wanted)
     shown = ', '.join(f'{name} is {label}' for name, label in names.items() if re.search(rf'\b{name}\b', written))
-    return f'No font here has the letters of some labels: {shown}.'
+    return f'No installed font has the characters of some labels: {shown}.'

@@ -85,18 +85,18 @@ def _record_plan(study: Study):
 
 
 def _take_changes(study: Study, changed: list):
-    "Say what a study changes of its plan; `StudyError` if it has begun, and not the outside set alone is changed."
+    "Log changes of a study's plan; `StudyError` if it has begun and more than the outside set is changed."
     fields = ', '.join(changed[:3]) + f' and {len(changed) - 3} more'*(len(changed) > 3)
     if not _has_begun(study):
-        return log(f"study '{study.name}' has made nothing but patches: it takes another {fields}")
+        return log(f"study '{study.name}' has made only patches so far; changed: {fields}")
     if study.is_closed() or not outside_alone(changed):
-        raise StudyError(f"study '{study.name}' was started with another {', '.join(changed)}: "
+        raise StudyError(f"study '{study.name}' was started with other settings ({', '.join(changed)}): "
                          f'choose another NAME, or remove {study.path}')
-    log(f"study '{study.name}' has another {fields} now")
+    log(f"study '{study.name}': changed {fields}")
 
 # %% ../../nbs/core/11_opening.ipynb #b4859c86
 def _has_begun(study: Study) -> bool:
-    "Has a study made more than its patches, is it making anything, or has its test fold been opened?"
+    "Whether a study has made more than its patches, is running, or has used its test images."
     if study.is_closed(): return True
     if any(folder.parent.name != 'data' for folder in artefact_folders(study.path)): return True
     with file_lock(study.path/'.study') as free: return not free

@@ -71,7 +71,7 @@ def _finished(folder: Path, key: str) -> Artefact:
 # %% ../../nbs/core/05_store.ipynb #8dc8956b
 @dataclass(frozen=True, repr=False)
 class Study:
-    "A question put to one data set with one configuration: everything it makes lies under `path`."
+    "A data set with one configuration; everything that is made from them is under `path`."
     name: str
     path: Path
     config: StudyConfig
@@ -145,7 +145,7 @@ def _only_run(study: Study, timeout: float):
     with explain_disk_full(study.path), file_lock(study.path/'.study', timeout) as free:
         if not free:
             run = owner.read_text().strip() if owner.exists() else 'another process'
-            raise StudyError(f"study '{study.name}' is being made by {run}: wait for it or end it "
+            raise StudyError(f"study '{study.name}' is in use by {run}: wait for it or end it "
                              '(finished artefacts can be read meanwhile)')
         owner.write_text(f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%Y-%m-%d %H:%M:%S")}')
         os.environ['WELDSYNTH_RUN'] = os.pathsep.join([*filter(None, held), str(study.path)])
@@ -209,7 +209,7 @@ def make_artefact(
         if found is not None: return found
         refuse_0_1(study.whole)
     if _may_make and not name.startswith(_may_make[-1]):
-        raise StudyError(f"study '{study.name}' has not made {name} yet, and this command trains nothing: "
+        raise StudyError(f"study '{study.name}' has no {name} yet, and this command does not train: "
                          'run `weldsynth report` with its data first')
     info = dict(stage=name, version=version, key=key, args=args, config=config, inputs=keys)
     _build(study, path, build, shared, info)
@@ -247,14 +247,14 @@ def _made_before(study: Study, name: str, args: dict, inputs: list) -> Artefact 
 
 
 def _refuse_another_plan(study: Study):
-    "Raise `StudyError` if the test fold was opened under a plan other than that of `study`."
+    "Raise `StudyError` if the test images were used under a plan other than that of `study`."
     for file in study.path.glob('eval/test-*/plan.json'):
         changed = _plan_changes(json.loads(file.read_text()), study)
         if not changed: continue
         study.log_test_event('refused', digest(study.plan()))
-        raise StudyError(f"the test fold of study '{study.name}' was opened under another plan ({', '.join(changed)}) "
-                         'and stays shut: a changed study needs another NAME, and honest numbers need welds it has '
-                         'not seen')
+        raise StudyError(f"the test images of study '{study.name}' were used under another plan ({', '.join(changed)}) "
+                         'and cannot be used again: give the changed study another NAME, and test it on welds that '
+                         'were not used before')
 
 # %% ../../nbs/core/05_store.ipynb #f4198893
 def artefact_folders(
@@ -280,15 +280,15 @@ def outdated(
 
 @lru_cache(maxsize=None)
 def _tell_outdated(study: Study):
-    "Say once which stages of a finished study a newer version would make anew."
+    "Log once which stages of a finished study have a newer version."
     changed = ', '.join(f'{name} (version {a}, now {b})' for name, (a, b) in outdated(study).items())
-    log(f"study '{study.name}' has opened its test fold and stays as it is; another NAME would make anew: "
+    log(f"study '{study.name}' has used its test images and is not changed; a study with another NAME would remake "
         f'{changed or "what was made under another configuration"}')
 
 # %% ../../nbs/core/05_store.ipynb #d3862ba9
 @dataclass(frozen=True)
 class Stage:
-    "What the decorator `stage` was told."
+    "The arguments of the decorator `stage`."
     name: str
     version: int
     reads: tuple      # sections of the configuration, or 'section.field'

@@ -257,7 +257,7 @@ def read_gdxray(
         boxes = _gdxray_boxes(tree, text, report) if text in files else {}
         if not after and text not in files:
             what = f'has neither masks nor a ground_truth.txt, so it is left out ({plural(len(films), "film")})'
-            report(Issue(f'series {name}', what, 'add one, if these films should count', False))
+            report(Issue(f'series {name}', what, 'add one if these films should be used', False))
             continue
         for number, film in films.items():
             if number in after: yield from _gdxray_masks(tree, film, after[number], report)

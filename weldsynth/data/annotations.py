@@ -76,7 +76,7 @@ class Tree:
 
     @cached_property
     def images(self) -> list:
-        "The images that are no masks."
+        "The images that are not masks."
         return [n for n in self.names if is_image_file(self.root/n) and not _is_mask(n)]
 
     @cached_property
@@ -356,7 +356,7 @@ def _labelme_shape(shape: dict) -> tuple:
 
 
 def _png_mask(text: str) -> np.ndarray:
-    "A mask that stands in a JSON as a PNG, bool, H x W."
+    "A mask saved as a PNG inside a JSON file, bool, H x W."
     from PIL import Image
     with Image.open(io.BytesIO(base64.b64decode(text)), formats=('PNG',)) as image:
         return np.asarray(image.convert('L')) > 0

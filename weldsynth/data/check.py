@@ -44,7 +44,7 @@ def count_issues(
     defects = counts.drop('clean', errors='ignore').sum()
     batch = config.denoiser.batch
     if defects < batch:
-        what = f"{defects} defects are too few for the profile '{config.profile}', which learns from {batch} at a time"
+        what = f"{defects} defects are too few for the profile '{config.profile}', which trains on batches of {batch}"
         yield Issue('images', what, 'choose a smaller profile, or add images')
 
 # %% ../../nbs/data/11_check.ipynb #52004089
@@ -109,7 +109,7 @@ def sample_warnings(
 ) -> Iterator[Issue]:
     "Yields what makes the answer weaker than the number of images promises."
     if table.group.str.startswith(GUESSED_GROUP_PREFIX).all():
-        fix = 'name the welds: groups are guessed from likeness, and the verdict is inconclusive at best'
+        fix = 'name the welds: groups are guessed from similarity, and the verdict cannot be SHIP'
         yield Issue('groups', 'no image names its weld', fix, False)
         return
     yield from _class_warnings(table)
@@ -143,7 +143,7 @@ def unread_files(
     unread = [p for p in files if not named.intersection(names[p])]
     if unread:
         what = f'is not named by {table.name} ({plural(len(unread), "such image")})'
-        yield Issue(unread[0].relative_to(root).as_posix(), what, 'add a line, if it should count', False)
+        yield Issue(unread[0].relative_to(root).as_posix(), what, 'add a line if it should be used', False)
 
 # %% ../../nbs/data/11_check.ipynb #c8ee5fde
 def _usual_spelling(labels: pd.Series) -> pd.Series:

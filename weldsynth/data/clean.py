@@ -89,7 +89,7 @@ def is_unsure(
     label: str,
     name: str = '',  # the words that tell it from other labels
 ) -> bool:
-    "May `label` mean clean, though it is no sure name for it? One with a number at its end is a weld or a film."
+    "Whether `label` may mean clean without being a sure name for it; one that ends in a number is a weld or a film."
     return (name or ''.join(_words(label))) in UNSURE_CLEAN_NAMES and not label[-1:].isdigit()
 
 # %% ../../nbs/data/21_clean.ipynb #baec3328

@@ -77,7 +77,7 @@ CUT_UP = f'cut it into images of at most {MAX_PIXELS//10**6} million pixels'
 def _check_dimensions(width: int, height: int, frames: int = 1, samples: int = 1):
     "Raises `ImageError` for an image that must not be unpacked."
     if width*height*samples > MAX_PIXELS: raise ImageError(f'is huge ({width:,} x {height:,} pixels unpacked)', CUT_UP)
-    if frames > 1: raise ImageError(f'holds {frames} frames', 'save the frame that counts as a file of its own')
+    if frames > 1: raise ImageError(f'holds {frames} frames', 'save the frame to be used as a separate file')
     if width*height*samples < 1: raise ImageError('holds no pixels', 'replace or remove it')
 
 # %% ../../nbs/data/17_formats.ipynb #3e0895a4
@@ -86,7 +86,7 @@ def system_reason(
 ) -> tuple[str, str]:
     "The `what` and the `fix` of an `Issue` about a file or folder that the system does not open."
     if isinstance(error, PermissionError):
-        return 'cannot be opened (no permission)', 'give yourself the right to read it'
+        return 'cannot be opened (no permission)', 'change its permissions'
     return f'cannot be opened ({error.strerror})', 'check the drive that it lies on, or copy it again'
 
 # %% ../../nbs/data/17_formats.ipynb #e1fc2cdf
@@ -148,7 +148,7 @@ _TIFF_BOUNDED = {1, 5, 8, 32773, 32946, 34925, 50000}  # none, LZW, deflate, Pac
 
 
 def _tiff_page(file):
-    "The one page of a TIFF that is no thumbnail and no mask of transparency."
+    "The page of a TIFF that is neither a thumbnail nor a transparency mask."
     stacked = (file.imagej_metadata or {}).get('images', 1) if file.is_imagej else 1
     first = list(islice(file.pages, 1_000))  # a damaged file may have no last page
     pages = [page for page in first if not page.is_reduced and not page.subfiletype & 4] or first
@@ -192,7 +192,7 @@ def _negative(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _pillow_tiff(data: bytes, page) -> Raster:
-    "The raster of a TIFF whose colours or compression are left to Pillow. Raises `ImageError` if that knows them not."
+    "The raster of a TIFF that Pillow decodes. Raises `ImageError` if Pillow does not support it."
     try: image = Image.open(io.BytesIO(data), formats=('TIFF',))
     except OSError:
         name = getattr(page.compression, 'name', f'method {page.compression}').replace('XL', ' XL').replace('_', ' ')

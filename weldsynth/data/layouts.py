@@ -239,7 +239,7 @@ def layout_issues(
     found = [Issue(path, 'lies outside the class folders', 'move it into the folder of its class')
              for path in reading.outside if '/' not in path]
     found += _counted('image', [path for path in reading.outside if '/' in path], 'lies in no class folder',
-                      'move it into the folder of its class, if it should count')
+                      'move it into the folder of its class if it should be used')
     pairing = reading.pairing
     found += _counted('mask', pairing.unpaired, 'is a mask without an image', 'give it the name of its image')
     found += _counted('mask', pairing.further, 'is a second mask of its image', 'join the masks of an image in one')
@@ -259,7 +259,7 @@ def _missing_masks(reading: Reading) -> list:
     bare = flawed.image[flawed['mask'] == '']
     if bare.empty or not reading.pairing.masks: return []
     what = f'has no mask, as have {len(bare):,} of {plural(len(flawed), "flaw")}'
-    return [Issue(bare.iloc[0], what, 'add its mask: a flaw without one is learnt without its place', False)]
+    return [Issue(bare.iloc[0], what, 'add its mask: without it the place of the flaw is not used in training', False)]
 
 
 def split_beside_classes(

@@ -116,7 +116,7 @@ def _left_out_issue(root: Path, names: list) -> Issue:
     common = [name for name, _ in Counter(names).most_common()]
     shown = ', '.join(common[:3]) + ', ...'*(len(common) > 3)
     what = f'{plural(len(names), "hidden or system file or folder", "hidden or system files and folders")} left out'
-    return Issue(root.name or str(root), f'{what} ({shown})', 'nothing to do: rename what should count', False)
+    return Issue(root.name or str(root), f'{what} ({shown})', 'nothing to do; rename files that should be read', False)
 
 # %% ../../nbs/data/07_loading.ipynb #2651a556
 UNPRINTABLE = 'has a line break or another unprintable character in its name', 'rename it'
@@ -149,7 +149,7 @@ def _check_spelling(path: Path):
     wanted = normalise_name(path.name)
     for other in path.parent.iterdir():
         if normalise_name(other.name) == wanted:
-            fix = f"the folder has '{other.name}', spelled with other capitals, blanks or accents (Unicode): " \
+            fix = f"the folder has '{other.name}', spelled with different capitals, blanks or accents (Unicode): " \
                   'use one spelling'
             raise ImageError('is missing', fix)
 
@@ -160,8 +160,8 @@ def real_image_issues(
 ) -> Iterator[Issue]:
     "Yields what is wrong with a picture that is offered as a real one."
     if picture.synthetic:
-        fix = 'take it out: only real images may train or test here'
-        yield Issue(name, 'is marked as synthetic and offered as real', fix)
+        fix = 'remove it: only real images may be used here'
+        yield Issue(name, 'is marked as synthetic but given as a real image', fix)
     if IMAGE_SUFFIXES.get(PurePosixPath(name).suffix.lower(), picture.format) != picture.format:
         suffix = next(s for s, f in IMAGE_SUFFIXES.items() if f == picture.format)
         fix = f"nothing to do, it is read as that; for other programs let it end in '{suffix}'"
@@ -215,7 +215,7 @@ def assemble(
 
 # %% ../../nbs/data/07_loading.ipynb #46aad43b
 def _grey_scale_issues(highs: np.ndarray) -> Iterator[Issue]:
-    "Yields a warning for grey values that differ so much that their scales must: 8 bits beside 12 or 16."
+    "Yields a warning for grey values on different scales, such as 8 bits and 12 or 16 bits."
     few, many = np.quantile(highs, [.02, .98])
     if many > 12*max(few, 1):
         what = f'have grey values of different scales (to {few:,.0f} and to {many:,.0f})'

@@ -102,8 +102,8 @@ def turn_mask(
     if orientation > 4 and shape[0] != shape[1]:
         if mask.flaw.shape != shape[::-1]: return mask.flaw, []
         what = f'was drawn before its image was {turned}'
-        return turn(mask.flaw, orientation), [Issue(name, what, 'nothing to do, it is turned alike', False)]
-    fix = 'look whether it lies right, as it is taken to be drawn on the turned image'
+        return turn(mask.flaw, orientation), [Issue(name, what, 'nothing to do: it is turned in the same way', False)]
+    fix = 'check its position: it is assumed to be drawn on the turned image'
     return mask.flaw, [Issue(name, f'belongs to an image that is {turned}', fix, False)]
 
 # %% ../../nbs/data/18_masks.ipynb #f61fecf8

@@ -86,7 +86,7 @@ class _Folder(NamedTuple):
 
 
 def _folder(name: str, siblings: set) -> _Folder:
-    "What the name of a folder says, beside folders of other names."
+    "What the name of a folder means among folders of other names."
     mask = _MASK_FOLDER.fullmatch(_spaced(name))
     unsure = None if mask else _UNSURE_MASK_FOLDER.fullmatch(_spaced(name))
     if mask or unsure:
@@ -177,7 +177,7 @@ class _Index:
 
 # %% ../../nbs/data/22_pairing.ipynb #d44d8d8f
 def _other_format(images: list) -> list:
-    "The masks, if every file of one format has an image of its name in another format beside it."
+    "The masks, if every file of one format has an image of the same name in another format in its folder."
     by_suffix: dict = defaultdict(dict)
     for image in images:
         file = PurePosixPath(image.path)

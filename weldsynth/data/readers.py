@@ -153,7 +153,7 @@ def _guess_groups(rows: pd.DataFrame, images: torch.Tensor, config: DataConfig, 
     bare = (rows.group == '').to_numpy()
     if not bare.any(): return rows
     what = f'has no folder that names its weld ({plural(bare.sum(), "such image")})'
-    fix = 'put one between class and image, or give a manifest: with guessed welds the verdict is inconclusive at best'
+    fix = 'put one between class and image, or give a manifest: with guessed welds the verdict cannot be SHIP'
     report(Issue(rows.image[bare.argmax()], what, fix, False))
     guessed = rows.group.to_numpy().copy()
     alone = images[np.flatnonzero(bare)]
@@ -362,7 +362,7 @@ def _window_rows(rows: pd.DataFrame, films: dict, path: Path, group: str, report
 
 
 def _place_issues(rows: pd.DataFrame, whole: pd.DataFrame, name: str) -> Iterator[Issue]:
-    "Yields places that are no whole numbers of pixels, with their number and the first value."
+    "Yields places that are not whole numbers of pixels, with their number and the first value."
     odd = whole.index[~whole.all(axis=1)]
     if not len(odd): return
     column = next(c for c in whole if not whole[c][odd[0]])

@@ -73,7 +73,7 @@ class Source(Protocol):
         ...
 
     def rows(self) -> tuple[str, pd.DataFrame]:
-        "'manifest.csv' or 'windows.csv', and what would stand in it. Raises `DataError` if the data have no such form."
+        "'manifest.csv' or 'windows.csv', and its contents. Raises `DataError` if the data have no such form."
         ...
 
 

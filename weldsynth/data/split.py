@@ -86,11 +86,11 @@ def _missing(table: pd.DataFrame, names: np.ndarray, folds: tuple) -> DataError 
     for label, fold in np.argwhere(shares.eq(0)):
         parts, fix = ('three', '') if folds == FOLDS else ('the outer folds', 'change data.folds, ')
         what = f'is missing from the {folds[fold]} fold: its welds cannot be spread over {parts}'
-        return DataError(Issue(f"class '{shares.index[label]}'", what, f'{fix}name groups more finely, or add welds'))
+        return DataError(Issue(f"class '{shares.index[label]}'", what, f'{fix}use smaller groups, or add welds'))
     return None
 
 # %% ../../nbs/data/10_split.ipynb #b609208a
-_CANNOT_SPLIT = Issue('images', 'cannot be spread over the folds', 'name groups more finely, or add images')
+_CANNOT_SPLIT = Issue('images', 'cannot be spread over the folds', 'use smaller groups, or add images')
 
 
 def _most_even_split(table: pd.DataFrame, config: DataConfig, seed: int) -> np.ndarray:
@@ -155,7 +155,7 @@ def spread_issues(
     for label, n in table.groupby('label').group.nunique().items():
         if n < 3:
             what = f'comes from {plural(n, "group")}, and three folds need three'
-            yield Issue(f"class '{label}'", what, 'name groups more finely, or add welds with it')
+            yield Issue(f"class '{label}'", what, 'use smaller groups, or add welds with it')
 
 # %% ../../nbs/data/10_split.ipynb #85434e0f
 def _main_part(table: pd.DataFrame) -> pd.Series:

@@ -128,7 +128,7 @@ def _json_lines(path: Path, text: str) -> list:
         if not line.strip(): continue
         try: objects.append((number, dict(json.loads(line))))
         except (TypeError, ValueError):
-            raise _table_error(path, 'is no JSON object', 'correct the line', number) from None
+            raise _table_error(path, 'is not a JSON object', 'correct the line', number) from None
     header = list(dict.fromkeys(name for _, values in objects for name in values))
     def text_of(value): return '' if value is None else str(value).strip()
     return [(1, header), *((number, [text_of(values.get(h)) for h in header]) for number, values in objects)]
@@ -275,7 +275,7 @@ def table_issues(
     for what, fix in rows.attrs.get('notes', ()): yield Issue(name, what, fix, False)
     yield from _entry_issues(rows, name, needed, group)
     for line in rows.index[_column(rows, 'origin').str.lower() == 'synthetic']:
-        yield Issue(line_of(name, line), 'a synthetic image is offered as real', 'remove it')
+        yield Issue(line_of(name, line), 'a synthetic image is given as a real one', 'remove it')
     for column in ('size_mm', 'flaw_px'):
         if column in rows:
             yield from size_issues(rows[column], _column(rows, 'label'), lambda line: line_of(name, line))

@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ['POINTS', 'decide', 'clean_weight', 'macro_f1', 'choose_threshold', 'threshold_at_false_calls', 'operating_points',
            'group_counts', 'undefined_is_nan', 'scores', 'trivial_scores', 'bars', 'brier', 'calibration',
            'calibration_error', 'ranking', 'roc_points', 'pr_points', 'short_number', 'terciles', 'segment_table',
-           'at_prevalence', 'cost_measure']
+           'at_prevalence', 'plant_measure']
 
 # %% ../../nbs/metrics/01_classification.ipynb #830d7b30
 import warnings
@@ -183,7 +183,7 @@ def trivial_scores(
     clean_weight: float = 1.,  # of a clean patch
     named: np.ndarray | None = None,  # S x N, the defect class that each fit finds likeliest
 ) -> dict[str, float]:
-    "What needs no image -> its macro F1. The last, where `named` is given, is the mean over fits."
+    "Score without looking at images: rule -> its macro F1. The last, where `named` is given, is the mean over fits."
     true = np.bincount(truth, _patch_weights(truth, clean_weight), classes)
     flaws = np.where(np.arange(classes) > 0, true, 0)
     shares = {'guessing': true/true.sum(),
@@ -199,7 +199,7 @@ def trivial_scores(
 def bars(
     trivial: dict,  # from `trivial_scores`
 ) -> dict[str, float]:
-    "What a picture of scores shows of them: guessing, and the best way of calling everything flawed."
+    "The reference lines of a figure of scores: guessing, and the best way of calling everything flawed."
     flawed = max(f1 for rule, f1 in trivial.items() if rule != 'guessing')
     return {'guessing': trivial['guessing'], 'everything flawed': flawed}
 
@@ -317,22 +317,26 @@ def at_prevalence(
     missed_cost: float,                   # of a missed flaw
     false_cost: float,                    # of a false call, in the same unit
 ) -> dict:
-    "Precision, f1 and cost per 1,000 patches at a plant's share of flaws (Bayes); precision is NaN without a call."
+    """Precision and f1 at a plant's share of flaws (Bayes); missed flaws, false calls and cost per 1,000 patches.
+
+    Precision is NaN without a call."""
     hits = np.asarray(found)*prevalence
-    false = np.asarray(false_call_rate)*(1 - prevalence)
+    missed, false = prevalence - hits, np.asarray(false_call_rate)*(1 - prevalence)
     with undefined_is_nan():
-        return dict(precision=hits/(hits + false), f1=2*hits/(hits + false + prevalence),
-                    cost=1000*((prevalence - hits)*missed_cost + false*false_cost))
+        return dict(precision=hits/(hits + false), f1=2*hits/(hits + false + prevalence), missed=1000*missed,
+                    false_calls=1000*false, cost=1000*(missed*missed_cost + false*false_cost))
 
 # %% ../../nbs/metrics/01_classification.ipynb #5b4328a0
-def cost_measure(
+def plant_measure(
     prevalence: float,   # share of flawed patches at the plant, 0 to 1
     missed_cost: float,  # of a missed flaw
     false_cost: float,   # of a false call, in the same unit
 ) -> Callable[[np.ndarray], dict]:
-    "A function of counts (... x K x 4) that returns dict(cost=...), per 1,000 patches: it can stand for `scores`."
-    def cost(counts):
+    """A function of counts (... x K x 4) that can stand for `scores`: dict(missed, false_calls, cost).
+
+    Each is per 1,000 patches (`at_prevalence`)."""
+    def measure(counts):
         rates = scores(counts)
         plant = at_prevalence(rates['found_any'], rates['false_call_rate'], prevalence, missed_cost, false_cost)
-        return dict(cost=plant['cost'])
-    return cost
+        return {name: plant[name] for name in ('missed', 'false_calls', 'cost')}
+    return measure

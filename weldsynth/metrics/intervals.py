@@ -107,7 +107,7 @@ def _between_welds(x: Jackknife, effects: np.ndarray) -> float:
 
 # %% ../../nbs/metrics/02_intervals.ipynb #15ba2bdd
 def _noise(effects: np.ndarray) -> float:
-    "The variance of the mean of S x G effects that is peculiar to a fit on a weld."
+    "The part of the variance of the mean of S x G effects that is specific to a fit on a weld."
     rest = effects - effects.mean(0) - effects.mean(1, keepdims=True) + effects.mean()
     fits, groups = effects.shape
     return np.square(rest).sum()/((fits - 1)*(groups - 1))/(fits*groups)
@@ -123,7 +123,7 @@ def _between_generators(by_fit: np.ndarray, generators: np.ndarray, between_fits
 
 # %% ../../nbs/metrics/02_intervals.ipynb #bc688778
 class Interval(tuple):
-    "(estimate, low, high) that knows the degrees of freedom behind its bounds, `df`; infinite if not told otherwise."
+    "(estimate, low, high) with the degrees of freedom of its bounds, `df`; infinite by default."
     df: float = float('inf')
 
 
@@ -170,7 +170,7 @@ def p_value(
     limit: float,
     level: float = RuleConfig().level,  # of the interval
 ) -> float:
-    "The chance of an estimate so far from `limit`, on its side, if `limit` were the truth; NaN if not defined."
+    "The p-value of an estimate on its side of `limit`, if `limit` were the truth; NaN if not defined."
     from scipy.stats import t
     estimate, low, high = measured
     df = getattr(measured, 'df', float('inf'))

@@ -11,21 +11,22 @@ import zlib
 from importlib.resources import files
 
 # %% auto #0
-__all__ = ['REVIEWERS', 'ANSWERS_FORMAT', 'checksum', 'simulated_answers', 'answers_issue', 'answer_table', 'repeat_agreement',
-           'share_by_origin', 'by_reviewer', 'pooled_scores', 'share_text', 'review_sentence', 'by_class',
-           'artefact_list']
+__all__ = ['REVIEWERS', 'ANSWERS_FORMAT', 'REALISM', 'checksum', 'simulated_answers', 'answers_issue', 'answer_table',
+           'reviewer_facts', 'repeat_agreement', 'share_by_origin', 'by_reviewer', 'pooled_scores', 'share_text',
+           'review_sentence', 'by_class', 'artefact_list']
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #3eb17da6
 import numpy as np
 import pandas as pd
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #c37824e7
-from ..core.config import RuleConfig
+from ..core.config import ReviewConfig, RuleConfig
 from . import agreement
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #69ae0804
 REVIEWERS = ('A', 'B', 'C')
-ANSWERS_FORMAT = 'weldsynth review answers 1'
+ANSWERS_FORMAT = 'weldsynth review answers 2'
+REALISM = 6  # steps of the scale from certainly synthetic, 1, to certainly real; the upper half says real
 
 
 def checksum(
@@ -45,6 +46,7 @@ def simulated_answers(
     skill: float = 1.,           # distance between real and synthetic images, standard deviations
     label_rate: float = .9,      # probability of the class as labelled; otherwise any class is drawn
     artefact_rate: float = .05,  # probability of an artefact in a synthetic image
+    seconds: float = 27.,        # an image, in the median
 ) -> dict:
     "The answers of a simulated reviewer, marked as simulated. A repeat looks almost as it did the first time."
     truth = key.set_index('item')
@@ -53,9 +55,11 @@ def simulated_answers(
     for item in data['orders'][reviewer]:
         row = truth.loc[item]
         looks[item] = _perceive(row, looks, skill, rng)
-        answers.append(_simulate_answer(item, row, looks[item], data, rng, label_rate, artefact_rate))
+        answer = _simulate_answer(item, row, looks[item], data, rng, label_rate, artefact_rate)
+        answers.append(dict(answer, seconds=round(seconds*float(rng.uniform(.7, 1.3)), 1)))
+    about = dict(certificate='none, simulated', years=0, screen='', light='')
     body = dict(format=ANSWERS_FORMAT, set=data['set'], hash=data['hash'], reviewer=reviewer,
-                simulated=True, answers=answers)
+                simulated=True, about=about, answers=answers)
     return dict(body, checksum=checksum(body))
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #3be28840
@@ -66,13 +70,14 @@ def _perceive(row: pd.Series, looks: dict, skill: float, rng: np.random.Generato
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #07b956e5
 def _simulate_answer(item: str, row, look: float, data: dict, rng, label_rate: float, artefact_rate: float) -> dict:
-    "One entry of `answers`."
+    "One entry of `answers`, without its time."
     artefact = bool(row.origin == 'synthetic' and rng.random() < artefact_rate)
     x, y = (int(v) for v in rng.integers(0, data['px'], 2)) if artefact else (None, None)
     label = row.label if rng.random() < label_rate else str(rng.choice(data['classes']))
-    return dict(item=item, source='synthetic' if look > 0 else 'real', confidence=1 + int(min(2, abs(look)//.6)),
-                realism=int(np.clip(round(3 - look), 1, 5)), label=label,
-                artefact=artefact, x=x, y=y, note='made up' if artefact else '')
+    sure = int(min(2, abs(look)//.6))
+    realism = 3 - sure if look > 0 else 4 + sure
+    return dict(item=item, label=label, realism=realism, artefact=artefact, x=x, y=y,
+                note='made up' if artefact else '')
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #654fcd76
 _SCHEMA = files('weldsynth')/'assets'/'answers.schema.json'
@@ -91,12 +96,17 @@ def answers_issue(
     if answers['hash'] != data['hash']:
         return (f"answers another set ({answers['set'][:40]!r}, this study's is {data['set']}): "
                 f'ask {reviewer} to use the page of this study, or score the file with its own study')
-    return _items_issue(answers, data)
+    issue = _items_issue(answers, data)
+    return issue and f'{issue}: ask {reviewer} for the original'
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #1fcedc64
 def _schema_issue(answers) -> str:
     "Where `answers` differs from the schema, and the fix; '' where it does not."
     import jsonschema
+    found = answers.get('format') if isinstance(answers, dict) else None
+    if found == 'weldsynth review answers 1':
+        return ('was saved by the page of an earlier version, which asked other questions: '
+                'run `weldsynth review export` again and have the new page answered')
     schema = json.loads(_SCHEMA.read_text())
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(answers))
     if not error: return ''
@@ -105,19 +115,15 @@ def _schema_issue(answers) -> str:
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #2167f0e2
 def _items_issue(answers: dict, data: dict) -> str:
-    "What is wrong with the items that are answered, and the fix; '' if nothing is."
-    reviewer = f'reviewer {answers["reviewer"]}'
+    "What is wrong with the items that are answered; '' if nothing is."
     items = [a['item'] for a in answers['answers']]
     expected = data['orders'][answers['reviewer']]
     repeated = {i for i in items if items.count(i) > 1}
     unknown = set(items) - set(expected)
-    if repeated: issue = f'answers image {min(repeated)} twice'
-    elif unknown: issue = f'answers image {min(unknown)}, which is not in the set'
-    else: issue = next(filter(None, (_answer_issue(a, data) for a in answers['answers'])), '')
-    if issue: return f'{issue}: ask {reviewer} for the original'
-    missing = len(expected) - len(items)
-    if not missing: return ''
-    return f'lacks {missing} of {len(expected)} images: {reviewer} can load it on the page, finish it and save again'
+    if repeated: return f'answers image {min(repeated)} twice'
+    if unknown: return f'answers image {min(unknown)}, which is not in the set'
+    if set(items) <= set(expected[:data['practice']]): return 'answers no image after those for practice'
+    return next(filter(None, (_answer_issue(a, data) for a in answers['answers'])), '')
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #003248a0
 def _answer_issue(answer: dict, data: dict) -> str:
@@ -130,19 +136,27 @@ def _answer_issue(answer: dict, data: dict) -> str:
     return '' if valid else f'marks a place that image {item} does not have'
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #33a28441
-_ANSWER_COLUMNS = ['answered_source', 'confidence', 'realism', 'answered_label', 'artefact', 'x', 'y', 'note']
+_ANSWER_COLUMNS = ['answered_label', 'realism', 'artefact', 'x', 'y', 'note', 'seconds']
 
 
 def answer_table(
     answers: list,      # dicts as the page saves them
     key: pd.DataFrame,  # of the set: item, part, of, origin, label, id
 ) -> pd.DataFrame:
-    """A row per reviewer and image: reviewer, the columns of `key`, answered_source, confidence,
-    realism, answered_label, artefact, x, y (pixels), note and label_agrees."""
+    """A row per reviewer and image: reviewer, the columns of `key`, answered_label, realism (1 to 6), artefact,
+    x, y (pixels), note, seconds, answered_source and label_agrees."""
     rows = [dict(reviewer=a['reviewer'], **answer) for a in answers for answer in a['answers']]
-    table = pd.DataFrame(rows).rename(columns=dict(source='answered_source', label='answered_label'))
+    table = pd.DataFrame(rows).rename(columns=dict(label='answered_label'))
     table = table.merge(key, on='item', validate='many_to_one')[['reviewer', *key.columns, *_ANSWER_COLUMNS]]
-    return table.assign(label_agrees=table.answered_label == table.label)
+    source = np.where(table.realism > REALISM/2, 'real', 'synthetic')
+    return table.assign(answered_source=source, label_agrees=table.answered_label == table.label)
+
+
+def reviewer_facts(
+    answers: list,  # dicts as the page saves them
+) -> pd.DataFrame:
+    "What reviewers say of themselves: reviewer, certificate, years, screen and light; a row each."
+    return pd.DataFrame([dict(reviewer=a['reviewer'], **a['about']) for a in answers])
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #c3be84ab
 def repeat_agreement(
@@ -167,15 +181,14 @@ def share_by_origin(
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #1f2a0270
 def _detection(scored: pd.DataFrame) -> dict:
-    "d', criterion and the area under the ROC curve of one reviewer's signed confidence."
+    "d', criterion and the area under the ROC curve of one reviewer's scale."
     from sklearn.metrics import roc_auc_score
     synthetic = (scored.origin == 'synthetic').to_numpy()
     called = (scored.answered_source == 'synthetic').to_numpy()
     dprime, criterion = agreement.signal_detection(int((called & synthetic).sum()), int(synthetic.sum()),
                                          int((called & ~synthetic).sum()), int((~synthetic).sum()))
-    signed = np.where(called, scored.confidence, -scored.confidence)
     defined = 0 < synthetic.sum() < len(scored)
-    auc = roc_auc_score(synthetic, signed) if defined else float('nan')
+    auc = roc_auc_score(synthetic, -scored.realism) if defined else float('nan')
     return dict(dprime=dprime, criterion=criterion, auc=auc)
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #0900b527
@@ -183,46 +196,70 @@ def by_reviewer(
     table: pd.DataFrame,  # from `answer_table`
     config: RuleConfig,   # `level` of the intervals
 ) -> pd.DataFrame:
-    """A row per reviewer: reviewer, items, accuracy (with low and high), dprime, criterion, auc,
-    label_agreement and artefact (each _real and _synthetic), and the shares of `repeat_agreement`."""
+    """A row per reviewer: reviewer, items (flaws and cleans answered), seconds (median, an image), accuracy (with low
+    and high), dprime, criterion, auc, label_agreement, artefact and false_alarm (each _real and _synthetic), and the
+    shares of `repeat_agreement`."""
     return pd.DataFrame([_reviewer_row(str(name), mine, config.level) for name, mine in table.groupby('reviewer')])
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #035e32bc
 def _reviewer_row(reviewer: str, mine: pd.DataFrame, level: float) -> dict:
-    scored = mine[mine.part == 'scored']
+    scored, catch = mine[mine.part == 'scored'], mine[mine.part == 'catch']
     accuracy, low, high = agreement.exact_share((scored.answered_source == scored.origin).to_numpy(), level)
-    shares = {f'{name}_{origin}': share_by_origin(scored, column, origin)
-              for name, column in (('label_agreement', 'label_agrees'), ('artefact', 'artefact'))
-              for origin in ('real', 'synthetic')}
-    return dict(reviewer=reviewer, items=len(scored), accuracy=accuracy, low=low, high=high,
-                **_detection(scored), **shares, **repeat_agreement(mine))
+    alarms = catch.assign(alarm=~catch.label_agrees.astype(bool))
+    measured = (('label_agreement', scored, 'label_agrees'), ('artefact', scored, 'artefact'),
+                ('false_alarm', alarms, 'alarm'))
+    shares = {f'{name}_{origin}': share_by_origin(rows, column, origin)
+              for name, rows, column in measured for origin in ('real', 'synthetic')}
+    return dict(reviewer=reviewer, items=len(scored) + len(catch), seconds=_seconds(mine), accuracy=accuracy, low=low,
+                high=high, **_detection(scored), **shares, **repeat_agreement(mine))
+
+
+def _seconds(answers: pd.DataFrame) -> float:
+    "Median time for an image after those for practice, seconds."
+    return float(answers[answers.part != 'practice'].seconds.median())
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #1d0c3795
+_ASKED = ReviewConfig()
+
+
 def pooled_scores(
     table: pd.DataFrame,  # from `answer_table`
     config: RuleConfig,   # `resamples` and `level` of the intervals
     seed: int,
+    asked: ReviewConfig = _ASKED,  # `least_share` of the images, `least_seconds`
+    images: int | None = None,  # flaws and cleans of the set; as many as were answered if not given
 ) -> dict:
-    """Over all reviewers: reviewers, items, accuracy, kappa_source, kappa_class, alpha_realism, realism_real,
-    realism_synthetic, delta, label_right, label_right_real, artefacts, artefacts_real.
-    `accuracy` and `delta` are (estimate, low, high); the shares without suffix are those of synthetic images.
-    A score that is undefined is NaN."""
+    """Over all reviewers, of flaws: reviewers, complete (who answered `least_share` of the images), answered (images,
+    by each), images, items (flaws answered), accuracy, kappa_source, kappa_class, alpha_realism, realism_real,
+    realism_synthetic, delta, those of `_shares`, seconds (median, by each) and hasty (who took under `least_seconds`).
+    `accuracy`, `delta` and the shares are (estimate, low, high). A score that is undefined is NaN."""
     scored = table[table.part == 'scored']
-    sources = _items_by_reviewer(scored, 'answered_source')
-    labels = _items_by_reviewer(scored, 'answered_label')
-    realism = _items_by_reviewer(scored, 'realism').to_numpy(float)
-    origin = scored.drop_duplicates('item').set_index('item').origin.reindex(sources.index)
+    realism = _items_by_reviewer(scored, 'realism')
+    origin = scored.drop_duplicates('item').set_index('item').origin.reindex(realism.index)
     synthetic = (origin == 'synthetic').to_numpy()
     weights = agreement.item_weights(synthetic, config.resamples, seed)
-    return dict(reviewers=scored.reviewer.nunique(), items=len(synthetic),
-                accuracy=agreement.percentile_interval(_accuracy(scored, weights), config.level),
-                kappa_source=agreement.fleiss(sources), kappa_class=agreement.fleiss(labels),
-                alpha_realism=agreement.krippendorff_alpha(realism.T),
-                **_realism_scores(realism.mean(1), synthetic, weights, config.level), **_shares(scored))
+    accuracy = agreement.percentile_interval(_accuracy(scored, weights), config.level)
+    return dict(**_effort(table, asked, images), items=len(synthetic), accuracy=accuracy,
+                kappa_source=agreement.fleiss(_items_by_reviewer(scored, 'answered_source').dropna()),
+                kappa_class=agreement.fleiss(_items_by_reviewer(scored, 'answered_label').dropna()),
+                alpha_realism=agreement.krippendorff_alpha(realism.to_numpy(float).T),
+                **_realism_scores(realism.mean(axis=1).to_numpy(), synthetic, weights, config.level),
+                **_shares(table, config.level))
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #6edde781
+def _effort(table: pd.DataFrame, asked: ReviewConfig, images: int | None) -> dict:
+    "How many images each reviewer answered and how fast, and who took less time than an image needs."
+    counted = table[table.part.isin(['scored', 'catch'])]
+    answered = counted.groupby('reviewer').size()
+    images = images or counted.item.nunique()
+    seconds = table.groupby('reviewer')[['part', 'seconds']].apply(_seconds)
+    return dict(reviewers=len(answered), complete=int((answered >= asked.least_share*images).sum()), images=images,
+                answered=answered.tolist(), seconds=seconds.tolist(),
+                hasty=seconds.index[seconds < asked.least_seconds].tolist())
+
+
 def _items_by_reviewer(scored: pd.DataFrame, column: str) -> pd.DataFrame:
-    "A row per item and a column per reviewer."
+    "A row per item and a column per reviewer; NaN where a reviewer has not answered."
     return scored.pivot(index='item', columns='reviewer', values=column)
 
 
@@ -241,12 +278,22 @@ def _realism_scores(mean: np.ndarray, synthetic: np.ndarray, weights: np.ndarray
                 delta=agreement.percentile_interval(delta, level))
 
 
-def _shares(scored: pd.DataFrame) -> dict:
-    "The shares that the verdict's guard tests, and those of real images beside them."
-    return dict(label_right=share_by_origin(scored, 'label_agrees', 'synthetic'),
-                label_right_real=share_by_origin(scored, 'label_agrees', 'real'),
-                artefacts=share_by_origin(scored, 'artefact', 'synthetic'),
-                artefacts_real=share_by_origin(scored, 'artefact', 'real'))
+def _item_means(rows: pd.DataFrame, column: str, origin: str) -> np.ndarray:
+    "For each image of an origin, the share of its answers in which `column` is true."
+    mine = rows[rows.origin == origin]
+    return mine[column].astype(float).groupby(mine['item']).mean().to_numpy()
+
+
+def _shares(table: pd.DataFrame, level: float) -> dict:
+    """label_right, artefacts (of flaws) and false_alarms (of cleans) of synthetic images; the same with _real;
+    label_change, the labels right on synthetic less those on real images. Each with its interval."""
+    scored, catch = table[table.part == 'scored'], table[table.part == 'catch']
+    measured = (('label_right', scored, 'label_agrees'), ('artefacts', scored, 'artefact'),
+                ('false_alarms', catch.assign(alarm=~catch.label_agrees.astype(bool)), 'alarm'))
+    synthetic, real = (_item_means(scored, 'label_agrees', origin) for origin in ('synthetic', 'real'))
+    return dict({f'{name}{end}': agreement.mean_share(_item_means(rows, column, origin), level)
+                 for name, rows, column in measured for end, origin in (('', 'synthetic'), ('_real', 'real'))},
+                label_change=agreement.share_difference(synthetic, real, level))
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #0330d518
 def share_text(
@@ -259,26 +306,49 @@ def share_text(
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #efe73723
 def review_sentence(
-    review: dict,  # from `pooled_scores`; {} without answers
+    review: dict,  # from `pooled_scores`, with `source` ('real', 'simulated'); {} without answers
 ) -> str:
-    "What people found in the synthetic images, in a sentence or two of Markdown."
+    "What people found in the synthetic images, in a few sentences of Markdown."
     n = review.get('reviewers', 0)
     if not n: return 'No person has reviewed the realism of the synthetic images: **not reviewed**.'
-    share = {k: share_text(review[k]) for k in review if k not in ('reviewers', 'items')}
-    found = (f'saw the intended flaw in {share["label_right"]} of the synthetic images '
-             f'(in {share["label_right_real"]} of real ones), a gross artefact in {share["artefacts"]} '
-             f'({share["artefacts_real"]}), and told real from synthetic in {share["accuracy"]} of cases.')
-    if n >= len(REVIEWERS): return f'Three reviewers {found}'
-    who = 'One reviewer' if n == 1 else 'Two reviewers'
-    return f'Realism: **{n} of {len(REVIEWERS)} reviews**. {who} {found}'
+    who = ('One reviewer', 'Two reviewers', 'Three reviewers')[n - 1]
+    if review['complete'] < len(REVIEWERS):
+        who = f'Realism: **{review["complete"]} of {len(REVIEWERS)} reviews**. {who}'
+    return f'{who} {_findings(review)} {_efforts(review)}'
+
+
+def _findings(review: dict) -> str:
+    "What reviewers found, after the word 'reviewers'."
+    real = review['source']
+    alarms = ('' if np.isnan(_estimate(review['false_alarms_real'])) else
+              f'a flaw in {_percent(review["false_alarms_real"])} of {real} images without one, ')
+    return (f'saw the intended flaw in {_percent(review["label_right"])} of the synthetic images '
+            f'(in {_percent(review["label_right_real"])} of {real} ones), {alarms}a gross artefact in '
+            f'{_percent(review["artefacts"])} ({_percent(review["artefacts_real"])}), and recognised {real} and '
+            f'synthetic images in {share_text(review["accuracy"])} of cases.')
+
+
+def _estimate(value) -> float:
+    "The first of (estimate, low, high); None as NaN."
+    return float('nan') if value[0] is None else value[0]
+
+
+def _percent(value) -> str: return share_text(_estimate(value))
+
+
+def _efforts(review: dict) -> str:
+    "How many images the reviewers answered, in what time, and who was too fast."
+    answered, seconds = (', '.join(f'{n:.0f}' for n in review[k]) for k in ('answered', 'seconds'))
+    hasty = ''.join(f' **Reviewer {r} was too fast to have looked at the images.**' for r in review['hasty'])
+    return f'Answered: {answered} of {review["images"]} images; median time: {seconds} s.{hasty}'
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #b239cee7
 def by_class(
     table: pd.DataFrame,  # from `answer_table`
 ) -> pd.DataFrame:
-    """A row per label and origin: images, and over all answers called_synthetic, label_agreement,
+    """A row per label, 'clean' too, and origin: images, and over all answers called_synthetic, label_agreement,
     realism (mean) and artefact (share)."""
-    scored = table[table.part == 'scored']
+    scored = table[table.part.isin(['scored', 'catch'])]
     scored = scored.assign(called=scored.answered_source == 'synthetic')
     return scored.groupby(['label', 'origin'], as_index=False).agg(
         images=('item', 'nunique'), called_synthetic=('called', 'mean'), label_agreement=('label_agrees', 'mean'),

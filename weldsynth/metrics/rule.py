@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['FOUND_TEXT', 'NO_FILM', 'GUARDS', 'Guard', 'outcome', 'guard_found', 'guard_false_calls', 'guard_brier', 'guard_film',
-           'guard_copies', 'guard_fingerprint', 'guard_autoencoded', 'guard_gate', 'guard_review', 'Evidence', 'holm',
-           'assess_guards', 'unassessed', 'is_clear', 'decide_shipping', 'sample_size_note']
+__all__ = ['FOUND_TEXT', 'NO_FILM', 'GUARDS', 'PLAIN_ARMS', 'Guard', 'outcome', 'guard_found', 'guard_false_calls', 'guard_brier',
+           'guard_film', 'guard_copies', 'guard_fingerprint', 'guard_autoencoded', 'guard_gate', 'guard_review',
+           'Evidence', 'holm', 'assess_guards', 'unassessed', 'is_clear', 'plain_arms', 'decide_shipping',
+           'sample_size_note']
 
 # %% ../../nbs/metrics/07_rule.ipynb #ba956c33
 import numpy as np
@@ -115,7 +116,7 @@ def guard_film(
     result, p = _assess(gain, rule, least=rule.least_film_gain)
     plain = {'holds': f'No loss on {films}.', 'fails': f'A loss on {films}.',
              'in doubt': f'There may be a loss on {films}.',
-             'not assessed': 'No film was held out.' if gain is None else f'Too few welds to judge {films}.'}
+             'not assessed': 'No film was held out.' if gain is None else f'Too few welds to assess {films}.'}
     measured = NO_FILM if gain is None else format_points(*gain)
     limit = f'no loss beyond {-100*rule.least_film_gain:.0f} points'
     return Guard('held-out films', plain[result], measured, limit, result, p)
@@ -150,7 +151,7 @@ def guard_fingerprint(
     rule: RuleConfig,
     short_cut: Guard | None = None,  # from `guard_autoencoded`: does the classifier use the trace?
 ) -> Guard:
-    "A trace (a probe's AUC over .65, or over the floor and .15 if that is more) fails where the classifier uses it."
+    "A trace (probe AUC over .65, or over that of real against real and .15) fails if the classifier uses it."
     probe, floor = audit.get('probe'), audit.get('probe_floor')
     limit = max(rule.most_probe_auc, floor[0] + rule.most_probe_added) if floor else rule.most_probe_auc
     trace = outcome(probe, most=limit)
@@ -169,7 +170,7 @@ def _harm(trace: str, used: str) -> str:
 
 # %% ../../nbs/metrics/07_rule.ipynb #6513270e
 def _trace_text(trace: str, used: str) -> str:
-    "What a trace means, for a quality manager."
+    "The meaning of a trace in one sentence."
     if trace == 'not assessed': return 'Whether a computer can tell synthetic images from real ones was not measured.'
     if trace == 'holds': return 'A computer can hardly tell synthetic images from real ones.'
     can = 'A computer can tell synthetic images from real ones'
@@ -197,7 +198,7 @@ def guard_gate(
     audit: dict,
     rule: RuleConfig,
 ) -> Guard:
-    "The judges' macro F1 on autoencoded validation images is at least .97 of that on the originals."
+    "The reference classifiers' macro F1 on autoencoded validation images is at least .97 of that on the originals."
     ratio = audit.get('gate')
     result, p = _assess(ratio, rule, least=rule.least_gate)
     percent = [100*x for x in ratio] if ratio is not None else []
@@ -210,21 +211,43 @@ def guard_gate(
     return Guard('flaws kept by compression', plain[result], measured, limit, result, p)
 
 # %% ../../nbs/metrics/07_rule.ipynb #828c9748
+_LABELS_SEEN = {'holds': 'about as often as in {} ones', 'fails': 'less often than in {} ones',
+                'in doubt': 'perhaps less often than in {} ones'}
+_ARTEFACTS_SEEN = {'holds': 'and rarely a gross artefact', 'fails': 'and too often a gross artefact',
+                   'in doubt': 'and perhaps too often a gross artefact'}
+_WORST = ('fails', 'not assessed', 'in doubt', 'holds')
+
+
 def guard_review(
     review: dict,  # {} where nobody has reviewed
     rule: RuleConfig,
 ) -> Guard:
-    "Three reviewers find at least 90 % of the labels of synthetic images right, and gross artefacts in at most 5 %."
-    name, limit = 'realism, three reviewers', 'labels right 90 %, gross artefacts 5 %'
-    reviewers = (review or {}).get('reviewers', 0)
-    if reviewers < 3:
-        status = f'{reviewers} of 3 reviews' if reviewers else 'not reviewed'
+    """Three reviewers see the intended flaw in synthetic images as often as in real ones, or nearly so, and few
+    artefacts. The artefacts hold if their share is within the limit, as no few images could prove it."""
+    name = 'realism, three reviewers'
+    limit = (f'labels right: no loss beyond {100*rule.most_labels_lost:.0f} points on real images; '
+             f'gross artefacts: at most {100*rule.most_artefacts:.0f} %')
+    complete = (review or {}).get('complete', 0)
+    if complete < 3:
+        status = f'{complete} of 3 reviews' if (review or {}).get('reviewers') else 'not reviewed'
         plain = f'No three inspectors have looked at the synthetic images: {status}.'
         return Guard(name, plain, status, limit, 'not assessed')
-    right, wrong = review['label_right'], review['artefacts']
-    result = 'holds' if right >= rule.least_labels_right and wrong <= rule.most_artefacts else 'fails'
-    plain = f'Three reviewers found {100*right:.0f} % of the labels right and artefacts in {100*wrong:.0f} %.'
-    return Guard(name, plain, f'{100*right:.0f} %, {100*wrong:.0f} %', limit, result)
+    change, share = ((float('nan'),)*3 if None in review[k] else review[k] for k in ('label_change', 'artefacts'))
+    labels, p_labels = _assess(change, rule, least=-rule.most_labels_lost)
+    artefacts, p_artefacts = _assess(share, rule, most=rule.most_artefacts)
+    if share[0] <= rule.most_artefacts: artefacts = 'holds'
+    result = min(labels, artefacts, key=_WORST.index)
+    p = min(1., 2*float(np.nanmin([p_labels, p_artefacts]))) if result == 'fails' else float('nan')
+    measured = f'labels right {format_points(*change)} points, artefacts {100*share[0]:.0f} %'
+    return Guard(name, _review_text(labels, artefacts, review), measured, limit, result, p)
+
+
+def _review_text(labels: str, artefacts: str, review: dict) -> str:
+    "What three reviewers saw, for a quality manager."
+    if 'not assessed' in (labels, artefacts): return 'What three inspectors saw could not be compared with real images.'
+    seen = _LABELS_SEEN[labels].format(review.get('source', 'real'))
+    hasty = ''.join(f' Reviewer {r} was too fast to have looked.' for r in review.get('hasty', ()))
+    return (f'Three inspectors see the intended flaw in synthetic images {seen}, {_ARTEFACTS_SEEN[artefacts]}.{hasty}')
 
 # %% ../../nbs/metrics/07_rule.ipynb #f85711e0
 @dataclass
@@ -278,7 +301,7 @@ def assess_guards(
 def unassessed(
     guards: list,  # of `Guard`
 ) -> list:
-    "Names of the safeguards that were not assessed and should have been: not that of films where none was held out."
+    "Names of the safeguards that should have been assessed and were not: not that of films where none was held out."
     return [g.name for g in guards if g.outcome == 'not assessed' and g.measured != NO_FILM]
 
 # %% ../../nbs/metrics/07_rule.ipynb #368ad655
@@ -290,14 +313,21 @@ def is_clear(
     return gain[0] >= rule.least_gain and gain[1] > 0
 
 # %% ../../nbs/metrics/07_rule.ipynb #9f27d19f
-def _names(arms) -> str:
-    "Arms as the reason names them."
-    return ' and '.join(f'{a} alone' if a == 'real' else a for a in arms)
+PLAIN_ARMS = {'real': 'real images alone', 'real-repeated': 'repeating real images',
+              'real-augmented': 'distorting real images', 'cut-paste': 'pasting real flaws into clean welds'}
 
 
-def _safeguards(names: list, verb: str, verbs: str) -> str:
-    "'a safeguard is' or 'safeguards are'."
-    return f'a safeguard {verb}' if len(names) == 1 else f'safeguards {verbs}'
+def plain_arms(
+    arms,  # names
+) -> str:
+    "What the arms do, for a quality manager."
+    return ' and '.join(PLAIN_ARMS.get(arm, arm) for arm in arms)
+
+
+def _checks(guards: list) -> str:
+    "The outcome of one or two safety checks in their own words, the names of more."
+    if len(guards) > 2: return ', '.join(guard.name for guard in guards)
+    return ' and '.join(f'{guard.plain[:1].lower()}{guard.plain[1:]}'.rstrip('.') for guard in guards)
 
 # %% ../../nbs/metrics/07_rule.ipynb #32af3a98
 def decide_shipping(
@@ -310,30 +340,28 @@ def decide_shipping(
     "The rule: (decision, reason)."
     unfit = [g.name for g in entry if g.outcome != 'holds']
     if unfit: return 'INCONCLUSIVE', f'the classifier is not good enough to answer: {", ".join(unfit)}'
-    failing = [g.name for g in guards if g.outcome == 'fails']
+    failing = [g for g in guards if g.outcome == 'fails']
     hopeless = [arm for arm, (_, _, high) in gains.items() if high < rule.least_gain]
     if hopeless:
-        also = f'; also failing: {", ".join(failing)}' if failing else ''
-        return 'DO NOT SHIP', f'a gain of {100*rule.least_gain:.0f} point over {_names(hopeless)} is ruled out{also}'
-    if failing:
-        return 'DO NOT SHIP', f'{_safeguards(failing, "fails", "fail")} beyond doubt: {", ".join(failing)}'
+        also = f'; {_checks(failing)}' if failing else ''
+        gain = f'a gain of {100*rule.least_gain:.0f} point over {plain_arms(hopeless)}'
+        return 'DO NOT SHIP', f'{gain} is ruled out{also}'
+    if failing: return 'DO NOT SHIP', f'safety checks failed: {_checks(failing)}'
     return _open_or_ship(gains, guards, groups_known, rule)
 
 
 def _open_or_ship(gains: dict, guards: list, groups_known: bool, rule: RuleConfig) -> tuple:
-    "The decision where nothing speaks against shipping."
+    "The decision where no safety check fails."
     if not groups_known: return 'INCONCLUSIVE', 'the data do not say which patches share a weld'
     if np.isnan(list(gains.values())).any():
         return 'INCONCLUSIVE', f'an interval of the gain needs {rule.least_welds} test welds, and there are fewer'
     unclear = [arm for arm, gain in gains.items() if not is_clear(gain, rule)]
     if unclear:
-        return 'INCONCLUSIVE', f'the gain over {_names(unclear)} is not clear: the interval leaves both answers open'
-    doubtful = [g.name for g in guards if g.outcome == 'in doubt']
-    if doubtful:
-        subject = _safeguards(doubtful, 'is', 'are')
-        return 'INCONCLUSIVE', f'the gain is clear, but {subject} in doubt: {", ".join(doubtful)}'
-    return 'SHIP', ('the gain is clear over real images and over what costs nothing, and no safeguard that was '
-                    'assessed speaks against it')
+        return 'INCONCLUSIVE', f'the test leaves open whether anything is gained over {plain_arms(unclear)}'
+    doubtful = [g for g in guards if g.outcome == 'in doubt']
+    if doubtful: return 'INCONCLUSIVE', f'the gain is clear, but safety is in doubt: {_checks(doubtful)}'
+    return 'SHIP', ('the gain is clear over real images and over the no-cost control, and no safety check that was '
+                    'made fails')
 
 # %% ../../nbs/metrics/07_rule.ipynb #1c2910d8
 def sample_size_note(
@@ -349,10 +377,11 @@ def sample_size_note(
              group_multiplier(x, rule.least_gain, rule.level) for arm, x in gains.items()}
     arm = max(times, key=lambda a: times[a])
     if times[arm] <= 1:
-        if decision == 'INCONCLUSIVE': return 'The gain is decided; the doubt is about safeguards.'
+        if decision == 'INCONCLUSIVE': return 'The gain is decided; the doubt is about safety checks.'
         return 'More data would not change the answer on the gain, if the estimates stay.'
     if np.isinf(times[arm]):
-        return (f'More test welds alone will not settle the gain over {arm}: with {fits} trainings the classifiers '
-                'themselves differ too much. Train more classifiers and generators.')
+        return (f'More test welds alone will not settle the gain over {plain_arms([arm])}: {fits} trained classifiers '
+                'differ too much among themselves. Train more classifiers and generators.')
     needed = int(np.ceil(times[arm]*groups))
-    return (f'If the estimates stay, about {needed:,} test welds instead of {groups} would decide the gain over {arm}.')
+    return (f'If the estimates stay, about {needed:,} test welds instead of {groups} would decide the gain over '
+            f'{plain_arms([arm])}.')

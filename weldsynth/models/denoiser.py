@@ -204,7 +204,7 @@ def check_finite(
     i = int(bad.nonzero()[0])
     names = {number: name for name, number in pipe.labels.items()}
     raise StudyError(f'the image of class {names.get(labels[i], labels[i])} with seed {seeds[i]} has values that are '
-                     'no finite numbers: nothing is drawn with this generator; remove its folder ldm/denoiser-..., '
+                     'not finite: nothing is drawn with this generator; remove its folder ldm/denoiser-..., '
                      'so that it is trained again, or choose a lower guidance scale')
 
 # %% ../../nbs/models/04_denoiser.ipynb #5dfa9ba2
@@ -216,6 +216,7 @@ def draw(
     guidance: float,            # guidance scale; 1 is none
     steps: int,                 # solver steps
     interval: Sequence[float],  # times, as shares of the schedule, at which guidance acts
+    velocity: Callable = guided_velocity,  # the guidance: another function with its arguments
 ) -> torch.Tensor:
     """One batch of images, uint8, N x 1 x H x W.
 
@@ -227,8 +228,8 @@ def draw(
     solver.set_timesteps(steps, device=pipe.device)
     for t, time in zip(solver.timesteps, solver.timesteps.tolist(), strict=True):
         with torch.autocast(pipe.device.type, torch.bfloat16, enabled=on_gpu):
-            velocity = guided_velocity(pipe.transformer, x, time, y, guidance, interval)
-        x = solver.step(velocity, t, x).prev_sample
+            predicted = velocity(pipe.transformer, x, time, y, guidance, interval)
+        x = solver.step(predicted, t, x).prev_sample
     images = pipe.vae.decode(x).sample
     check_finite(images, pipe, labels, seeds)
     return to_uint8(images).cpu()
@@ -276,10 +277,11 @@ def generate(
     seeds: Sequence[int],   # one per image
     guidance: float,        # guidance scale; 1 is none
     sampler: SamplerConfig,
+    velocity: Callable = guided_velocity,  # the guidance, for `draw`
 ) -> torch.Tensor:
     "Images with film noise, digitised and windowed as real ones are; uint8, N x 1 x H x W."
     def draw_piece(labels, seeds):
-        images = draw(pipe, labels, seeds, guidance, sampler.steps, sampler.guidance_interval)
+        images = draw(pipe, labels, seeds, guidance, sampler.steps, sampler.guidance_interval, velocity)
         return add_film_noise(images, film_noise, seeds, sampler.latent_cutoff)
     if pipe.device.type != 'cpu': return draw_piece(labels, seeds)
     n = max(1, min(CPU_BATCH, MAX_BATCH_PIXELS//(4*pipe.transformer.config.sample_size)**2))

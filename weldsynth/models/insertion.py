@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/models/13_insertion.ipynb #11aeb5f8
 class Sites(NamedTuple):
-    "Welds with a hole each, as the network sees them, and what turns its layers into greys of the film."
+    "Welds with a hole each, as inputs of the network, and the scale that turns its layers into grey values."
     background: torch.Tensor  # latents of the filled patches, N x C x h x w
     cells: torch.Tensor       # 1 in each cell of the latent that the hole touches, else 0; N x 1 x h x w
     outline: torch.Tensor     # the mask, 0 or 1, the pixels of a cell one after the other; N x 16 x h x w
@@ -68,7 +68,7 @@ def open_sites(
 # %% ../../nbs/models/13_insertion.ipynb #ba722a7b
 @dataclass(frozen=True)
 class InsertionPairs:
-    "What the network learns from; the first axis of the latents is that of the four mirror images."
+    "The training data of the network; the first axis of the latents is that of the four mirror images."
     layers: torch.Tensor      # 4 x N x C x h x w, unit variance inside the holes of flaws, 0 outside
     background: torch.Tensor  # 4 x N x C x h x w
     cells: torch.Tensor       # 4 x N x 1 x h x w
@@ -258,7 +258,7 @@ def draw_layers(
     source: torch.Tensor | None = None,  # layers to vary, as the result; None draws new ones
     strength: float = 1.,      # from 0, the source as it is, to 1, nothing of it
 ) -> torch.Tensor:
-    "Layers as the network learnt them, N x C x h x w, on its device; each depends on its own site, label and seed."
+    "Layers in the network's units, N x C x h x w, on its device; each depends on its own site, label and seed."
     if source is not None and strength == 0: return source
     solver = few_step_solver()
     device = next(net.parameters()).device
@@ -275,7 +275,7 @@ def draw_layers(
 
 
 def _guided(net, x, sites: Sites, time: float, labels, guidance: float, sampler: SamplerConfig) -> torch.Tensor:
-    "The predicted velocity, pushed away from that of plain metal while guidance acts."
+    "The predicted velocity, with guidance away from that of sound metal where guidance acts."
     first, last = sampler.guidance_interval
     times = torch.full((len(x),), time, device=x.device)
     def predict(labels): return predict_velocity(net, x, *sites[:3], times, labels)
@@ -360,7 +360,7 @@ class Inserter:
 
 # %% ../../nbs/models/13_insertion.ipynb #c375a755
 class Lessons(NamedTuple):
-    "What a teacher has drawn, and from what."
+    "Layers that a teacher has drawn, with their inputs."
     layers: torch.Tensor      # N x C x h x w, unit variance inside the cells
     background: torch.Tensor  # N x C x h x w
     cells: torch.Tensor       # N x 1 x h x w

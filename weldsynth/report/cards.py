@@ -75,14 +75,14 @@ def _gate_rows(gate: pd.DataFrame, rule: RuleConfig, least_class_gate: float) ->
     "How much of the flaws the autoencoder keeps: over all classes, and of the worst."
     by_class = gate[gate['class'] != 'macro'].set_index('class').ratio
     macro = gate.ratio[gate['class'] == 'macro'].iloc[0]
-    return [('flaws kept by the autoencoder, share of the score', macro, rule.least_gate, math.inf),
+    return [('compression check: macro F1 after the autoencoder over before', macro, rule.least_gate, math.inf),
             (f'the same, {_worst(by_class)}', by_class.min(), least_class_gate, math.inf)]
 
 # %% ../../nbs/report/02_cards.ipynb #bab41df3
 def _power_row(octaves: pd.DataFrame, power: tuple) -> tuple:
     "The octave whose power is furthest from that of real images."
     row = octaves.iloc[int((octaves.synthetic - 1).abs().argmax())]
-    name = f'power over real, furthest octave (up to {row.octave:.2g} cycles per pixel)'
+    name = f'power over that of real, octave that differs most (up to {row.octave:.2g} cycles per pixel)'
     return name, row.synthetic, *power
 
 
@@ -90,14 +90,14 @@ def _agreement_row(judges: pd.DataFrame, least_right: float) -> tuple:
     "How often judges see the intended class, over how often they do on real images, for the worst class."
     means = judges.groupby('class')[['agree_real', 'agree_synthetic']].mean()
     ratios = means.agree_synthetic/means.agree_real
-    return f'judged as intended, over real, {_worst(ratios)}', ratios.min(), least_right, math.inf
+    return f'share recognised over that of real, {_worst(ratios)}', ratios.min(), least_right, math.inf
 
 # %% ../../nbs/report/02_cards.ipynb #90ec9df8
 def _copy_rows(audit: dict, rule: RuleConfig) -> list:
     "Exact copies, and near copies over those of held-out real images."
     added = 100*(audit['near_copies'] - (audit['heldout_near'] or 0))
     return [('exact copies', audit['exact_copies'], 0, 0),
-            ('near copies less those of held-out real images, %', added, -math.inf, 100*rule.most_copies_added)]
+            ('near copies minus those of held-out real images, points', added, -math.inf, 100*rule.most_copies_added)]
 
 # %% ../../nbs/report/02_cards.ipynb #2fe255f7
 def acceptance_targets(
@@ -112,7 +112,7 @@ def acceptance_targets(
     audit = json.loads((folder/'audit.json').read_text())
     auc = (audit['probe'] or [math.nan])[0]
     rows = [*_gate_rows(gate, rule, least_class_gate), _power_row(octaves, power),
-            ('real or synthetic? the probe, area under the curve', auc, -math.inf, rule.most_probe_auc),
+            ('trace of the generator: AUC of the probe', auc, -math.inf, rule.most_probe_auc),
             _agreement_row(judges, least_right), *_copy_rows(audit, rule)]
     return pd.DataFrame([_target_row(*row) for row in rows], columns=['measure', 'here', 'target', 'met'])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 # %% auto #0
-__all__ = ['sanitise', 'one_line', 'mathml', 'markdown_html', 'cell_html', 'body_html']
+__all__ = ['sanitise', 'one_line', 'mathml', 'markdown_html', 'cell_html', 'page_title', 'frame_tables', 'body_html']
 
 # %% ../../nbs/report/04_markup.ipynb #fcb258a8
 _MATHS = {'math', 'menclose', 'mfrac', 'mi', 'mn', 'mo', 'mover', 'mpadded', 'mphantom', 'mroot', 'mrow', 'mspace',
@@ -95,25 +96,27 @@ def markdown_html(
     return MarkdownWithMath(_renderer()(escape=False, exclude_anchor_links=True)).render(text)
 
 # %% ../../nbs/report/04_markup.ipynb #d71c83b0
-def _folded_code(source: str) -> str:
-    "Code as HTML, folded."
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-    code = highlight(source, PythonLexer(), HtmlFormatter(nowrap=True))
-    pre = f'<pre tabindex="0"><code>{code}</code></pre>'
-    return f'<details class="code"><summary>Code</summary>{pre}</details>'
-
-
 def cell_html(
     cell,  # from `prepare_page`
 ) -> str:
-    "A prepared cell as HTML that cannot act: its outputs, then its code."
-    if cell.cell_type == 'markdown': return str(sanitise(markdown_html(cell.source)))
+    "A prepared cell as HTML that cannot act: its text or its outputs."
+    if cell.cell_type == 'markdown': return _cleaner().clean(markdown_html(cell.source))
     def shown(o):
-        if o.output_type == 'stream': return f'<pre class="text" tabindex="0">{html.escape(o.text)}</pre>'
-        return str(sanitise(markdown_html(o.data['text/markdown'])))
-    return ''.join(map(shown, cell.outputs)) + (_folded_code(cell.source) if cell.source else '')
+        if o.output_type == 'stream': return f'<pre class="text">{html.escape(o.text)}</pre>'
+        return _cleaner().clean(markdown_html(o.data['text/markdown']))
+    return ''.join(map(shown, cell.outputs))
+
+# %% ../../nbs/report/04_markup.ipynb #f03081a3
+_TITLE = re.compile(r'^# +(.+)', re.M)
+
+
+def page_title(
+    notebook: NotebookNode,
+    otherwise: str,  # where it has none
+) -> str:
+    "The first heading of `notebook`, as plain text."
+    found = (_TITLE.search(c.source) for c in notebook.cells if c.cell_type == 'markdown')
+    return next((re.sub('[`*]', '', m[1]).strip() for m in found if m), otherwise)
 
 # %% ../../nbs/report/04_markup.ipynb #a654655e
 def _add_anchors(soup: BeautifulSoup):
@@ -126,7 +129,46 @@ def _add_anchors(soup: BeautifulSoup):
         heading['id'] = f'{slug}-{seen[slug]}' if seen[slug] else slug
 
 # %% ../../nbs/report/04_markup.ipynb #18ddb312
-_FRAME = {'class': 'scroll', 'role': 'region', 'aria-label': 'Table', 'tabindex': '0'}
+_LONG = 30     # characters of a cell that may be broken over lines
+_NARROW = 322  # pixels for a table on a telephone of 390, with a margin
+
+
+def _least_width(cell) -> int:
+    "About how many pixels a cell needs on a telephone, broken between its words."
+    longest = max(map(len, cell.get_text().split(' ')))
+    return max(7*longest + 11, 112 if 'long' in cell.get('class', '') else 0)
+
+
+def _is_wide(table) -> bool:
+    "Is a table sure to be wider than a telephone?"
+    rows = [list(map(_least_width, row(['th', 'td']))) for row in table('tr')]
+    return sum(map(max, zip(*rows, strict=False))) > _NARROW
+
+
+def _table_name(table, taken: Counter) -> str:
+    "The name of a table for who hears the page: its number, else the heading above it; `taken` counts the names."
+    around = table.find_parent(class_='float')
+    if around and around.strong: return around.strong.get_text().rstrip('.')
+    heading = table.find_previous(['h1', 'h2', 'h3', 'h4'])
+    name = f'Table in “{heading.get_text()}”' if heading else 'Table'
+    taken[name] += 1
+    return name if taken[name] == 1 else f'{name}, {taken[name]}'
+
+
+def frame_tables(
+    soup: BeautifulSoup,  # a page or a part of one; changed in place
+):
+    "Give each table a frame that scrolls, and a class to long cells and to the frames of wide tables."
+    taken: Counter = Counter()
+    for cell in soup('th'):
+        if not cell.get_text(strip=True): cell.name = 'td'  # it heads nothing
+    for cell in soup('td'):
+        if len(cell.get_text()) > _LONG: cell['class'] = 'long'
+    for table in soup('table'):
+        title = _table_name(table, taken)
+        kind = 'scroll wide' if _is_wide(table) else 'scroll'
+        frame = {'class': kind, 'role': 'region', 'aria-label': title, 'tabindex': '0'}
+        table.wrap(table.find_parents()[-1].new_tag('div', attrs=frame))
 
 
 def body_html(
@@ -135,7 +177,6 @@ def body_html(
     "The prepared `notebook` as HTML with anchors at its headings and a scrolling frame around each table."
     soup = sanitise(''.join(map(cell_html, notebook.cells)))
     _add_anchors(soup)
-    for cell in soup('td'):
-        if len(cell.get_text()) > 20: cell['class'] = 'long'
-    for table in soup('table'): table.wrap(soup.new_tag('div', attrs=_FRAME))
+    for block in soup('pre'): block['tabindex'] = '0'  # it scrolls, so it must be reached by keyboard
+    frame_tables(soup)
     return soup

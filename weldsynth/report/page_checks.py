@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bs4 import BeautifulSoup
 
 # %% auto #0
-__all__ = ['page_issues']
+__all__ = ['page_issues', 'empty_announcements']
 
 # %% ../../nbs/report/05_page_checks.ipynb #7e5ce5de
 def _css_requests(css: str) -> list:
@@ -52,12 +52,19 @@ def _url_issue(
     return f'{url[:80]} is not an anchor there'
 
 # %% ../../nbs/report/05_page_checks.ipynb #e817c33d
+def _unresolved(soup: BeautifulSoup) -> list:
+    "References to figures, tables and works that nobody resolved: '@fig-loss', '[@ho2020'."
+    texts = [t for t in soup.find_all(string=True) if not t.find_parent(['code', 'pre', 'script', 'style', 'head'])]
+    return re.findall(r'(?<![\w/@.])(@(?:fig|tbl)-[\w-]+|\[@[\w-]+)', ' '.join(texts))
+
+
 def _head_issues(soup: BeautifulSoup) -> list:
     "What is wrong with a page apart from its addresses."
     found = ['has an image without alternative text' for i in soup('img') if not str(i.get('alt', '')).strip()]
     if not (soup.title and soup.title.get_text().strip()): found.append('has no title')
     policy = soup.find('meta', attrs={'http-equiv': 'Content-Security-Policy'})
     if not policy: found.append('has no content security policy')
+    found += [f'refers to {name}, which does not exist' for name in _unresolved(soup)]
     headings = len(soup('h1'))
     if headings != 1: found.append(f'has {headings} main headings (h1), not one')
     return found
@@ -87,3 +94,21 @@ def page_issues(
         issues = [_url_issue(file, url, folder) for url in _css_requests(file.read_text(encoding='utf-8'))]
         found += [(file, issue) for issue in issues if issue]
     return [f'{file.relative_to(folder)}: {issue}' for file, issue in found]
+
+# %% ../../nbs/report/05_page_checks.ipynb #a0f589ee
+_ANNOUNCED = {'div', 'table', 'ul', 'ol', 'dl', 'pre', 'blockquote', 'math', 'figure', 'img'}
+
+
+def _is_kept(what) -> bool:
+    "Is `what`, which follows a sentence with a colon, something that the sentence may have announced?"
+    if what is None: return False
+    if what.name == 'details': return 'code' not in what.get('class', [])
+    return what.name in _ANNOUNCED or 'figure' in what.get('class', []) or what.find(['img', 'math']) is not None
+
+
+def empty_announcements(
+    soup: BeautifulSoup,  # a page or its body
+) -> list:
+    "The paragraphs that end in a colon and are followed by nothing that they could announce, as text."
+    ends = [p for p in soup('p') if p.get_text().rstrip().endswith(':')]
+    return [' '.join(p.get_text().split()) for p in ends if not _is_kept(p.find_next_sibling())]

@@ -10,27 +10,30 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'CASES', 'OUTSIDE', 'INSERTED', 'COMPARED', 'study_chapters', 'execute_one', 'config_changes',
-           'study_parameters', 'execute', 'update_reference', 'prepare_page', 'render', 'page_issues']
+           'study_parameters', 'execute', 'update_reference', 'prepare_page', 'link_pages', 'render', 'page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #d2dce056
+from .. import __version__
 from ..core.config import StudyConfig, StudyError, config_table
-from ..core.files import explain_disk_full, staging_dir, write_atomic
+from ..core.files import explain_disk_full, remove_stale_staging, staging_dir, write_atomic
 from ..core.profiles import PROFILES
 from ..core.runtime import checkout, cores, progress
 from ..core.store import Study
+from .citations import link_citations, references_section
+from .enclosures import browser, card_pages, enclose_files, enclose_pdf, enclosures_section
 from .kernels import forked_kernels, ordinary_kernel, terminate_kernels
-from .markup import body_html, one_line
+from .markup import body_html, one_line, page_title
+from .numbering import Numbers, cell_options, drop_empty_headings, link_references, number_outputs
 from .page_checks import page_issues
+from .quarto_pages import render_quarto
 from ..stages.sample import generator_names
 
 if TYPE_CHECKING:
@@ -41,7 +44,8 @@ _all_ = ['page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #1d8500f1
 CHAPTERS = ('04_eval', '01_data', '02_ldm', '03_sample', '05_sweep', '06_audit', '14_instrument', '07_arms',
-            '28_errors', '08_review', '09_verdict', '10_gdxray', '11_speed', '12_reliability', '13_lab_notes')
+            '29_detection', '28_errors', '08_review', '09_verdict', '10_gdxray', '11_speed', '12_reliability',
+            '13_lab_notes', 'glossary')
 CASES = {'10_gdxray'}
 OUTSIDE = '15_outside'  # follows 09_verdict where a study has an outside set
 INSERTED = '20_insertion_audit'  # follows 06_audit where a study inserts flaws
@@ -152,6 +156,7 @@ def execute(
     parameters = study_parameters(study) | more
     forks = forked_kernels() if kernel is None and len(chapters) > 2 else nullcontext(kernel)
     with study.exclusive(), forks as manager:
+        remove_stale_staging(copies)
         def run(c): execute_one(nbs/f'{c}.ipynb', copies/f'{c}.ipynb', {} if c in CASES else parameters, manager)
         _run_all(run, chapters)
     return copies
@@ -212,6 +217,15 @@ def _stream(text: str) -> NotebookNode:
     from nbformat import v4
     return v4.new_output('stream', text=strip_ansi(text))
 
+# %% ../../nbs/report/01_pages.ipynb #208fc3d8
+_INTERVAL = re.compile(r'\((\S+) to (\S+)\)')
+
+
+def _keep_intervals_together(text: str) -> str:
+    "Markdown in which the intervals in tables have no-break spaces within their brackets."
+    def kept(line): return _INTERVAL.sub('(\\1\u00a0to\u00a0\\2)', line) if line.startswith('|') else line
+    return '\n'.join(map(kept, text.split('\n')))
+
 # %% ../../nbs/report/01_pages.ipynb #8be53a01
 def _output(o, chapters=CHAPTERS) -> NotebookNode | None:
     "The output `o` as plain text or as Markdown, or None if a reader is not to see it."
@@ -221,7 +235,7 @@ def _output(o, chapters=CHAPTERS) -> NotebookNode | None:
     kind = next((k for k in _KINDS if k in o.data), None)
     if kind is None: return None
     if kind == 'text/plain': return _stream(o.data[kind])
-    if kind == 'text/markdown': data = _relink(o.data[kind], chapters)
+    if kind == 'text/markdown': data = _keep_intervals_together(_relink(o.data[kind], chapters))
     elif kind == 'text/html': data = one_line(o.data[kind])
     elif kind == 'text/latex': data = o.data[kind]
     else: data = _image(o, kind)
@@ -233,114 +247,107 @@ def _shown_source(source: str) -> str:
     if re.match(r'#\|\s*echo:\s*false', source): return ''
     return '\n'.join(line for line in source.splitlines() if not re.match(r'\s*#\s*\|', line)).strip('\n')
 
+# %% ../../nbs/report/01_pages.ipynb #bbac0cd9
+def _page_code(notebook: NotebookNode) -> str:
+    "All code of a notebook that it shows, below its headings as comments."
+    parts: list = []
+    heading = ''
+    for cell in notebook.cells:
+        if cell.cell_type == 'markdown': heading = (re.findall(r'^#{2,6} +(.+)', cell.source, re.M) or [heading])[-1]
+        elif source := _shown_source(cell.source):
+            if heading: parts.append(f'# --- {heading}')
+            parts.append(source)
+            heading = ''
+    return '\n\n'.join(parts)
+
+
+def _code_fold(code: str) -> str:
+    "Code in Markdown, folded away."
+    fence = '`'*(1 + max(map(len, ['``', *re.findall('`+', code)])))
+    return (f'<details class="code"><summary>The code of this page</summary>\n\n{fence}python\n{code}\n{fence}\n\n'
+            '</details>')
+
 # %% ../../nbs/report/01_pages.ipynb #bb0e0fb0
 def _hides_parameters(notebook: NotebookNode) -> bool:
     "Does the notebook hide its parameters? Then what papermill puts in their place is hidden too."
     return any('parameters' in c.metadata.get('tags', ()) and not _shown_source(c.source) for c in notebook.cells)
 
 
+def _visible_cells(notebook: NotebookNode) -> list:
+    "The cells that may show something."
+    hidden = {'injected-parameters'} if _hides_parameters(notebook) else set()
+    cells = [c for c in notebook.cells if c.cell_type in ('markdown', 'code')]
+    return [c for c in cells if not hidden & set(c.metadata.get('tags', ()))]
+
+
+def _cite(cells: list) -> set:
+    "Link the citations in the text and the outputs of prepared cells, in place. The keys that are cited."
+    cited: set = set()
+    for cell in cells:
+        if cell.cell_type == 'markdown': cell.source = link_citations(cell.source, cited)
+        for data in _markdown_outputs(cell): data['text/markdown'] = link_citations(data['text/markdown'], cited)
+    return cited
+
+
+def _markdown_outputs(cell) -> list:
+    "The data of the outputs of a cell that are Markdown."
+    return [o.data for o in cell.get('outputs', []) if o.output_type == 'display_data']
+
+# %% ../../nbs/report/01_pages.ipynb #93b9c92c
 def prepare_page(
     notebook: NotebookNode,  # an executed notebook
     chapters=CHAPTERS,       # the notebooks that have a page
+    with_code: bool = True,  # in a fold at the end
 ) -> NotebookNode:
-    "A copy of `notebook` that both renderers show alike."
+    "A copy of `notebook` that both renderers show alike. Its `metadata.labels` are those of its figures and tables."
     from nbformat import v4
     cells: list = []
-    unseen = _hides_parameters(notebook)
-    for cell in notebook.cells:
-        if unseen and 'injected-parameters' in cell.metadata.get('tags', ()): continue
+    numbers, shown = Numbers(), _visible_cells(notebook)
+    for cell in shown:
         if cell.cell_type == 'markdown': cells.append(v4.new_markdown_cell(_relink(cell.source, chapters)))
-        if cell.cell_type != 'code': continue
-        source = _shown_source(cell.source)
-        outputs = list(filter(None, (_output(o, chapters) for o in cell.outputs)))
-        if cells and cells[-1].cell_type == 'code' and not cells[-1].outputs:
-            source = f'{cells.pop().source}\n\n{source}'.strip('\n')
-        if source or outputs: cells.append(v4.new_code_cell(source, outputs=outputs))
+        else:
+            outputs = list(filter(None, (_output(o, chapters) for o in cell.outputs)))
+            outputs = number_outputs(outputs, cell_options(cell.source), numbers)
+            if outputs: cells.append(v4.new_code_cell('', outputs=outputs))
+    cells = drop_empty_headings(cells)
+    code = _page_code(v4.new_notebook(cells=shown)) if with_code else ''
+    after = [references_section(_cite(cells)), _code_fold(code) if code else '']
+    cells += [v4.new_markdown_cell(text) for text in after if text]
     kernel = dict(name='python3', language='python', display_name='python3')
-    return v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
+    return v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel, labels=numbers.titles))
 
-# %% ../../nbs/report/01_pages.ipynb #47ab307e
-_TITLE = re.compile(r'^# +(.+)', re.M)
-
-
-def _title(notebook: NotebookNode, otherwise: str) -> str:
-    "The first heading of `notebook`."
-    found = (_TITLE.search(c.source) for c in notebook.cells if c.cell_type == 'markdown')
-    return next((re.sub('[`*]', '', m[1]).strip() for m in found if m), otherwise)
+# %% ../../nbs/report/01_pages.ipynb #8320539e
+def link_pages(
+    pages: dict,  # page -> prepared notebook; their text is changed in place
+):
+    "Turn references to figures and tables, such as `@fig-loss`, into links, on whichever page they are."
+    labels = {label: (page, page_title(notebook, page), title) for page, notebook in pages.items()
+              for label, title in notebook.metadata.get('labels', {}).items()}
+    for page, notebook in pages.items():
+        for cell in notebook.cells:
+            if cell.cell_type == 'markdown': cell.source = link_references(cell.source, page, labels)
+            for data in _markdown_outputs(cell):
+                data['text/markdown'] = link_references(data['text/markdown'], page, labels)
 
 # %% ../../nbs/report/01_pages.ipynb #d46bb2e8
 def _render_built_in(
-    notebooks: dict,  # page -> prepared notebook, in reading order
-    study: str,       # the name of the study
-    folder: Path,     # where the pages go
+    pages: dict,   # page -> prepared notebook, in reading order
+    study: str,    # the name of the study
+    folder: Path,  # where the pages go
 ):
     "Make the pages without Quarto."
     import jinja2
     loader = jinja2.FileSystemLoader(_ASSETS)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template('page.html.jinja')
     css = (_ASSETS/'report.css').read_text(encoding='utf-8')
-    chapters = [(page, _title(nb, page)) for page, nb in notebooks.items()]
+    chapters = [(page, page_title(nb, page)) for page, nb in pages.items()]
     for i, (page, title) in enumerate(chapters):
-        body = body_html(notebooks[page])
+        body = body_html(pages[page])
         contents = [(h['id'], h.get_text()) for h in body('h2')]
         text = template.render(title=title, page=page, chapters=chapters, study=study, css=css, body=str(body),
-                               contents=contents, before=chapters[:i][-1:], after=chapters[i + 1:][:1])
+                               version=__version__, contents=contents, before=chapters[:i][-1:],
+                               after=chapters[i + 1:][:1])
         (folder/f'{page}.html').write_text(text, encoding='utf-8')
-
-# %% ../../nbs/report/01_pages.ipynb #5e2fd742
-def _quarto_notebook(page: str, notebook: NotebookNode) -> NotebookNode:
-    "A copy whose title is moved from the first heading to where Quarto expects it."
-    from nbformat import v4
-    cells = deepcopy(notebook.cells)
-    first = next((c for c in cells if c.cell_type == 'markdown' and _TITLE.search(c.source)), None)
-    if first: first.source = _TITLE.sub('', first.source, count=1).strip()
-    front = v4.new_raw_cell(f'---\ntitle: {json.dumps(_title(notebook, page))}\n---')
-    return v4.new_notebook(cells=[front, *cells], metadata=notebook.metadata)
-
-
-_SIDEBAR = re.compile(r'(^ {6}- \S+\.ipynb\n)+', re.M)  # of `_quarto.yml`
-
-
-def _quarto_project(
-    notebooks: dict,  # page -> prepared notebook, in reading order
-    folder: Path,     # an empty folder
-):
-    "Lay out what Quarto renders."
-    import nbformat
-    pages = ''.join(f'      - {page}.ipynb\n' for page in notebooks)
-    text = (checkout()/'_quarto.yml').read_text(encoding='utf-8')
-    (folder/'_quarto.yml').write_text(_SIDEBAR.sub(pages, text, count=1), encoding='utf-8')
-    shutil.copytree(_ASSETS, folder/'weldsynth'/'assets')
-    for page, notebook in notebooks.items(): nbformat.write(_quarto_notebook(page, notebook), folder/f'{page}.ipynb')
-
-# %% ../../nbs/report/01_pages.ipynb #99ddcd8d
-def _run_quarto(project: Path, log: Path, pages):
-    "Render `project`. Raises `StudyError` if the log holds an error or a page is missing."
-    import quarto
-    with patch.dict(os.environ, QUARTO_LOG=str(log)): quarto.render(str(project), execute=False, quiet=True)
-    lines = log.read_text(encoding='utf-8').splitlines() if log.exists() else []
-    errors = [line.strip() for line in lines if re.search(r'\((ERROR|CRITICAL)\)|Unable to resolve', line)]
-    errors += [f'it made no {p}.html' for p in pages if not (project/'_site'/f'{p}.html').exists()]
-    if errors:
-        raise StudyError(f'Quarto failed: {errors[0]} (without `quarto` on PATH the built-in renderer makes the pages)')
-
-# %% ../../nbs/report/01_pages.ipynb #909a4051
-def _render_quarto(
-    notebooks: dict,  # page -> prepared notebook, in reading order
-    study: str,       # the name of the study
-    folder: Path,     # where the pages go
-):
-    "Make the pages with Quarto."
-    with tempfile.TemporaryDirectory() as tmp:
-        project = Path(tmp).resolve()
-        _quarto_project(notebooks, project)
-        _run_quarto(project, project/'quarto.log', notebooks)
-        shutil.copytree(project/'_site', folder, dirs_exist_ok=True)
-    for page in folder.glob('*.html'):
-        text = page.read_text(encoding='utf-8')
-        found = re.search(r'name="generator" content="quarto-([^"]+)"', text)
-        footer = f'Study {html.escape(study)}. Pages by Quarto {found[1] if found else ""}'.strip()
-        page.write_text(text.replace('Pages by Quarto', footer), encoding='utf-8')
 
 # %% ../../nbs/report/01_pages.ipynb #7c686c4e
 def _replace(part: Path, path: Path):
@@ -352,20 +359,38 @@ def _replace(part: Path, path: Path):
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/report/01_pages.ipynb #6b6f0025
+def _prepared_pages(study: Study, chapters) -> dict:
+    "Page -> prepared notebook: the executed chapters, then the cards."
+    import nbformat
+    pages = {}
+    for c in chapters:
+        copy = study.path/'notebooks'/f'{c}.ipynb'
+        if not copy.exists(): raise StudyError(f'{copy} is missing: execute the chapters first')
+        pages[_page(c, chapters)] = prepare_page(nbformat.read(copy, 4), chapters, with_code=c != chapters[0])
+    return pages | card_pages(study)
+
+
+def _add_enclosures(pages: dict, files: list):
+    "End the first page with links to what lies beside it."
+    from nbformat import v4
+    titles = {page: page_title(notebook, page) for page, notebook in pages.items()}
+    section = enclosures_section(files, titles, pdf=browser() is not None)
+    if section: pages['index'].cells.append(v4.new_markdown_cell(section))
+
+
 def render(
     study: Study,       # its chapters have been executed
     chapters=None,      # in reading order, the first is the index; `study_chapters` if not given
 ) -> Path:              # index.html
     "Make the report's pages of the executed chapters: with Quarto if it is on PATH, else with the built-in renderer."
-    import nbformat
     import quarto
-    notebooks, chapters = {}, chapters or study_chapters(study)
-    for c in chapters:
-        copy = study.path/'notebooks'/f'{c}.ipynb'
-        if not copy.exists(): raise StudyError(f'{copy} is missing: execute the chapters first')
-        notebooks[_page(c, chapters)] = prepare_page(nbformat.read(copy, 4), chapters)
+    pages = _prepared_pages(study, chapters or study_chapters(study))
     with study.exclusive(), explain_disk_full(study.path/'report'), staging_dir(study.path) as part:
-        make = _render_quarto if quarto.path() else _render_built_in
-        make(notebooks, study.name, part)
+        files = enclose_files(study, part)
+        _add_enclosures(pages, files)
+        link_pages(pages)
+        make = render_quarto if quarto.path() else _render_built_in
+        make(pages, study.name, part)
+        if files: enclose_pdf(part)
         _replace(part, study.path/'report')
     return study.path/'report'/'index.html'

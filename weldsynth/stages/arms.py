@@ -38,7 +38,7 @@ from ..models.autoencoder import reconstruct
 from ..models.classifier import load_classifier, probabilities
 from ..models.controls import augmented, best_control, cut_paste, repeated
 from ..models.fits import CURVE_COLUMNS, FIT_FIELDS, fit_all, values_of
-from ..models.stress import all_corruptions, ood_auroc, stress
+from ..models.stress import all_corruptions, ood_auroc, strengths, stress
 from .audit import filter_samples, train_judges, usable_patches
 from .background import POINT_FIELDS, has_masks, selected_neighbours
 from .data import prepare, study_patches
@@ -126,7 +126,7 @@ ARMS = {
     'synthetic': Arm(lambda p: p.clean + p.synthetic, 'do synthetic defects teach anything by themselves?', '#d9822b'),
     'synthetic-all': Arm(lambda p: p.synthetic_clean + p.synthetic,
                          'the same without the short cut "synthetic means flawed"', '#b3541e'),
-    'real-repeated': Arm(_repeated, 'is it only balance and luck?', '#8a93a6', generated=False, free=True),
+    'real-repeated': Arm(_repeated, 'is it only class balance, or chance?', '#8a93a6', generated=False, free=True),
     'real-augmented': Arm(_augmented, 'would distorted real images do?', '#6b4e9b', generated=False, free=True),
     'cut-paste': Arm(_cut_paste, 'would flaws pasted into clean welds do?', '#a8327d', generated=False, free=True,
                      needs='masks'),
@@ -171,7 +171,7 @@ def study_arms(
 def free_arms(
     study: Study,
 ) -> tuple:
-    "The free controls of a study: what a team can have without a generator."
+    "The no-cost controls of a study: what a team can have without a generator."
     return tuple(name for name in study_arms(study) if all_arms()[name].free)
 
 # %% ../../nbs/07_arms.ipynb #c73def60
@@ -268,7 +268,7 @@ def validation_f1(
 def chosen_control(
     study: Study,
 ) -> str:
-    "The free control with the best mean macro F1 on validation."
+    "The no-cost control with the best mean macro F1 on validation."
     return best_control(dict(validation_f1(study).groupby('arm').f1.mean()), free_arms(study))
 
 # %% ../../nbs/07_arms.ipynb #891f8204
@@ -304,7 +304,7 @@ def claim_test_fold(
 def times_opened(
     study: Study,
 ) -> int:
-    "How many plans the study's test fold was opened under."
+    "Number of plans under which the test images were used."
     return len({e['plan'] for e in study.test_log() if e['event'] == 'opened'})
 
 # %% ../../nbs/07_arms.ipynb #a7e9116b
@@ -312,12 +312,15 @@ STRESS_COLUMNS = ['arm', 'seed', 'kind', 'strength', 'macro_f1', 'found_any', 'f
 
 
 def _stressed(study: Study, test: PatchSet, fits: list) -> tuple:
-    "The tables `stress` and `ood` of the first fit of each arm, on at most `stress.images` test images."
+    "The tables `stress` and `ood`, on at most `stress.images` test images; only first fits meet the adversary."
     config, rows, ood = study.config.stress, [], []
+    unattacked = replace(config, adversary=())
     few = test.take(numpy_stream('stress', study.seed).permutation(len(test))[:config.images])
     disturbed = all_corruptions(few.images, study.seed, config)
     for arm, s, net, points in progress(fits, 'disturbing test images'):
-        rows += [(arm, s, *row) for row in stress(net, few, disturbed, points[POINTS[0]], config)]
+        attacked = config if s == 0 else unattacked
+        rows += [(arm, s, *row) for row in stress(net, few, disturbed, points[POINTS[0]], attacked)]
+        if s > 0: continue
         ood += [(arm, s, *row) for row in ood_auroc(net, few.images, study.seed).items()]
     return pd.DataFrame(rows, columns=STRESS_COLUMNS), pd.DataFrame(ood, columns=['arm', 'seed', 'kind', 'auroc'])
 
@@ -346,7 +349,8 @@ def predict(
     save_file(predicted, folder/'predicted.safetensors')
 
 # %% ../../nbs/07_arms.ipynb #d2550b31
-@stage('eval/test', version=2, reads=('stress',), needs=lambda study: [fit_arms(study)])
+@stage('eval/test', version=3, reads=('stress',), needs=lambda study: [fit_arms(study)],
+       also=lambda study: dict(strengths=strengths(study.config.stress)))
 def _predict_test(study: Study, folder):
     "Every fit's probabilities and predictions on the test fold and on held-out films, and `stress.csv` and `ood.csv`."
     plan = freeze(study)
@@ -354,8 +358,7 @@ def _predict_test(study: Study, folder):
     patches, fits = study_patches(study), load_fits(study)
     folds = [f for f in ('test', 'film') if (patches.table.fold == f).any()]
     predict(study, fits, {f: patches.fold(f) for f in folds}, folder, 'predicting the test fold')
-    first = [fit for fit in fits if fit[1] == 0]
-    for name, table in zip(('stress', 'ood'), _stressed(study, patches.fold('test'), first), strict=True):
+    for name, table in zip(('stress', 'ood'), _stressed(study, patches.fold('test'), fits), strict=True):
         table.to_csv(folder/f'{name}.csv', index=False)
     (folder/'plan.json').write_text(json.dumps(plan, indent=1))
 

@@ -161,7 +161,7 @@ def _test_facts(study: Study, fold: PatchSet) -> dict:
 
 # %% ../../nbs/09_verdict.ipynb #23b1bb62
 def _gains(macro: dict, control: str) -> dict:
-    "The gains of real + synthetic over real and over the best free control."
+    "The gains of real + synthetic over real and over the best no-cost control."
     return {arm: macro['real+synthetic'] - macro[arm] for arm in ('real', control)}
 
 
@@ -232,7 +232,7 @@ def _verdict_inputs(study: Study) -> list:
     return [open_test(study), check_instrument(study), *_audits(study), score_review(study.first)]
 
 
-@stage('eval/verdict', version=4, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
+@stage('eval/verdict', version=6, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
        needs=_verdict_inputs)
 def evaluate(study: Study, folder):
     "The tables of `_tables`, `guards.csv`, and the `verdict.json` that rests on them."
