@@ -2,9 +2,11 @@
 import json
 import re
 import sys
+from pathlib import Path
 
-DIRECTIVE = re.compile(r'\s*#\s*\|')  # of nbdev; Quarto takes `#| export` for a broken option of its own
+DIRECTIVE = re.compile(r'\s*#\s*\|(?!\s*(label|fig-cap|tbl-cap):)')  # nbdev's, which Quarto takes for broken options
 TITLE = re.compile(r'^# +(.+)\n*', re.M)
+LINK = re.compile(r'(?<!!)\[([^\]]+)\]\(([^)#:\s]+)(?:#[^)\s]*)?\)')
 
 
 def text(cell: dict) -> str:
@@ -20,10 +22,18 @@ def shown_output(output: dict) -> dict:
 
 
 def shown_code(cell: dict) -> dict:
-    "A cell of code without directives and without what went to stderr."
+    "A cell of code without nbdev's directives and without what went to stderr."
     source = '\n'.join(line for line in text(cell).splitlines() if not DIRECTIVE.match(line)).strip('\n')
     outputs = [shown_output(o) for o in cell['outputs'] if o.get('name') != 'stderr']
     return dict(cell, source=source.splitlines(keepends=True), outputs=outputs)
+
+
+def shown_text(cell: dict) -> dict:
+    "A cell of text; links to files that are no pages of the site, such as CONTRIBUTING.md, are plain text."
+    def link(found):
+        is_page = found[2].endswith('.ipynb') and Path(found[2]).is_file()  # Quarto runs this in the notebook's folder
+        return found[0] if is_page else found[1]
+    return dict(cell, source=LINK.sub(link, text(cell)).splitlines(keepends=True))
 
 
 def front_matter(title: str) -> dict:
@@ -34,7 +44,8 @@ def front_matter(title: str) -> dict:
 
 def page(notebook: dict) -> dict:
     "The notebook with its first heading as title, and without cells that show nothing."
-    cells = [shown_code(c) if c['cell_type'] == 'code' else c for c in notebook['cells']]
+    shown = dict(code=shown_code, markdown=shown_text)
+    cells = [shown.get(c['cell_type'], dict)(c) for c in notebook['cells']]
     first = cells[0]
     found = TITLE.search(text(first))
     title = found[1].strip() if found else 'weldsynth'

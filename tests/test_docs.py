@@ -1,5 +1,8 @@
-"""The notebooks laid out as a site."""
-import runpy
+"""The site of all notebooks: what `quarto render` in a checkout reads, and the filter that it runs on each notebook."""
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -7,31 +10,55 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-NAMES = sorted(f.relative_to(ROOT/'nbs').as_posix() for f in (ROOT/'nbs').rglob('*.ipynb')
+NAMES = sorted(f.relative_to(ROOT).as_posix() for f in (ROOT/'nbs').rglob('*.ipynb')
                if '.ipynb_checkpoints' not in f.parts)
+PROJECT = yaml.safe_load((ROOT/'_quarto.yml').read_text())
 
 
-@pytest.fixture(scope='module')
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('site')
-    runpy.run_path(str(ROOT/'docs'/'lay_out.py'))['lay_out'](folder)
-    return folder
+def matched(*patterns):
+    "The notebooks that globs of the project match, in order."
+    return [f.relative_to(ROOT).as_posix() for p in patterns for f in sorted(ROOT.glob(p))]
 
 
-def test_every_notebook_has_a_page(site):
-    assert sorted(f.relative_to(site).as_posix() for f in site.rglob('*.ipynb')) == NAMES
+def shown(name):
+    "A notebook as it comes out of the filter, run as Quarto runs it."
+    command = [sys.executable, ROOT/'docs'/'page.py']
+    given = (ROOT/name).read_text(encoding='utf-8')
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, cwd=(ROOT/name).parent)
+    return json.loads(done.stdout)
 
 
-def test_the_sidebar_lists_every_page_once(site):
-    contents = yaml.safe_load((site/'_quarto.yml').read_text())['website']['sidebar']['contents']
-    listed = [n for item in contents for n in (item['contents'] if isinstance(item, dict) else [item])]
-    assert contents[0] == 'index.ipynb'
-    assert sorted(listed) == NAMES
+def test_every_notebook_has_a_page_and_the_index_comes_first():
+    rendered = matched(*PROJECT['project']['render'])
+    assert sorted(set(rendered)) == NAMES
+    assert rendered[0] == 'nbs/index.ipynb'
+
+
+def test_the_sidebar_lists_every_page_once():
+    first, *sections = PROJECT['website']['sidebar']['contents']
+    assert sorted([first, *matched(*(s['contents'] for s in sections))]) == NAMES
+    assert len({s['section'] for s in sections}) == len(sections)
+
+
+def test_the_project_names_only_files_that_are_there():
+    style = PROJECT['format']['html']
+    files = [f for theme in style['theme'].values() for f in theme if '.' in f]
+    for file in (*files, style['css'], PROJECT['bibliography'], *PROJECT['ipynb-filters']): assert (ROOT/file).is_file()
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_pages_have_a_title_and_no_directives(site, name):
-    notebook = nbformat.read(site/name, 4)
-    code = [line for c in notebook.cells if c.cell_type == 'code' for line in c.source.splitlines()]
-    assert notebook.cells[0].source.startswith('---\ntitle: "')
-    assert not [line for line in code if line.startswith('#|')]
+def test_pages_have_a_title_and_no_directives(name):
+    notebook = shown(name)
+    nbformat.validate(nbformat.from_dict(notebook))
+    assert all(isinstance(c['source'], list) for c in notebook['cells']), 'Quarto joins the lines of a source'
+    title = yaml.safe_load(''.join(notebook['cells'][0]['source']).strip('-\n'))['title']
+    assert title
+    text = [''.join(c['source']) for c in notebook['cells'] if c['cell_type'] == 'markdown']
+    assert not re.search(r'^# ', re.sub(r'```.*?```', '', '\n'.join(text), flags=re.S), re.M)
+    code = [c for c in notebook['cells'] if c['cell_type'] == 'code']
+    assert not [line for c in code for line in c['source'] if re.match(r'\s*#\|\s*(?!label|fig-cap|tbl-cap)', line)]
+    links = re.findall(r'(?<!!)\]\(([^)#:\s]+)[)#]', '\n'.join(text))
+    assert not [link for link in links if not ((ROOT/name).parent/link).is_file()], 'Quarto warns of a dead link'
+    outputs = [o for c in code for o in c['outputs']]
+    assert not [o for o in outputs if 'text/html' in o.get('data', {}) and len(o['data']) > 1]
+    assert not [o for o in outputs if o.get('name') == 'stderr']

@@ -115,7 +115,7 @@ def test_a_good_classifier_fulfils_all_conditions(conditions):
 
 FAILURES = {
     'trained to the end': ({('features', 2.): .64},
-                           '2 times the training changes the validation score by +2.0 points.'),
+                           'Training 2 times as long changes the validation score by +2.0 points.'),
     'better than no training': ({('features', 1.): .43, ('features', 2.): .43},
                                 f'Macro F1 on validation is 43.0 %; {NAMED} would score 34.0 %.'),
     'as good as other classifiers': ({('small', 1.): .65},

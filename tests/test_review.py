@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 from bs4 import BeautifulSoup
 from scipy.stats import norm
@@ -20,8 +21,9 @@ from sklearn.model_selection import cross_val_predict
 
 import weldsynth
 from weldsynth.cli import main
-from weldsynth.core.config import ReviewConfig, RuleConfig, StudyError, with_overrides
+from weldsynth.core.config import ReviewConfig, RuleConfig, StudyConfig, StudyError, with_overrides
 from weldsynth.core.opening import open_study
+from weldsynth.core.store import Study
 from weldsynth.data.patches import PatchSet
 from weldsynth.metrics.agreement import share_difference
 from weldsynth.metrics.fidelity import nan_to_none
@@ -139,6 +141,27 @@ def test_a_weld_on_which_a_shown_flaw_was_laid_is_no_clean():
     shown = chosen[(chosen.part == 'catch') & (chosen.origin == 'real')]
     laid_on = chosen.laid_on[chosen.origin == 'synthetic']
     assert set(shown.id).isdisjoint(laid_on)
+
+
+def tiff_folder(folder, pitches):
+    "Square images of 64 pixels whose files say how large their pixels are, mm."
+    for i, pitch in enumerate(pitches):
+        file = folder/'crack'/'weld'/f'{i}.tif'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        resolution = dict(resolution=(10/pitch, 10/pitch), resolutionunit='CENTIMETER') if pitch else {}
+        tifffile.imwrite(file, np.full((64, 64), i, np.uint8), **resolution)
+    return [f'crack/weld/{i}.tif' for i in range(len(pitches))]
+
+
+@pytest.mark.parametrize(('pitches', 'mm'), [([.05, .05], .1), ([.05, .06], 0), ([.05, None], 0)])
+def test_the_scale_is_that_of_the_files_if_all_say_the_same(tmp_path, pitches, mm):
+    "Of 64 pixels 32 are left, each twice as large."
+    names = tiff_folder(tmp_path, pitches)
+    config = with_overrides(StudyConfig(), {'data.px': 32})
+    study = Study('mine', tmp_path/'study', config, data=str(tmp_path))
+    assert review_set.pixel_mm(study, names) == pytest.approx(mm)
+    told = replace(study, config=with_overrides(config, {'review.mm_per_px': .07}))
+    assert review_set.pixel_mm(told, names) == .07
 
 
 def test_two_sets_of_the_same_images_are_not_the_same(sealed):
@@ -610,13 +633,12 @@ def test_a_set_that_was_sent_out_stays_when_the_configuration_changes(study):
 
 
 @pytest.mark.slow
-def test_a_set_of_an_earlier_version_is_left_where_it_is(study, monkeypatch):
+def test_a_set_of_an_earlier_version_is_left_where_it_is(study):
     "Its page asked other questions, so that a new one has to be exported."
-    record = review_set.exported(study).path/'artefact.json'
-    before = record.read_text()
-    record.write_text(json.dumps(json.loads(before) | dict(version=1)))
+    now = review_set.exported(study).path
+    before = now.rename(now.with_name(now.name.replace('images', 'set')))
     try: assert review_set.exported(study) is None
-    finally: record.write_text(before)
+    finally: before.rename(now)
 
 
 @pytest.mark.slow

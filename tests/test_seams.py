@@ -1,4 +1,4 @@
-"""From outside the package one line in a table adds a source, generator, classifier, arm, metric or safeguard."""
+"""From outside the package one line in a table adds a source, generator, classifier, arm, metric, safeguard, ..."""
 import json
 import math
 import re
@@ -28,6 +28,7 @@ from weldsynth.data.sources import SOURCES, open_source
 from weldsynth.metrics.fidelity import METRICS, Metric
 from weldsynth.metrics.rule import GUARDS, Guard
 from weldsynth.models.classifier import CLASSIFIERS
+from weldsynth.models.stress import CORRUPTIONS, Corruption
 from weldsynth.report.cards import model_card
 from weldsynth.stages import arms
 from weldsynth.stages.arms import ARMS, Arm, fit_arms, study_arms
@@ -118,6 +119,9 @@ def guard_classes(evidence) -> list:
     return [Guard('kinds of flaw', f'The data have {n} kinds of flaw.', str(n), 'at least 2', 'holds')]
 
 
+def rolled(x: torch.Tensor, pixels: float, rng) -> torch.Tensor: return x.roll(int(pixels), -1)
+
+
 TOY_ARM = Arm(lambda pool: pool.real + pool.synthetic.of('dot'), 'would dots alone do?', '#123456')
 
 
@@ -127,7 +131,8 @@ def with_toys(stack: ExitStack):
     for table, member in [(SOURCES, {'drawn': DrawnWelds}), (GENERATORS, {'brightness': declare_brightness()}),
                           (CLASSIFIERS, {'flat': linear_classifier}), (ARMS, {'real+dots': TOY_ARM}),
                           (METRICS, {'mean distance': Metric(mean_distance, 0, math.inf, 'lower')}),
-                          (GUARDS, {'classes': guard_classes})]:
+                          (GUARDS, {'classes': guard_classes}),
+                          (CORRUPTIONS, {'roll': Corruption(rolled, 'px', (2., 4.))})]:
         stack.enter_context(patch.dict(table, member))
 
 
@@ -223,6 +228,13 @@ def test_the_added_metric_is_measured_for_each_class(study):
     assert (rows.value <= rows.high).all()
 
 
+def test_the_added_disturbance_is_tried_on_every_arm(study):
+    stress = pd.read_csv(arms.open_test(study).path/'stress.csv')
+    rows = stress[stress.kind == 'roll']
+    assert set(rows.strength) == {1, 2}
+    assert set(rows.arm) == set(study_arms(study))
+
+
 def test_the_added_safeguard_is_assessed(study):
     guards = verdict_table(study, 'guards').set_index('name')
     assert guards.outcome['kinds of flaw'] == 'holds'
@@ -235,7 +247,7 @@ def test_the_added_safeguard_is_in_the_verdict(study):
 
 
 def test_the_tables_are_as_before_when_the_additions_end():
-    tables = (SOURCES, GENERATORS, CLASSIFIERS, ARMS, METRICS, GUARDS, STAGES)
+    tables = (SOURCES, GENERATORS, CLASSIFIERS, ARMS, METRICS, GUARDS, CORRUPTIONS, STAGES)
     before = [dict(table) for table in tables]
     with ExitStack() as stack: with_toys(stack)
     assert [dict(table) for table in tables] == before
@@ -269,7 +281,7 @@ def snippets() -> list:
 
 
 def test_each_snippet_of_contributing_adds_a_member():
-    tables = (STAGES, GENERATORS, ARMS, METRICS, GUARDS, SOURCES, CLASSIFIERS)
+    tables = (STAGES, GENERATORS, ARMS, METRICS, GUARDS, SOURCES, CLASSIFIERS, CORRUPTIONS)
     with ExitStack() as stack:
         for table in tables: stack.enter_context(patch.dict(table))
         for table, snippet in zip(tables, snippets(), strict=True):

@@ -71,7 +71,8 @@ def test_the_command_ends_with_the_recommendation(finished, study):
 @pytest.mark.slow
 def test_the_report_is_whole(study):
     assert page_issues(study/'report') == []
-    assert {p.stem for p in (study/'report').glob('*.html')} == {'index', *CHAPTERS[1:]}
+    assert {p.stem for p in (study/'report').glob('*.html')} == {'index', *CHAPTERS[1:], 'model_card', 'data_card'}
+    assert {'verdict.json', 'effects.csv', 'tidy.csv'} <= {p.name for p in (study/'report'/'files').iterdir()}
     first = shown(study/'report'/'index.html')
     verdict = json.loads(next((study/'eval').glob('verdict-*/verdict.json')).read_text())
     assert verdict['decision'] in first

@@ -324,11 +324,11 @@ class StressConfig:
 class RobustnessConfig:
     "How every fit is disturbed and attacked on validation."
     images: int = 600                   # half of them flaws, at most
-    attacked: int = 60                  # of these, half of them flaws
+    attacked: int = 40                  # of these, half of them flaws
     pgd_bounds: tuple = (.25, .5, 1.)   # projected gradient descent: change of a pixel at most, grey levels
     pgd_steps: int = 5
     pgd_step: float = 2.5               # size of a step, of the bound over the number of steps
-    square_bounds: tuple = (2., 4.)     # the attack without gradient: change of a pixel at most, grey levels
+    square_bounds: tuple = (4.,)        # the attack without gradient: change of a pixel at most, grey levels
     square_queries: int = 50            # rounds, in each of which it asks about every image
 
 # %% ../../nbs/core/01_config.ipynb #a003b2a1
@@ -345,7 +345,7 @@ class OodConfig:
 class SuspectsConfig:
     "How doubtful labels are looked for among the real training images."
     folds: int = 4                      # of the cross-validation over welds
-    training: float = .5                # in units of the classifier's own number of steps
+    training: float = .25               # in units of the classifier's own number of steps
 
 
 @dataclass(frozen=True)

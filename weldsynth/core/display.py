@@ -28,7 +28,8 @@ def escape(
     text,  # anything that has a text
 ) -> str:
     "`text` in one line as HTML that shows it as it is, inside Markdown too."
-    return re.sub(r'[\[\]`$\\|]|:(?=//)', lambda c: f'&#{ord(c[0])};', html.escape(' '.join(str(text).split())))
+    plain = html.escape(' '.join(str(text).split()), quote=False)
+    return re.sub(r'[\[\]`$\\|]|:(?=//)', lambda c: f'&#{ord(c[0])};', plain)
 
 # %% ../../nbs/core/06_display.ipynb #fabdfe4b
 def _show_caption(text: str):

@@ -46,7 +46,7 @@ LONG = _preset('long', denoiser=dict(steps=4_500), classifier=dict(seeds=5), swe
 
 THOROUGH = _preset(
     'thorough', denoiser=dict(steps=4_500), classifier=dict(seeds=6), instrument=dict(seeds=5),
-    robustness=dict(attacked=120, pgd_steps=10, square_queries=200),
+    robustness=dict(attacked=120, pgd_steps=10, square_bounds=(2., 4.), square_queries=200),
     sweep=dict(shares=(.25, .5, 1., 2., 4.), fractions=(.1, .25), seeds=2))
 
 # %% ../../nbs/core/08_profiles.ipynb #e6a66c71
@@ -58,7 +58,7 @@ FULL = _preset(
     sampler=dict(generators=3, steps=20, synthetics=4_000, synthetic_cleans=4_000),
     classifier=dict(seeds=10),
     instrument=dict(seeds=5, rivals=('features', 'small', 'resnet18', 'finetune')),
-    robustness=dict(images=2_000, attacked=200, pgd_steps=20, square_queries=1_000),
+    robustness=dict(images=2_000, attacked=200, pgd_steps=20, square_bounds=(2., 4.), square_queries=1_000),
     sweep=dict(guidances=(2., 3., 5., 8.), shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5),
                samples=2_000, seeds=2))
 

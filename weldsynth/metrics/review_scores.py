@@ -338,10 +338,9 @@ def _percent(value) -> str: return share_text(_estimate(value))
 
 def _efforts(review: dict) -> str:
     "How many images the reviewers answered, in what time, and who was too fast."
-    names = ', '.join(f'{n} in {seconds:.0f} s each' for n, seconds in
-                      zip(review['answered'], review['seconds'], strict=True))
+    answered, seconds = (', '.join(f'{n:.0f}' for n in review[k]) for k in ('answered', 'seconds'))
     hasty = ''.join(f' **Reviewer {r} was too fast to have looked at the images.**' for r in review['hasty'])
-    return f'Of {review["images"]} images they answered {names}.{hasty}'
+    return f'Answered: {answered} of {review["images"]} images; median time: {seconds} s.{hasty}'
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #b239cee7
 def by_class(

@@ -237,7 +237,7 @@ def guard_review(
     artefacts, p_artefacts = _assess(share, rule, most=rule.most_artefacts)
     if share[0] <= rule.most_artefacts: artefacts = 'holds'
     result = min(labels, artefacts, key=_WORST.index)
-    p = min(1., 2*min(p_labels, p_artefacts)) if result == 'fails' else float('nan')
+    p = min(1., 2*float(np.nanmin([p_labels, p_artefacts]))) if result == 'fails' else float('nan')
     measured = f'labels right {format_points(*change)} points, artefacts {100*share[0]:.0f} %'
     return Guard(name, _review_text(labels, artefacts, review), measured, limit, result, p)
 

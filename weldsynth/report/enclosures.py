@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['FILES', 'PDF', 'CARDS', 'METHOD', 'enclose_files', 'card_notebook', 'card_pages', 'enclosures_section', 'browser',
-           'print_pdf', 'enclose_pdf']
+__all__ = ['FILES', 'PDF', 'CARDS', 'TABLES', 'METHOD', 'enclose_files', 'card_notebook', 'card_pages', 'enclosures_section',
+           'browser', 'print_pdf', 'enclose_pdf']
 
 # %% ../../nbs/report/11_enclosures.ipynb #c7840b43
 from ..core.config import StudyError
@@ -74,6 +74,9 @@ def card_pages(
             for kind, file in files.items() if file.is_file()}
 
 # %% ../../nbs/report/11_enclosures.ipynb #d9197a59
+TABLES = dict(effects='scores and differences', tidy='scores of every fit', guards='safety checks', curves='ROC and PR',
+              pod='probability of detection', segments='by size, film and density', generators='by generator',
+              operating='what the rule says at a known gain', trivial='what needs no training')  # other names say it
 METHOD = ('14_instrument', '09_verdict', '07_arms', '02_ldm', '03_sample', '06_audit')  # chapters that say how
 
 
@@ -87,7 +90,7 @@ def enclosures_section(
     def links(pages): return ', '.join(f'[{titles[p]}]({p}.html)' for p in pages if p in titles)
     items = {'This page to print': f'[PDF]({PDF})' if pdf else '',
              'For programs': f'[{verdict}]({FILES}/{verdict})' if files else '',
-             'Tables (CSV)': ', '.join(f'[{Path(t).stem}]({FILES}/{t})' for t in tables),
+             'Tables (CSV)': ', '.join(f'[{TABLES.get(Path(t).stem, Path(t).stem)}]({FILES}/{t})' for t in tables),
              'What was trained and drawn': links(f'{kind}_card' for kind in CARDS),
              'Method': links(METHOD)}
     if not files: return ''
@@ -124,7 +127,7 @@ def _drop_pdf_link(page: Path):
     "Remove the item that links to the PDF."
     from bs4 import BeautifulSoup
     soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
-    for link in soup('a', href=PDF): link.find_parent('li').decompose()
+    for item in soup.select(f'li:has(a[href="{PDF}"])'): item.decompose()
     page.write_text(str(soup), encoding='utf-8')
 
 

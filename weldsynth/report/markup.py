@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -99,10 +100,10 @@ def cell_html(
     cell,  # from `prepare_page`
 ) -> str:
     "A prepared cell as HTML that cannot act: its text or its outputs."
-    if cell.cell_type == 'markdown': return str(sanitise(markdown_html(cell.source)))
+    if cell.cell_type == 'markdown': return _cleaner().clean(markdown_html(cell.source))
     def shown(o):
         if o.output_type == 'stream': return f'<pre class="text">{html.escape(o.text)}</pre>'
-        return str(sanitise(markdown_html(o.data['text/markdown'])))
+        return _cleaner().clean(markdown_html(o.data['text/markdown']))
     return ''.join(map(shown, cell.outputs))
 
 # %% ../../nbs/report/04_markup.ipynb #f03081a3
@@ -129,25 +130,43 @@ def _add_anchors(soup: BeautifulSoup):
 
 # %% ../../nbs/report/04_markup.ipynb #18ddb312
 _LONG = 30     # characters of a cell that may be broken over lines
-_NARROW = 340  # pixels of a table on a telephone
+_NARROW = 322  # pixels for a table on a telephone of 390, with a margin
 
 
-def _least_width(table) -> float:
-    "About how many pixels wide a table is when every cell is broken between its words, in small type."
-    rows = [[max(map(len, cell.get_text().split(' ')), default=0) for cell in row(['th', 'td'])] for row in table('tr')]
-    return sum(6.2*max(words) + 11 for words in zip(*rows))  # noqa: B905  a row may lack cells
+def _least_width(cell) -> int:
+    "About how many pixels a cell needs on a telephone, broken between its words."
+    longest = max(map(len, cell.get_text().split(' ')))
+    return max(7*longest + 11, 112 if 'long' in cell.get('class', '') else 0)
+
+
+def _is_wide(table) -> bool:
+    "Is a table sure to be wider than a telephone?"
+    rows = [list(map(_least_width, row(['th', 'td']))) for row in table('tr')]
+    return sum(map(max, zip(*rows, strict=False))) > _NARROW
+
+
+def _table_name(table, taken: Counter) -> str:
+    "The name of a table for who hears the page: its number, else the heading above it; `taken` counts the names."
+    around = table.find_parent(class_='float')
+    if around and around.strong: return around.strong.get_text().rstrip('.')
+    heading = table.find_previous(['h1', 'h2', 'h3', 'h4'])
+    name = f'Table in “{heading.get_text()}”' if heading else 'Table'
+    taken[name] += 1
+    return name if taken[name] == 1 else f'{name}, {taken[name]}'
 
 
 def frame_tables(
     soup: BeautifulSoup,  # a page or a part of one; changed in place
 ):
     "Give each table a frame that scrolls, and a class to long cells and to the frames of wide tables."
+    taken: Counter = Counter()
+    for cell in soup('th'):
+        if not cell.get_text(strip=True): cell.name = 'td'  # it heads nothing
     for cell in soup('td'):
         if len(cell.get_text()) > _LONG: cell['class'] = 'long'
     for table in soup('table'):
-        around = table.find_parent(class_='float')
-        title = around.strong.get_text().rstrip('.') if around and around.strong else 'Table'
-        kind = 'scroll wide' if _least_width(table) > _NARROW else 'scroll'
+        title = _table_name(table, taken)
+        kind = 'scroll wide' if _is_wide(table) else 'scroll'
         frame = {'class': kind, 'role': 'region', 'aria-label': title, 'tabindex': '0'}
         table.wrap(table.find_parents()[-1].new_tag('div', attrs=frame))
 

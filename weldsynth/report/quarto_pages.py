@@ -44,7 +44,8 @@ def quarto_notebook(
     for cell in cells:
         if cell.cell_type == 'code': cell.source = '#| echo: false'  # else Quarto shows an empty fold
     front = v4.new_raw_cell(f'---\ntitle: {json.dumps(page_title(notebook, page))}\n---')
-    return v4.new_notebook(cells=[front, *cells], metadata=dict(kernelspec=notebook.metadata.get('kernelspec', {})))
+    metadata = {k: v for k, v in notebook.metadata.items() if k == 'kernelspec'}
+    return v4.new_notebook(cells=[front, *cells], metadata=metadata)
 
 # %% ../../nbs/report/10_quarto_pages.ipynb #1e8d6103
 _ASSETS = checkout()/'weldsynth'/'assets'
@@ -91,13 +92,13 @@ def _put_policy_first(soup: BeautifulSoup):
     "Begin the head with the content security policy, so that it governs all that follows."
     for meta in soup('meta', attrs={'http-equiv': 'Content-Security-Policy'}): meta.decompose()
     meta = soup.new_tag('meta', attrs={'http-equiv': 'Content-Security-Policy', 'content': POLICY})
-    soup.head.insert(0, meta)
+    (soup.head or soup).insert(0, meta)
 
 # %% ../../nbs/report/10_quarto_pages.ipynb #31d91d0e
 def _open_contents(soup: BeautifulSoup):
     "Show the whole list of what is on the page."
     for entries in soup.select('nav[role="doc-toc"] ul.collapse, #TOC ul.collapse'):
-        entries['class'] = [name for name in entries['class'] if name != 'collapse']
+        entries['class'] = ' '.join(name for name in entries['class'] if name != 'collapse')
 
 
 def _drop_empty_folds(soup: BeautifulSoup):
@@ -111,7 +112,7 @@ def _name_study(soup: BeautifulSoup, study: str):
     "Name the study above the title and at the foot of the page."
     top = soup.new_tag('p', attrs={'class': 'study-name'})
     top.string = f'Study {study}'
-    (soup.main or soup.body).insert(0, top)
+    (soup.main or soup).insert(0, top)
     for foot in soup.select('.nav-footer-center'): foot.string = f'Study {study}. weldsynth {__version__}.'
 
 # %% ../../nbs/report/10_quarto_pages.ipynb #d2772565

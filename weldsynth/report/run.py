@@ -47,8 +47,8 @@ def make_report(
         recommendation = recommend(study)
         learning_curve(study.first)
         execute(study, kernel=kernel, **costs)
+        finish(study)  # before the pages, which show the cards
         index = render(study)
-        finish(study)
     return recommendation, index
 
 # %% ../../nbs/report/07_run.ipynb #00045b37

@@ -38,7 +38,7 @@ from ..models.autoencoder import reconstruct
 from ..models.classifier import load_classifier, probabilities
 from ..models.controls import augmented, best_control, cut_paste, repeated
 from ..models.fits import CURVE_COLUMNS, FIT_FIELDS, fit_all, values_of
-from ..models.stress import all_corruptions, ood_auroc, stress
+from ..models.stress import all_corruptions, ood_auroc, strengths, stress
 from .audit import filter_samples, train_judges, usable_patches
 from .background import POINT_FIELDS, has_masks, selected_neighbours
 from .data import prepare, study_patches
@@ -312,12 +312,15 @@ STRESS_COLUMNS = ['arm', 'seed', 'kind', 'strength', 'macro_f1', 'found_any', 'f
 
 
 def _stressed(study: Study, test: PatchSet, fits: list) -> tuple:
-    "The tables `stress` and `ood` of the first fit of each arm, on at most `stress.images` test images."
+    "The tables `stress` and `ood`, on at most `stress.images` test images; only first fits meet the adversary."
     config, rows, ood = study.config.stress, [], []
+    unattacked = replace(config, adversary=())
     few = test.take(numpy_stream('stress', study.seed).permutation(len(test))[:config.images])
     disturbed = all_corruptions(few.images, study.seed, config)
     for arm, s, net, points in progress(fits, 'disturbing test images'):
-        rows += [(arm, s, *row) for row in stress(net, few, disturbed, points[POINTS[0]], config)]
+        attacked = config if s == 0 else unattacked
+        rows += [(arm, s, *row) for row in stress(net, few, disturbed, points[POINTS[0]], attacked)]
+        if s > 0: continue
         ood += [(arm, s, *row) for row in ood_auroc(net, few.images, study.seed).items()]
     return pd.DataFrame(rows, columns=STRESS_COLUMNS), pd.DataFrame(ood, columns=['arm', 'seed', 'kind', 'auroc'])
 
@@ -346,7 +349,8 @@ def predict(
     save_file(predicted, folder/'predicted.safetensors')
 
 # %% ../../nbs/07_arms.ipynb #d2550b31
-@stage('eval/test', version=2, reads=('stress',), needs=lambda study: [fit_arms(study)])
+@stage('eval/test', version=3, reads=('stress',), needs=lambda study: [fit_arms(study)],
+       also=lambda study: dict(strengths=strengths(study.config.stress)))
 def _predict_test(study: Study, folder):
     "Every fit's probabilities and predictions on the test fold and on held-out films, and `stress.csv` and `ood.csv`."
     plan = freeze(study)
@@ -354,8 +358,7 @@ def _predict_test(study: Study, folder):
     patches, fits = study_patches(study), load_fits(study)
     folds = [f for f in ('test', 'film') if (patches.table.fold == f).any()]
     predict(study, fits, {f: patches.fold(f) for f in folds}, folder, 'predicting the test fold')
-    first = [fit for fit in fits if fit[1] == 0]
-    for name, table in zip(('stress', 'ood'), _stressed(study, patches.fold('test'), first), strict=True):
+    for name, table in zip(('stress', 'ood'), _stressed(study, patches.fold('test'), fits), strict=True):
         table.to_csv(folder/f'{name}.csv', index=False)
     (folder/'plan.json').write_text(json.dumps(plan, indent=1))
 

@@ -44,7 +44,7 @@ def error_figure(
     "The patches of `errors`, numbered from 1: a flaw by its class, a false call by what it is called."
     names = np.where(errors.label == 'clean', 'called ' + errors.likeliest, errors.label)
     titles = [f'{i}. {plain_label(name)}' for i, name in enumerate(names, 1)]
-    return titled_patches(fold.images[errors.row.to_numpy()], titles, columns, width)
+    return titled_patches(fold.images[errors.row.tolist()], titles, columns, width)
 
 # %% ../../nbs/28_errors.ipynb #83591a79
 def error_table(
@@ -109,8 +109,8 @@ def suspect_table(
     rows = judged[found.row]
     facts = patches.table.iloc[rows].reset_index(drop=True)
     suggested = [patches.classes[k] for k in found.suggested]
-    known_facts = dict(row=rows, id=facts.id, label=facts.label, weld=facts.group)
-    return found.assign(suggested=suggested, **known_facts)[SUSPECT_COLUMNS]
+    named = found.assign(row=rows, id=facts.id, label=facts.label, suggested=suggested, weld=facts.group)
+    return named[SUSPECT_COLUMNS]
 
 # %% ../../nbs/28_errors.ipynb #d913c464
 @stage('eval/suspects', version=1, needs=lambda study: [prepare(study)], shared=True, reads=(*FIT_FIELDS, 'suspects'))

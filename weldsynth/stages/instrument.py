@@ -112,7 +112,7 @@ def _trained(change: float, longest: float, rule: RuleConfig) -> Guard:
     "Would longer training help?"
     limit = rule.most_from_training
     result = 'holds' if change <= limit else 'fails'
-    plain = f'{longest:g} times the training changes the validation score by {100*change:+.1f} points.'
+    plain = f'Training {longest:g} times as long changes the validation score by {100*change:+.1f} points.'
     return Guard('trained to the end', plain.replace('-', '−'), f'{100*change:+.1f} points'.replace('-', '−'),
                  f'at most {100*limit:.1f} points more', result)
 

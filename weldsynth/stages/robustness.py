@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['DISTURBED_COLUMNS', 'GREYS_PER_OD', 'half_flawed', 'mean_of', 'robustness', 'measure_robustness',
+__all__ = ['DISTURBED_COLUMNS', 'RATES', 'GREYS_PER_OD', 'half_flawed', 'mean_of', 'robustness', 'measure_robustness',
            'attack_classifiers', 'physical']
 
 # %% ../../nbs/26_robustness.ipynb #57ec8dba
@@ -75,9 +75,13 @@ def robustness(
 DISTURBED_COLUMNS = ['arm', 'kind', 'strength', 'measure', 'mean', 'low', 'high']
 
 
-def _bounds(study: Study, x: Jackknife) -> tuple:
-    "Estimate, low and high."
-    return interval(x, study.config.rule.level, study.config.rule.least_welds)
+RATES = ('macro_f1', 'escapes', 'false_calls', 'undisturbed', 'disturbed')
+
+
+def _bounds(study: Study, measure: str, x: Jackknife) -> np.ndarray:
+    "Estimate, low and high; those of `RATES` lie between 0 and 1."
+    bounds = np.array(interval(x, study.config.rule.level, study.config.rule.least_welds))
+    return bounds.clip(0, 1) if measure in RATES else bounds
 
 
 def _measures(scores: dict, undisturbed: dict) -> dict:
@@ -95,7 +99,7 @@ def _robustness_rows(study: Study, results: dict) -> list:
         of_real = of_real or share
         found = dict(undisturbed=results['none', 0][arm]['macro_f1'], disturbed=disturbed, robustness=share)
         if arm != 'real': found['over real'] = share - of_real
-        rows += [(arm, measure, *_bounds(study, x)) for measure, x in found.items()]
+        rows += [(arm, measure, *_bounds(study, measure, x)) for measure, x in found.items()]
     return rows
 
 # %% ../../nbs/26_robustness.ipynb #7c65b2dc
@@ -113,7 +117,8 @@ def measure_robustness(study: Study, folder):
             called = decide(probabilities(net, values), points[POINTS[0]])
             predicted.setdefault(arm, []).append(called.numpy())
         results[version] = _scores(study, few, few.labels.numpy(), len(few.classes), predicted)
-    rows = [(arm, *version, measure, *_bounds(study, x)) for version, scores in results.items() for arm in scores
+    rows = [(arm, *version, measure, *_bounds(study, measure, x))
+            for version, scores in results.items() for arm in scores
             for measure, x in _measures(scores[arm], results['none', 0][arm]).items()]
     pd.DataFrame(rows, columns=DISTURBED_COLUMNS).to_csv(folder/'disturbed.csv', index=False)
     one = pd.DataFrame(_robustness_rows(study, results), columns=['arm', 'measure', 'mean', 'low', 'high'])
@@ -161,7 +166,7 @@ def attack_classifiers(study: Study, folder):
         attack, bound = version.split('/')
         for arm, scores in _scores(study, few, flawed, 2, predicted).items():
             measures = _measures(scores, scores)
-            rows += [(arm, attack, float(bound), m, *np.clip(_bounds(study, measures[m]), 0, 1))
+            rows += [(arm, attack, float(bound), m, *_bounds(study, m, measures[m]))
                      for m in ('escapes', 'false_calls')]
     table = pd.DataFrame(rows, columns=['arm', 'attack', 'bound', 'measure', 'mean', 'low', 'high'])
     table.to_csv(folder/'attacks.csv', index=False)
