@@ -47,7 +47,7 @@ def test_report_ends_with_the_recommendation(steps, tmp_path, capsys):
     assert study.config == choose_profile('fixture')
     assert (study.name, study.seed, study.group, study.data) == ('mine', 3, 'film', 'simulated')
     names = [name for name, *_ in steps]
-    assert names == ['prepare_or_count', 'recommend', 'learning_curve', 'execute', 'render', 'finish']
+    assert names == ['prepare_or_count', 'recommend', 'learning_curve', 'execute', 'finish', 'render']
     assert steps[3] == ('execute', study, dict(kernel='kernel')), 'what a plant pays is left to the configuration'
     lines = capsys.readouterr().out.splitlines()
     assert lines[:6] == ['', 'Ship it.', '', '  recall        0.9', '  false calls  12.5', '']
