@@ -58,7 +58,7 @@ def _target_text(least: float, most: float) -> str:
 def _target_row(measure: str, value, least: float, most: float) -> tuple:
     "One measure against its target."
     known = not pd.isna(value)
-    text = str(value) if isinstance(value, int) else f'{value:.3f}' if known else ''
+    text = str(value) if isinstance(value, int) else f'{value:.3f}'.replace('-', '−') if known else ''
     met = 'not assessed' if not known else 'yes' if least <= value <= most else 'no'
     return measure, text, _target_text(least, most), met
 
