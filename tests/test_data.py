@@ -363,7 +363,7 @@ def test_a_study_keeps_its_plan(manifest):
     study = open_study('mine', str(manifest), 'fixture', 'film')
     (study.path/'ldm'/'denoiser-0').mkdir(parents=True)
     (study.path/'ldm'/'denoiser-0'/'artefact.json').write_text('{}')
-    with pytest.raises(StudyError, match="study 'mine' started with other settings .*profile.*: choose another NAME"):
+    with pytest.raises(StudyError, match="was started with other settings .profile.*: choose another NAME"):
         open_study('mine', str(manifest), 'smoke', 'film')
 
 
