@@ -320,7 +320,7 @@ def test_the_report_has_a_page_and_a_sentence(closed_copy):
     first = BeautifulSoup(index.read_text(), 'html.parser')
     text = ' '.join(first.get_text(' ').split())
     assert 'On images from elsewhere (other-plant' in text
-    assert 'not part of the verdict' in text
+    assert 'does not enter the verdict' in text
     assert first.find('a', string='The outside set')['href'] == '15_outside.html'
     page = ' '.join(BeautifulSoup((index.parent/'15_outside.html').read_text(), 'html.parser').get_text(' ').split())
     assert 'does not enter the verdict' in page
