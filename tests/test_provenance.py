@@ -100,7 +100,7 @@ def test_a_mark_is_standard_xmp(study):
 def test_marked_files_are_refused_as_real_under_any_name(study, tmp_path):
     welds = shutil.copytree(study.data, tmp_path/'welds')
     shutil.copy(images(study)[0], tmp_path/'welds'/'crack'/'weld-00'/'IMG_0001.png')
-    message = r'crack/weld-00/IMG_0001\.png: is marked as synthetic but given as a real image: take it out'
+    message = r'crack/weld-00/IMG_0001\.png: is marked as synthetic but given as a real image: remove it'
     with pytest.raises(StudyError, match=message): read_folder(welds, 32)
 
 
