@@ -99,8 +99,8 @@ def risk_register(
          'score on a new batch below the interval of this report'),
         ('generator reproduces customer images', f'exact copies {by["exact copies"]}, near copies {by["near copies"]}',
          'no synthetic image leaves the site; copies stay in quarantine', 'data owner', 'a copy is found'),
-        ('wrong labels', f'synthetic-only reaches {100*alone:.0f} % of the real-only score; judges see the intended '
-         f'class in {agreement} of samples; three reviewers (labels right, gross artefacts): '
+        ('wrong labels', f'synthetic-only reaches {100*alone:.0f} % of the real-only score; reference classifiers see '
+         f'the intended class in {agreement} of samples; three reviewers (labels right, gross artefacts): '
          f'{by["realism, three reviewers"]}', 'retrain, look at samples, filter', 'model owner',
          'either figure falls after a retraining'),
         ('short cut: decoder means flaw', f'traces of the generator: {by["traces of the generator"]}; false calls on '

@@ -273,9 +273,11 @@ def _figures(study: Study, verdict: dict, table: pd.DataFrame) -> list:
 # %% ../../nbs/09_verdict.ipynb #24a39e61
 def plain_finding(
     verdict: dict,  # with decision, gains and reason
+    generator: str = '',  # which one it is about, where a study has several
 ) -> str:
     "What to do, what was gained and why, in a sentence for those who decide."
-    lead = {'SHIP': 'Use synthetic defects.', 'DO NOT SHIP': 'Do not use synthetic defects.',
+    defects = f'the synthetic defects of {generator}' if generator else 'synthetic defects'
+    lead = {'SHIP': f'Use {defects}.', 'DO NOT SHIP': f'Do not use {defects}.',
             'INCONCLUSIVE': 'Not decided.'}[verdict['decision']]
     mean, low, high = verdict['gains']['real']
     proven = 'A clear gain' if low > 0 else 'A clear loss' if high < 0 else 'No proven gain'
@@ -297,6 +299,7 @@ def recommend(
     simulated = 'simulated radiographs, which say nothing about real welds'
     where = simulated if verdict['simulated'] else Path(study.data).name
     headline = verdict['decision'] + (' (provisional)' if verdict['provisional'] else '')
-    finding = plain_finding(verdict)
+    chosen = ' and '.join(dict.fromkeys(verdict.get('generator', [])))
+    finding = plain_finding(verdict, chosen if len(generator_names(study)) > 1 else '')
     return dict(verdict, headline=headline, finding=finding, sentence=f'{headline}, on {where}: {finding}',
                 figures=_figures(study, verdict, table) + outside_figures(study))
