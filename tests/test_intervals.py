@@ -134,6 +134,16 @@ def test_noise_of_single_cells_is_not_counted_twice():
     assert variance(x).fits == 0
 
 
+@pytest.mark.parametrize('seed', range(200))
+def test_an_interval_is_no_wider_than_its_source_with_the_fewest_degrees_of_freedom_allows(seed):
+    "Of what three fits add most is noise: Satterthwaite's formula alone gives a fraction of a degree of freedom."
+    rng = np.random.default_rng(seed)
+    scored = .1*rng.normal(size=8) + .1*rng.normal(size=(3, 1)) + 3*rng.normal(size=(3, 8))
+    total = scored.sum(1, keepdims=True)
+    found = variance(Jackknife(np.concatenate([total/8, (total - scored)/7], 1), np.zeros(3, int), np.array(8)))
+    assert 2 <= found.df <= 7
+
+
 def test_a_ratio_is_that_of_the_estimates():
     a, b = made_up([.8, .9, .7, .8], (0., .02)), made_up([.9, .95, .9, .85], (0., .01))
     assert (a/b).estimate == pytest.approx(a.estimate/b.estimate)

@@ -90,7 +90,8 @@ def variance(
     added = [max(v - below, 0.) for v, below, _ in sources]
     own = sum(v**2/df for v, below, df in sources if v > below)
     most = sum(one.welds - 1 for one in sets)
-    df = min(sum(added)**2/own, most) if own > 0 else most
+    least = min((df for v, below, df in sources if v > below), default=most)
+    df = min(max(sum(added)**2/own, least), most) if own > 0 else most
     return Variance(sum(added[:len(sets)]), sum(added[len(sets):]), float(df))
 
 

@@ -109,7 +109,8 @@ def effects(
                 rows.append((arm, c, metric, 'score', *bounds))
         for metric, values in result.items():
             for c, x in _per_class(values - results['real'][metric], classes):
-                rows.append((arm, c, metric, 'difference', *interval(x, rule.level, rule.least_welds)))
+                bounds = np.clip(interval(x, rule.level, rule.least_welds), -1, 1)
+                rows.append((arm, c, metric, 'difference', *bounds))
     return pd.DataFrame(rows, columns=['arm', 'class', 'metric', 'kind', 'mean', 'low', 'high'])
 
 # %% ../../nbs/metrics/11_tables.ipynb #bde5ff91
