@@ -11,7 +11,7 @@ __all__ = ['dilate', 'rim_width', 'holes', 'feathers', 'fill_holes', 'flaw_layer
 
 # %% ../../nbs/models/12_layers.ipynb #da6712c1
 import torch
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, max_pool2d, pad
 
 # %% ../../nbs/models/12_layers.ipynb #2bd92439
 from ..data.images import stretch
@@ -59,22 +59,30 @@ def fill_holes(
     seen = known
     for share in (16, 8, 4):  # of the side: the rim nearby first, and what it does not reach from further away
         side = images.shape[-1]//share*2 + 1
-        weight = avg_pool2d(seen, side, 1, side//2)
-        mean = avg_pool2d(filled, side, 1, side//2)/weight.clamp(min=1e-6)
+        weight = _window_means(seen, side)
+        mean = _window_means(filled, side)/weight.clamp(min=1e-6)
         reached = (weight > .05).float()*(1 - seen)
         filled = filled + mean*reached
         seen = seen + reached
     middle = (images*known).sum((2, 3), keepdim=True)/known.sum((2, 3), keepdim=True).clamp(min=1)
     filled = filled + middle*(1 - seen)
-    for _ in range(steps):
-        filled = torch.where(hole > 0, _neighbour_means(filled), images)
-    return torch.where(hole > 0, filled, images)
+    x, (inside, neighbours) = torch.where(hole > 0, filled, images).flatten(), _hole_pixels(hole)
+    for _ in range(steps): x[inside] = x[neighbours].mean(0)
+    return x.view_as(images)
 
 
-def _neighbour_means(x: torch.Tensor) -> torch.Tensor:
-    "The mean of each pixel's four neighbours; at the edge of the image it replaces the missing ones."
-    padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode='replicate')
-    return (padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:])/4
+def _window_means(x: torch.Tensor, side: int) -> torch.Tensor:
+    "The mean of the square window around each pixel, 0 beyond the edge of the image."
+    return avg_pool2d(avg_pool2d(x, (side, 1), 1, (side//2, 0)), (1, side), 1, (0, side//2))
+
+
+def _hole_pixels(hole: torch.Tensor) -> tuple:
+    "Places of the pixels in holes, P, and of their four neighbours, 4 x P; at an edge a pixel is its own neighbour."
+    place = torch.arange(hole.numel(), dtype=torch.float64, device=hole.device).view_as(hole)
+    wider = pad(place, (1, 1, 1, 1), mode='replicate')
+    around = wider[..., :-2, 1:-1], wider[..., 2:, 1:-1], wider[..., 1:-1, :-2], wider[..., 1:-1, 2:]
+    inside = hole.flatten().nonzero()[:, 0]
+    return inside, torch.stack(around).flatten(1)[:, inside].long()
 
 # %% ../../nbs/models/12_layers.ipynb #81f01be9
 def flaw_layers(
