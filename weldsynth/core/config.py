@@ -274,7 +274,7 @@ class SweepConfig:
     part_guidances: tuple = (2., 3., 5.)  # guidance scales tried for each of these
     curve_fractions: tuple = (.05, .1, .25, .5, 1.)  # parts of the real defects on the learning curve of real images
     samples: int = 500                  # synthetic defects per guidance scale tried
-    seeds: int = 1                      # classifier seeds per value tried
+    seeds: int = 3                      # classifier seeds per value tried
 
 # %% ../../nbs/core/01_config.ipynb #acc84120
 @dataclass(frozen=True)

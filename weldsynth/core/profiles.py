@@ -31,7 +31,7 @@ FIXTURE = _preset(
     sampler=dict(steps=4, synthetics=40, synthetic_cleans=20),
     classifier=dict(kind='small', steps=20, batch=32, seeds=2),
     instrument=dict(seeds=2, lengths=(1., 2.), rivals=('small',)),
-    sweep=dict(guidances=(1.5, 3.), shares=(.1, .2), samples=20), audit=dict(fidelity_min_images=8),
+    sweep=dict(guidances=(1.5, 3.), shares=(.1, .2), samples=20, seeds=1), audit=dict(fidelity_min_images=8),
     rule=dict(resamples=200))
 
 SMOKE = _preset(
@@ -39,15 +39,15 @@ SMOKE = _preset(
     denoiser=dict(heads=2, layers=4, steps=300), sampler=dict(synthetics=200, synthetic_cleans=60),
     inserter=dict(heads=2, layers=4, steps=600), student=dict(lessons=400, steps=200),
     classifier=dict(steps=300, views=2, backbone_px=64), instrument=dict(seeds=2, lengths=(1., 2.)),
-    stress=dict(images=40), sweep=dict(samples=100, shares=(.4, .8)), rule=dict(resamples=2_000))
+    stress=dict(images=40), sweep=dict(samples=100, shares=(.4, .8), seeds=1), rule=dict(resamples=2_000))
 
 # %% ../../nbs/core/08_profiles.ipynb #5dc8437e
-LONG = _preset('long', denoiser=dict(steps=4_500), classifier=dict(seeds=5), sweep=dict(seeds=2))
+LONG = _preset('long', denoiser=dict(steps=4_500), classifier=dict(seeds=5))
 
 THOROUGH = _preset(
     'thorough', denoiser=dict(steps=4_500), classifier=dict(seeds=6), instrument=dict(seeds=5),
     robustness=dict(attacked=120, pgd_steps=10, square_bounds=(2., 4.), square_queries=200),
-    sweep=dict(shares=(.25, .5, 1., 2., 4.), fractions=(.1, .25), seeds=2))
+    sweep=dict(shares=(.25, .5, 1., 2., 4.), fractions=(.1, .25)))
 
 # %% ../../nbs/core/08_profiles.ipynb #e6a66c71
 FULL = _preset(
@@ -60,7 +60,7 @@ FULL = _preset(
     instrument=dict(seeds=5, rivals=('features', 'small', 'resnet18', 'finetune')),
     robustness=dict(images=2_000, attacked=200, pgd_steps=20, square_bounds=(2., 4.), square_queries=1_000),
     sweep=dict(guidances=(2., 3., 5., 8.), shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5),
-               samples=2_000, seeds=2))
+               samples=2_000))
 
 PROFILES = {c.profile: c for c in (FIXTURE, SMOKE, StudyConfig('demo'), LONG, THOROUGH, FULL)}
 
