@@ -93,11 +93,12 @@ class InserterConfig:
     "The diffusion transformer that draws layers of flaws, its training, and the masks of new flaws."
     heads: int = 4                      # attention heads of 32 channels each
     layers: int = 6                     # transformer blocks
-    steps: int = 3_000
+    steps: int = 1_000
     batch: int = 64
     lr: float = 2e-3                    # peak learning rate
     ema_decay: float = .999
     time_spread: float = 1.2            # standard deviation of the logit of a training time
+    outline_hidden: float = .5          # share of the training pairs whose outline the network does not see
     rotation: float = 12.               # of a mask, degrees at most
     scale: float = 1.25                 # factor by which a mask grows or shrinks at most
     shift: float = .06                  # of a mask at most, sides of a patch

@@ -42,11 +42,11 @@ SMOKE = _preset(
     stress=dict(images=40), sweep=dict(samples=100, shares=(.4, .8), seeds=1), rule=dict(resamples=2_000))
 
 # %% ../../nbs/core/08_profiles.ipynb #5dc8437e
-LONG = _preset('long', denoiser=dict(steps=4_500), classifier=dict(seeds=5))
+LONG = _preset('long', denoiser=dict(steps=4_500), inserter=dict(steps=3_000), classifier=dict(seeds=5))
 
 THOROUGH = _preset(
-    'thorough', denoiser=dict(steps=4_500), classifier=dict(seeds=6), instrument=dict(seeds=5),
-    robustness=dict(attacked=120, pgd_steps=10, square_bounds=(2., 4.), square_queries=200),
+    'thorough', denoiser=dict(steps=4_500), inserter=dict(steps=3_000), classifier=dict(seeds=6),
+    instrument=dict(seeds=5), robustness=dict(attacked=120, pgd_steps=10, square_bounds=(2., 4.), square_queries=200),
     sweep=dict(shares=(.25, .5, 1., 2., 4.), fractions=(.1, .25)))
 
 # %% ../../nbs/core/08_profiles.ipynb #e6a66c71

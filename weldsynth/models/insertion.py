@@ -39,6 +39,10 @@ class Sites(NamedTuple):
     feather: torch.Tensor     # how much of a layer is laid, N x 1 x H x W
     half_span: torch.Tensor   # greys of the film in one unit, N x 1 x 1 x 1
 
+    def hide_outlines(self, hidden: torch.Tensor) -> Sites:
+        "The same sites without the outlines of some, `hidden`: bool, N."
+        return self._replace(outline=self.outline*~hidden.view(-1, 1, 1, 1))
+
 # %% ../../nbs/models/13_insertion.ipynb #0c9f90f4
 @torch.inference_mode()
 def encode_units(
@@ -177,7 +181,7 @@ def inserter_batch(
     config: InserterConfig,
     seed: int | list,  # names the stream
 ) -> Callable:
-    "The function `step -> arguments of inserter_loss`: class-balanced, mirrored, times logit-normal."
+    "The function `step -> arguments of inserter_loss`: class-balanced, mirrored, times logit-normal, outlines hidden."
     n = config.batch
     balanced = BalancedRows(pairs.labels)
     def draw_batch(step):
@@ -188,6 +192,7 @@ def inserter_batch(
         learnt = pairs.layers, pairs.background, pairs.cells, pairs.outline
         layers, background, cells, outline = (x[mirror, rows] for x in learnt)
         noise = torch.randn(layers.shape, generator=rng)
+        outline = outline*(torch.rand(n, 1, 1, 1, generator=rng) >= config.outline_hidden)
         return layers, background, cells, outline, noise, time, pairs.labels[rows], pairs.weight[rows]
     return draw_batch
 
@@ -307,9 +312,11 @@ class Inserter:
         seeds: Sequence[int],   # one per flaw
         guidance: float,        # guidance scale; 1 is none
         sampler: SamplerConfig,
+        outlined: bool = True,  # does the network see the outlines of the masks, or only the cells that they touch?
     ) -> torch.Tensor:
         "What to add to the patches, in their greys, 0 outside the holes; as `greys`."
         sites, _ = open_sites(self.autoencoder, greys, masks)
+        if not outlined: sites = sites.hide_outlines(torch.ones(len(masks), dtype=torch.bool))
         drawn = draw_layers(self.net, sites, labels, seeds, guidance, sampler)
         return self._in_greys(sites, drawn, torch.zeros_like(drawn))
 
@@ -354,9 +361,10 @@ class Inserter:
         seeds: Sequence[int],   # one per flaw
         guidance: float,
         sampler: SamplerConfig,
+        outlined: bool = True,
     ) -> tuple:
         "`clean` with flaws, uint8, N x 1 x H x W, digitised and stretched; the greys that became 0 and 255, each N."
-        return lay(clean, self.layers(clean.greys, masks, labels, seeds, guidance, sampler))
+        return lay(clean, self.layers(clean.greys, masks, labels, seeds, guidance, sampler, outlined))
 
 # %% ../../nbs/models/13_insertion.ipynb #c375a755
 class Lessons(NamedTuple):

@@ -22,9 +22,13 @@ from ..data.patches import PatchSet, class_plan
 from ..metrics.classification import clean_weight, group_counts, scores
 from ..metrics.fidelity import distance_to_class
 from ..models.fits import FIT_FIELDS
+from ..models.insertion import flaws_with_masks
+from ..models.weak_masks import completed_masks
 from .audit import judge_probabilities, study_features, train_judges, usable_patches
 from .background import POINT_FIELDS, score_sets
 from .data import prepare, study_patches, training_fold
+from .insertion import masked_fold
+from .insertion_audit import likeness
 from .sweep import draw_study_samples, selected, with_chosen_generator
 
 # %% ../../nbs/22_filters.ipynb #dd1bcadf
@@ -41,12 +45,25 @@ def _by_features(study: Study, drawn: PatchSet) -> torch.Tensor:
     return -distance_to_class(ours, drawn.labels, theirs, flaws.labels)
 
 
+def _by_layers(study: Study, drawn: PatchSet) -> torch.Tensor:
+    "Correlation of each flaw's layer with the one of a real flaw of its class that is most like it, N."
+    fold, config = masked_fold(study), study.config.inserter
+    real, masks = flaws_with_masks(fold)
+    own, _ = completed_masks(drawn, fold.of('clean').images, config)
+    ours, theirs = torch.cat([drawn.images, own], 1), torch.cat([real.images, masks], 1)
+    worth = torch.full((len(drawn),), -1.)
+    for c in np.intersect1d(drawn.labels, real.labels):
+        here = drawn.labels == c
+        worth[here] = torch.from_numpy(likeness(ours[here], theirs[real.labels == c]))
+    return worth
+
+
 def _at_random(study: Study, drawn: PatchSet) -> torch.Tensor:
     return torch.rand(len(drawn), generator=torch_stream('random filter', study.seed))
 
 
 CRITERIA: dict[str, Callable[[Study, PatchSet], torch.Tensor]] = {
-    'judges': _by_judges, 'features': _by_features, 'at random': _at_random}
+    'judges': _by_judges, 'features': _by_features, 'layers': _by_layers, 'at random': _at_random}
 
 # %% ../../nbs/22_filters.ipynb #c148fa6f
 def best_of_each(
@@ -88,7 +105,7 @@ def _per_class(study: Study, predictions: dict) -> list:
     return rows
 
 
-@stage('eval/filters', version=1, reads=(*FIT_FIELDS, *POINT_FIELDS, 'filters'), shared=True,
+@stage('eval/filters', version=2, reads=(*FIT_FIELDS, *POINT_FIELDS, 'filters'), shared=True,
        also=lambda study: dict(criteria=list(CRITERIA)),
        needs=lambda study: [prepare(study), train_judges(study), draw_study_samples(with_chosen_generator(study))])
 def try_filters(study: Study, folder):

@@ -175,7 +175,8 @@ class Hand:
         mask, window = self._site(grey, request, label, side)
         shown = resize(_cut(grey, window), px)[None]
         sampler = self.study.config.sampler
-        layer = self.inserter.layers(shown, mask, torch.tensor([label]), [request.seed], request.guidance, sampler)
+        layer = self.inserter.layers(shown, mask, torch.tensor([label]), [request.seed], request.guidance, sampler,
+                                     outlined=request.mask is None)  # of a drawn one it would guess the kind
         added, outline = (interpolate(x, (side, side), mode=mode)[0, 0].numpy() for x, mode in (
             (layer*request.severity, 'bilinear'), (holes(mask), 'nearest')))
         flaw = interpolate(mask.float(), (side, side), mode='nearest')[0, 0].numpy() > 0

@@ -80,7 +80,7 @@ def masked_fold(
     return replace(fold, masks=saved['masks'], table=fold.table.assign(weak=saved['weak'].numpy()))
 
 # %% ../../nbs/18_insertion.ipynb #d6afbd21
-@stage('insert/denoiser', version=3, shared=True, reads=('inserter', 'optimiser'),
+@stage('insert/denoiser', version=4, shared=True, reads=('inserter', 'optimiser'),
        needs=lambda study, generator, fraction: [train_autoencoder(study, fraction), find_weak_masks(study, fraction)])
 def train_inserter(
     study: Study,
@@ -180,12 +180,13 @@ def insert_planned(
     guidance: float,          # guidance scale; 1 is none
     config: InserterConfig,
     sampler: SamplerConfig,
+    outlined: bool = True,    # does the network see the outlines of the masks?
 ) -> torch.Tensor:
     "Images and their masks, uint8, N x 2 x H x W; each depends on its own row, label and seed."
     def piece(which, labels, seeds):
         masks = planned_masks(plan, which, seeds, config)
         clean = plan.cleans.take(plan.clean_rows[which].numpy())
-        images, *_ = inserter.insert(clean, masks, torch.tensor(labels), seeds, guidance, sampler)
+        images, *_ = inserter.insert(clean, masks, torch.tensor(labels), seeds, guidance, sampler, outlined)
         return torch.cat([images, masks*(torch.tensor(labels) > 0).view(-1, 1, 1, 1)], 1)
     return _in_pieces(piece, which, labels, seeds)
 
@@ -279,9 +280,12 @@ def teach(
     seeds = [stream_seed('lesson', seed, i) for i in range(config.lessons)]
     labels = [i % len(fold.classes) for i in range(config.lessons)]
     plan = plan_insertions(fold, labels, seeds, selected_neighbours(study), study.config.inserter.several)
+    hidden = torch.rand(config.lessons, generator=torch_stream('lesson outlines', seed))
+    hidden = hidden < study.config.inserter.outline_hidden
     def lesson(which):
         masks = planned_masks(plan, which, [seeds[i] for i in which], study.config.inserter)
         sites, _ = open_sites(inserter.autoencoder, plan.cleans.take(plan.clean_rows[which].numpy()).greys, masks)
+        sites = sites.hide_outlines(hidden[which])
         numbers, own = torch.tensor([labels[i] for i in which]), [seeds[i] for i in which]
         layers = draw_layers(inserter.net, sites, numbers, own, config.guidance, study.config.sampler).cpu()
         return Lessons(layers, *sites[:3], initial_noise(sites, own), numbers)
@@ -292,7 +296,7 @@ def teach(
     return Lessons(*(torch.cat(parts) for parts in zip(*taught, strict=True)))
 
 
-@stage('insert/student', version=2, shared=True, reads=('student', 'optimiser', *SOLVER_FIELDS),
+@stage('insert/student', version=3, shared=True, reads=('student', 'optimiser', *SOLVER_FIELDS),
        needs=lambda study, generator, fraction: [train_inserter(study, generator, fraction), *background_inputs(study)])
 def train_student(
     study: Study,

@@ -19,24 +19,26 @@ import torch
 
 # %% ../../nbs/20_insertion_audit.ipynb #110a4d83
 from ..core.config import SamplerConfig
-from ..core.random import numpy_stream, stream_seed
+from ..core.random import numpy_stream, stream_seed, torch_stream
 from ..core.store import Study, stage
 from ..data.patches import PatchSet, class_plan, mirror_images
 from ..metrics.fidelity import compare_features, principal_projection
 from ..metrics.fingerprint import PROBE_COLUMNS, mean_over_classes, probe_halves, probe_row
 from ..models.controls import cut_paste
 from ..models.insertion import flaws_with_masks
-from ..models.layers import dilate, fill_holes, flaw_layers, holes, rim_width
+from ..models.layers import dilate, feathers, fill_holes, flaw_layers, holes, lay, rim_width
 from ..models.weak_masks import completed_masks
 from .audit import judge_probabilities, probe_columns, study_features, train_judges, unseen_defects
 from .background import selected_neighbours
 from .data import study_patches, training_fold
 from weldsynth.stages.insertion import (
     SOLVER_FIELDS,
+    InsertionPlan,
     insert_planned,
     load_inserter,
     masked_fold,
     plan_insertions,
+    planned_masks,
     train_inserter,
     train_student,
 )
@@ -48,6 +50,27 @@ def swapped(
 ) -> list:
     "For each class the next one, the first after the last."
     return [label % (classes - 1) + 1 for label in labels]
+
+
+def _middle(mask: torch.Tensor) -> torch.Tensor:
+    "Row and column of the middle of a mask, 1 x H x W; that of the patch where it is empty."
+    where = (mask[0] > 0).nonzero().float()
+    return where.mean(0) if len(where) else torch.tensor(mask.shape[1:])/2
+
+
+def _cut_to_masks(plan: InsertionPlan, masks: torch.Tensor, asked: list, seeds: list) -> torch.Tensor:
+    "Layers of real flaws of the classes asked for, about as large as the masks, moved there and cut; N x 2 x H x W."
+    flaws, areas = plan.flaws, (plan.masks > 0).flatten(1).sum(1)
+    real, _ = flaw_layers(flaws.greys, plan.masks)
+    layers = torch.empty(masks.shape)
+    for i, (label, seed) in enumerate(zip(asked, seeds, strict=True)):
+        rows = (flaws.labels == label).nonzero()[:, 0]
+        near = rows[(areas[rows] - (masks[i] > 0).sum()).abs().argsort(stable=True)[:8]]
+        row = near[torch.randint(len(near), (1,), generator=torch_stream('cut flaws', seed))].item()
+        move = (_middle(masks[i]) - _middle(plan.masks[row])).round().long().tolist()
+        layers[i] = real[row].roll(move, (-2, -1))
+    clean = plan.cleans.take(plan.clean_rows.numpy())
+    return torch.cat([lay(clean, layers*feathers(masks))[0], masks], 1)
 
 
 def inserted_sets(
@@ -62,13 +85,17 @@ def inserted_sets(
     plan = plan_insertions(fold, labels, seeds, selected_neighbours(study))  # one flaw each
     teacher, student = load_inserter(study), load_inserter(study, model=train_student(study))
     guidance = study.config.student.guidance
-    def drawn(inserter, asked, guidance: float, sampler: SamplerConfig):
-        images = insert_planned(inserter, plan, list(range(len(labels))), asked, seeds, guidance, config, sampler)
+    which, others = list(range(len(labels))), swapped(labels, len(fold.classes))
+    masks = planned_masks(plan, which, seeds, config)
+    def drawn(inserter, asked, guidance: float, sampler: SamplerConfig, outlined: bool = True):
+        images = insert_planned(inserter, plan, which, asked, seeds, guidance, config, sampler, outlined)
         return images, asked, labels
     return {f'inserted, {sampler.steps} steps': drawn(teacher, labels, guidance, sampler),
             'inserted, 2 steps': drawn(teacher, labels, guidance, replace(sampler, steps=2)),
             'inserted, 1 step of the student': drawn(student, labels, 1., replace(sampler, steps=1)),
-            'inserted, classes swapped': drawn(teacher, swapped(labels, len(fold.classes)), guidance, sampler)}
+            'inserted, classes swapped': drawn(teacher, others, guidance, sampler),
+            'inserted, classes swapped, outline hidden': drawn(teacher, others, guidance, sampler, False),
+            'real flaws cut to masks of other classes': (_cut_to_masks(plan, masks, others, seeds), others, labels)}
 
 # %% ../../nbs/20_insertion_audit.ipynb #4b1780d0
 def rim_steps(
@@ -104,11 +131,7 @@ def around_masks(
     "The half of each patch, along either side, around the middle of its mask, uint8, N x 1 x H/2 x W/2."
     px = images.shape[-1]
     half = px//2
-    def corner(mask):
-        where = (mask[0] > 0).nonzero().float()
-        middle = where.mean(0) if len(where) else torch.tensor([px/2, px/2])
-        return (middle - half/2).round().long().clamp(0, px - half).tolist()
-    corners = [corner(mask) for mask in masks]
+    corners = [(_middle(mask) - half/2).round().long().clamp(0, px - half).tolist() for mask in masks]
     return torch.stack([x[:, y:y + half, z:z + half] for x, (y, z) in zip(images, corners, strict=True)])
 
 # %% ../../nbs/20_insertion_audit.ipynb #56b8ed03
@@ -168,7 +191,7 @@ AUDIT_COLUMNS = ['set', 'class', 'n', 'asked', 'mask', 'clean', 'rim', 'frechet'
 SIZES = ('small', 'medium', 'large')  # thirds of the masks of held-out real flaws of a class
 
 
-@stage('insert/audit', version=2, reads=('audit', 'rule.level', *SOLVER_FIELDS),
+@stage('insert/audit', version=3, reads=('audit', 'rule.level', *SOLVER_FIELDS),
        needs=lambda study, n: [train_inserter(study), train_student(study), train_judges(study)])
 def audit_insertions(
     study: Study,
