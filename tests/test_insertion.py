@@ -123,6 +123,14 @@ def test_batches_are_balanced_over_the_classes_and_repeatable(pairs):
     assert all(torch.equal(a, b) for a, b in zip(batch(3), batch(3), strict=True))
 
 
+def test_the_outline_is_hidden_in_a_share_of_the_training_pairs(pairs):
+    def seen(share):
+        outlines = inserter_batch(pairs, replace(QUICK, batch=300, outline_hidden=share), 0)(1)[3]
+        return outlines.flatten(1).amax(1).float().mean().item()
+    assert (seen(0.), seen(1.)) == (1, 0)
+    assert .6 < seen(.3) < .8
+
+
 def test_flaws_without_any_mask_are_refused(fold):
     with pytest.raises(StudyError, match='no flaw of the training fold has a mask.*sampler.generator=ldm'):
         flaws_with_masks(replace(fold, masks=None))
@@ -142,6 +150,17 @@ def test_the_class_decides_what_is_drawn(inserter, fold):
         layers, masks = inserted_layers(inserter, fold, label)
         contrast[label] = layers[masks > 0].mean().item()
     assert contrast[2] < 0 < contrast[1]
+
+
+def test_a_hidden_outline_is_not_seen(inserter, fold):
+    "Other pixels of the same cells change a layer in its greys by the feather alone, if the outline is hidden."
+    masks = fold.masks[40:44]
+    sites, _ = open_sites(inserter.autoencoder, fold.of('clean').take(range(4)).greys, masks)
+    hidden = sites.hide_outlines(torch.tensor([True, False, True, False]))
+    assert hidden.outline.flatten(1).amax(1).tolist() == [0, 1, 0, 1]
+    def drawn(sites): return draw_layers(inserter.net, sites, torch.tensor([1]*4), [1]*4, 1., SamplerConfig(steps=2))
+    changed = (drawn(sites) - drawn(hidden)).flatten(1).abs().amax(1) > 1e-4
+    assert changed.tolist() == [True, False, True, False]
 
 
 def test_the_mask_decides_where(inserter, fold):

@@ -8,7 +8,17 @@ from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
 from weldsynth.stages.data import training_fold
 from weldsynth.stages.insertion import load_inserter, teach, train_student
-from weldsynth.stages.insertion_audit import AUDIT_COLUMNS, SIZES, VIEWS, audit_insertions, judged, rim_steps, swapped
+from weldsynth.models.layers import holes
+from weldsynth.stages.insertion_audit import (
+    AUDIT_COLUMNS,
+    SIZES,
+    VIEWS,
+    audit_insertions,
+    inserted_sets,
+    judged,
+    rim_steps,
+    swapped,
+)
 from weldsynth.stages.sample import GENERATORS, draw_defects, load_samples
 
 @pytest.fixture(scope='module')
@@ -51,17 +61,27 @@ def test_the_table_holds_every_set_and_class_with_shares(study):
     table = pd.read_csv(audit_insertions(study, 40).path/'sets.csv')
     assert list(table) == AUDIT_COLUMNS
     classes = (*training_fold(study).classes[1:], 'all', *SIZES)
-    assert len(table) == 6*len(classes)
+    assert len(table) == 8*len(classes)
     shares = table[['asked', 'mask', 'clean']]
     assert shares.ge(0).all(axis=None)
     assert shares.le(1).all(axis=None)
-    unswapped = table[~table.set.str.contains('swapped')]
+    unswapped = table[~table.set.str.contains('swapped|other classes')]
     assert (unswapped.asked == unswapped['mask']).all()
     every = table[table['class'] == 'all'].set_index('set')
     assert every.n.drop('real, unseen').eq(40).all()
     assert every.rim.gt(0).all()
     of_sizes = table[table['class'].isin(SIZES)].groupby('set').n.sum()
     assert (of_sizes == every.n[of_sizes.index]).all(), 'each flaw has a size'
+
+
+def test_real_flaws_cut_to_other_masks_keep_to_them(study):
+    both, asked, of_mask = inserted_sets(study, 20)['real flaws cut to masks of other classes']
+    others, _, _ = inserted_sets(study, 20)['inserted, classes swapped']
+    assert torch.equal(both[:, 1:], others[:, 1:]), 'the masks of all sets are the same'
+    outside = 1 - holes(both[:, 1:])
+    far = ((both[:, :1].float() - others[:, :1].float()).abs()*outside).flatten(1).amax(1)
+    assert far.median() <= 8, 'the welds too, but for the stretch'
+    assert all(a != b for a, b in zip(asked, of_mask, strict=True))
 
 
 def test_a_probe_sees_pasted_and_inserted_flaws_in_three_views(study):
@@ -74,7 +94,7 @@ def test_a_probe_sees_pasted_and_inserted_flaws_in_three_views(study):
 def test_the_search_for_copied_layers_finds_pasted_flaws(study):
     table = pd.read_csv(audit_insertions(study, 40).path/'copies.csv').set_index('set')
     assert table.near['cut and paste'] > 5*table.near['real, unseen']
-    inserted = table['median'].drop(['real, unseen', 'cut and paste'])
+    inserted = table['median'][table.index.str.startswith('inserted')]
     assert inserted.max() < table['median']['real, unseen'] < table['median']['cut and paste']
 
 
