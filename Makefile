@@ -67,9 +67,10 @@ speed: $(READY)  ## the speed of this machine against the standard implementatio
 	@$(BIN)/weldsynth speed $(if $(DATA),'$(DATA)') $(call given,name:NAME profile:PROFILE group:GROUP seed:SEED)
 	$(BIN)/nbdev_clean
 
-reference: PROFILE = thorough
-reference: report  ## the outputs that the committed notebooks carry: an hour or more on 4 cores
-	$(BIN)/weldsynth update-reference
+reference: PROFILE = demo
+reference: SET     = sampler.generator=ldm,insert,insert-1step,vary
+reference: report  ## the outputs that the committed notebooks carry; PROFILE=thorough is the full study, hours on 2 cores
+	$(BIN)/weldsynth update-reference --name simulated-$(PROFILE)
 	$(BIN)/nbdev_clean
 
 readme: $(READY)  ## README.md from nbs/index.ipynb

@@ -39,7 +39,7 @@ from .core.profiles import choose_profile
 @_command(name='adopt', hidden=True)
 @_command(name='update-reference')
 def update_reference(
-    name: Annotated[str, typer.Option(help='A study with a report.')] = 'simulated-thorough',
+    name: Annotated[str, typer.Option(help='A study with a report.')] = 'simulated-demo',
 ):
     "Update the outputs in the notebooks."
     from weldsynth.core.runtime import checkout, home
@@ -47,9 +47,8 @@ def update_reference(
     copies = home()/'studies'/name/'notebooks'
     if not copies.is_dir():
         raise StudyError(f"study '{name}' has no executed notebooks in {copies}: run `weldsynth report` first")
-    for chapter in pages.CHAPTERS:
-        if chapter in pages.CASES or not (copies/f'{chapter}.ipynb').exists(): continue
-        pages.update_reference(copies/f'{chapter}.ipynb', checkout()/'nbs'/f'{chapter}.ipynb')
+    for copy in sorted(copies.glob('*.ipynb')):
+        if copy.stem not in pages.CASES: pages.update_reference(copy, checkout()/'nbs'/copy.name)
 
 # %% ../nbs/cli_records.ipynb #57b8e99e
 def _update_chapter(chapter: str, folder: Path, parameters: dict):
