@@ -307,8 +307,7 @@ class AuditConfig:
 # %% ../../nbs/core/01_config.ipynb #69f2f96e
 @dataclass(frozen=True)
 class StressConfig:
-    "The strengths of each disturbance of images, and of a one-step adversary."
-    images: int = 100                   # of the test, at most
+    "The strengths of each disturbance of images, from weak to strong."
     noise: tuple = (20., 40., 80.)      # standard deviation, grey levels of 255
     blur: tuple = (.6, 1., 1.6)         # standard deviation, pixels
     contrast: tuple = (.7, .5, .3)      # factor
@@ -318,7 +317,6 @@ class StressConfig:
     scratches: tuple = (20., 40., 60.)  # in the film, grey levels
     lettering: tuple = (8., 12., 16.)   # height of lead letters, pixels
     polarity: tuple = (1.,)             # 1: bright becomes dark
-    adversary: tuple = (1., 2., 4.)     # step of the fast gradient sign method, grey levels
 
 # %% ../../nbs/core/01_config.ipynb #d7e91479
 @dataclass(frozen=True)

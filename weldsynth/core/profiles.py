@@ -39,7 +39,7 @@ SMOKE = _preset(
     denoiser=dict(heads=2, layers=4, steps=300), sampler=dict(synthetics=200, synthetic_cleans=60),
     inserter=dict(heads=2, layers=4, steps=600), student=dict(lessons=400, steps=200),
     classifier=dict(steps=300, views=2, backbone_px=64), instrument=dict(seeds=2, lengths=(1., 2.)),
-    stress=dict(images=40), sweep=dict(samples=100, shares=(.4, .8), seeds=1), rule=dict(resamples=2_000))
+    sweep=dict(samples=100, shares=(.4, .8), seeds=1), rule=dict(resamples=2_000))
 
 # %% ../../nbs/core/08_profiles.ipynb #5dc8437e
 LONG = _preset('long', denoiser=dict(steps=4_500), inserter=dict(steps=3_000), classifier=dict(seeds=5))

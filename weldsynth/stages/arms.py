@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['ARMS', 'STRESS_COLUMNS', 'draw_study_cleans', 'Pool', 'Arm', 'generator_colours', 'generator_arms', 'all_arms',
-           'study_arms', 'free_arms', 'fit_arms', 'validation_f1', 'chosen_control', 'freeze', 'claim_test_fold',
-           'times_opened', 'load_fits', 'predict', 'open_test', 'tested_patches', 'load_predictions',
+__all__ = ['ARMS', 'draw_study_cleans', 'Pool', 'Arm', 'generator_colours', 'generator_arms', 'all_arms', 'study_arms',
+           'free_arms', 'arm_inputs', 'arm_facts', 'fit_arms', 'validation_f1', 'chosen_control', 'freeze',
+           'claim_test_fold', 'times_opened', 'load_fits', 'predict', 'open_test', 'tested_patches', 'load_predictions',
            'test_predictions']
 
 # %% ../../nbs/07_arms.ipynb #5a3ff824
@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 # %% ../../nbs/07_arms.ipynb #8651c864
 from ..core.config import StudyError
 from ..core.legacy import finished_before
-from ..core.random import digest, numpy_stream
+from ..core.random import digest
 from ..core.runtime import process, progress
 from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
@@ -38,7 +38,6 @@ from ..models.autoencoder import reconstruct
 from ..models.classifier import load_classifier, probabilities
 from ..models.controls import augmented, best_control, cut_paste, repeated
 from ..models.fits import CURVE_COLUMNS, FIT_FIELDS, fit_all, values_of
-from ..models.stress import all_corruptions, ood_auroc, strengths, stress
 from .audit import filter_samples, train_judges, usable_patches
 from .background import POINT_FIELDS, has_masks, selected_neighbours
 from .data import prepare, study_patches
@@ -178,15 +177,15 @@ def free_arms(
 def _generators(study: Study) -> range: return range(study.config.sampler.generators)
 
 
-def _fit_inputs(study: Study) -> list:
+def arm_inputs(study: Study) -> list:
     "The artefacts that the arms are made of."
     drawn = [draw_study_samples(one, g) for one in each_generator(study).values() for g in _generators(study)]
     drawn += [draw_study_cleans(with_chosen_generator(study), g) for g in _generators(study)]
     return [prepare(study), train_judges(study), *drawn]
 
 
-def _fit_facts(study: Study) -> dict:
-    "What shapes the fits beside the configuration and the inputs."
+def arm_facts(study: Study) -> dict:
+    "What shapes the arms beside the configuration and their inputs."
     selections = {name: selected(one) for name, one in each_generator(study).items()}
     return dict(arms=list(study_arms(study)), selected=selections, chosen=selected(study)['generator'])
 
@@ -198,7 +197,7 @@ def _fit_plan(study: Study) -> dict:
     return {(set_name(arm, s), s): arm for s in range(study.config.classifier.seeds) for arm in study_arms(study)}
 
 # %% ../../nbs/07_arms.ipynb #999897b3
-@stage('eval/fits', version=5, needs=_fit_inputs, also=_fit_facts, shared=True,
+@stage('eval/fits', version=5, needs=arm_inputs, also=arm_facts, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'classifier.seeds', 'controls',
               'audit.filter_quantile', 'audit.filter_min_kept'))
 def fit_arms(study: Study, folder):
@@ -307,23 +306,6 @@ def times_opened(
     "Number of plans under which the test images were used."
     return len({e['plan'] for e in study.test_log() if e['event'] == 'opened'})
 
-# %% ../../nbs/07_arms.ipynb #a7e9116b
-STRESS_COLUMNS = ['arm', 'seed', 'kind', 'strength', 'macro_f1', 'found_any', 'false_call_rate']
-
-
-def _stressed(study: Study, test: PatchSet, fits: list) -> tuple:
-    "The tables `stress` and `ood`, on at most `stress.images` test images; only first fits meet the adversary."
-    config, rows, ood = study.config.stress, [], []
-    unattacked = replace(config, adversary=())
-    few = test.take(numpy_stream('stress', study.seed).permutation(len(test))[:config.images])
-    disturbed = all_corruptions(few.images, study.seed, config)
-    for arm, s, net, points in progress(fits, 'disturbing test images'):
-        attacked = config if s == 0 else unattacked
-        rows += [(arm, s, *row) for row in stress(net, few, disturbed, points[POINTS[0]], attacked)]
-        if s > 0: continue
-        ood += [(arm, s, *row) for row in ood_auroc(net, few.images, study.seed).items()]
-    return pd.DataFrame(rows, columns=STRESS_COLUMNS), pd.DataFrame(ood, columns=['arm', 'seed', 'kind', 'auroc'])
-
 # %% ../../nbs/07_arms.ipynb #5b0cbfc3
 def load_fits(study: Study) -> list:
     "(arm, seed, classifier, thresholds by operating point) of every fit; the thresholds are those of validation."
@@ -349,17 +331,14 @@ def predict(
     save_file(predicted, folder/'predicted.safetensors')
 
 # %% ../../nbs/07_arms.ipynb #d2550b31
-@stage('eval/test', version=3, reads=('stress',), needs=lambda study: [fit_arms(study)],
-       also=lambda study: dict(strengths=strengths(study.config.stress)))
+@stage('eval/test', version=4, needs=lambda study: [fit_arms(study)])
 def _predict_test(study: Study, folder):
-    "Every fit's probabilities and predictions on the test fold and on held-out films, and `stress.csv` and `ood.csv`."
+    "Every fit's probabilities and predictions on the test fold and on held-out films."
     plan = freeze(study)
     claim_test_fold(study, plan['hash'])
-    patches, fits = study_patches(study), load_fits(study)
+    patches = study_patches(study)
     folds = [f for f in ('test', 'film') if (patches.table.fold == f).any()]
-    predict(study, fits, {f: patches.fold(f) for f in folds}, folder, 'predicting the test fold')
-    for name, table in zip(('stress', 'ood'), _stressed(study, patches.fold('test'), fits), strict=True):
-        table.to_csv(folder/f'{name}.csv', index=False)
+    predict(study, load_fits(study), {f: patches.fold(f) for f in folds}, folder, 'predicting the test fold')
     (folder/'plan.json').write_text(json.dumps(plan, indent=1))
 
 # %% ../../nbs/07_arms.ipynb #15f38644
@@ -369,15 +348,12 @@ def _joined(files: list) -> dict:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-@stage('eval/pooled', version=1, needs=lambda study: [_predict_test(part) for part in study.parts()])
+@stage('eval/pooled', version=2, needs=lambda study: [_predict_test(part) for part in study.parts()])
 def _pool_tests(study: Study, folder):
-    "The predictions of all outer folds, joined, with the tables of each."
+    "The predictions of all outer folds, joined."
     tests = [_predict_test(part).path for part in study.parts()]
     for name in ('probabilities', 'predicted'):
         save_file(_joined([t/f'{name}.safetensors' for t in tests]), folder/f'{name}.safetensors')
-    for name in ('stress', 'ood'):
-        tables = [pd.read_csv(t/f'{name}.csv').assign(part=i) for i, t in enumerate(tests)]
-        pd.concat(tables).to_csv(folder/f'{name}.csv', index=False)
     (folder/'plan.json').write_text((tests[0]/'plan.json').read_text())
 
 # %% ../../nbs/07_arms.ipynb #22dce4e0

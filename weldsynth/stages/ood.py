@@ -24,10 +24,9 @@ from ..models.classifier import fit, is_frozen
 from ..models.fits import FIT_FIELDS, training_table, values_of
 from ..models.ood import OOD_SCORES, auroc, fpr95, over_welds, see
 from ..models.stress import ood_images
-from .arms import Pool, all_arms, free_arms
+from .arms import Pool, all_arms, arm_facts, arm_inputs, study_arms
 from .background import background_inputs
-from .data import prepare, study_patches
-from .sweep import draw_study_samples, selected, with_chosen_generator
+from .data import study_patches
 
 # %% ../../nbs/25_ood.ipynb #5f1a61e6
 def without(
@@ -61,14 +60,15 @@ def _scores_of(study: Study, values, member: list, validation: PatchSet, seen, s
             for title, measure in (('AUROC', auroc), ('FPR95', fpr95)):
                 x = over_welds(measure, a, b, validation.table.group.to_numpy()[known_rows], welds)
                 rule = study.config.rule
-                rows.append((kind, name, title, len(welds), *interval(x, rule.level, rule.least_welds)))
+                bounds = np.clip(interval(x, rule.level, rule.least_welds), 0, 1)
+                rows.append((kind, name, title, len(welds), *bounds))
     return rows
 
 # %% ../../nbs/25_ood.ipynb #00ead12d
-@stage('eval/ood', version=1, reads=(*FIT_FIELDS, 'controls', 'ood', 'rule.level', 'rule.least_welds'),
-       needs=lambda study: [prepare(study), draw_study_samples(with_chosen_generator(study)),
-                            *background_inputs(study)],
-       also=lambda study: dict(selected=selected(study), scores=list(OOD_SCORES)))
+@stage('eval/ood', version=2, needs=lambda study: [*arm_inputs(study), *background_inputs(study)],
+       reads=(*FIT_FIELDS, 'controls', 'audit.filter_quantile', 'audit.filter_min_kept', 'ood', 'rule.level',
+              'rule.least_welds'),
+       also=lambda study: dict(arm_facts(study), scores=list(OOD_SCORES)))
 def measure_ood(study: Study, folder):
     "`ood.csv`: AUROC and FPR95 of each score, arm and kind of image, with intervals over welds."
     config = study.config.ood
@@ -76,7 +76,7 @@ def measure_ood(study: Study, folder):
         raise StudyError('these scores are measured on frozen features: choose --set classifier.kind=features')
     validation, pool, classifier = study_patches(study).fold('validation'), Pool(study, 0), study.config.classifier
     seen, groups = values_of(validation.images, classifier), validation.table.group.to_numpy()
-    arms = {arm: all_arms()[arm].make(pool) for arm in ('real', 'real+synthetic', *free_arms(study))}
+    arms = {arm: all_arms()[arm].make(pool) for arm in study_arms(study)}
     far = {kind: values_of(images, classifier) for kind, images in _far(study, validation).items()}
     rows = []
     for label in progress(['', *validation.classes[1:]], 'leaving classes out'):
