@@ -170,20 +170,9 @@ def test_an_interrupted_opening_may_be_finished(tmp_path):
     assert times_opened(study) == 1
 
 
-def test_stress_is_tried_on_every_arm(study):
-    stress = pd.read_csv(open_test(study).path/'stress.csv')
-    assert set(stress.arm) == set(study_arms(study))
-    rows = stress.groupby(['arm', 'seed']).size().unstack()
-    assert rows[0].eq(1 + 8*3 + 1 + 3).all()
-    assert rows[1].eq(1 + 8*3 + 1).all(), 'only first fits meet the adversary'
-    assert stress.macro_f1.between(0, 1).all()
-
-
-def test_images_that_are_not_welds_are_shown_to_every_arm(study):
-    ood = pd.read_csv(open_test(study).path/'ood.csv')
-    assert set(ood.arm) == set(study_arms(study))
-    assert set(ood.kind) == {'negative', 'shuffled', 'chessboard'}
-    assert ood.auroc.between(0, 1).all()
+def test_opening_the_test_leaves_predictions_and_the_plan(study):
+    files = {file.name for file in open_test(study).path.iterdir()}
+    assert files == {'artefact.json', 'plan.json', 'predicted.safetensors', 'probabilities.safetensors'}
 
 
 def test_false_calls_are_counted_before_and_after_the_autoencoder(study):

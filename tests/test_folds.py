@@ -163,12 +163,12 @@ def test_all_folds_are_trained_where_none_is_named(copy, capsys):
 def test_a_run_that_was_killed_between_the_tests_of_two_folds_goes_on(copy, monkeypatch):
     before = {arm: p.probs for arm, p in predictions_of(copy).items()}
     reopen(copy)
-    stress, calls = arms._stressed, []
+    predict, calls = arms.predict, []
     def killed_at_the_second(*args):
         calls.append(args)
         if len(calls) == 2: raise KeyboardInterrupt
-        return stress(*args)
-    monkeypatch.setattr(arms, '_stressed', killed_at_the_second)
+        return predict(*args)
+    monkeypatch.setattr(arms, 'predict', killed_at_the_second)
     with pytest.raises(KeyboardInterrupt): open_test(copy)
     assert [e['event'] for e in copy.test_log()] == ['opened', 'opened']
     recommend(copy)

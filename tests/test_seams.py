@@ -34,6 +34,7 @@ from weldsynth.stages import arms
 from weldsynth.stages.arms import ARMS, Arm, fit_arms, study_arms
 from weldsynth.stages.audit import audit_samples
 from weldsynth.stages.data import prepare, study_patches, study_source, training_fold
+from weldsynth.stages.robustness import measure_robustness
 from weldsynth.stages.sample import GENERATORS, draw_defects
 from weldsynth.stages.sweep import draw_study_samples
 from weldsynth.stages.verdict import evaluate
@@ -229,8 +230,8 @@ def test_the_added_metric_is_measured_for_each_class(study):
 
 
 def test_the_added_disturbance_is_tried_on_every_arm(study):
-    stress = pd.read_csv(arms.open_test(study).path/'stress.csv')
-    rows = stress[stress.kind == 'roll']
+    disturbed = pd.read_csv(measure_robustness(study).path/'disturbed.csv')
+    rows = disturbed[disturbed.kind == 'roll']
     assert set(rows.strength) == {1, 2}
     assert set(rows.arm) == set(study_arms(study))
 
