@@ -167,11 +167,11 @@ class Corruption(NamedTuple):
 
 CORRUPTIONS: dict[str, Corruption] = dict(
     noise=Corruption(add_noise, 'grey levels', amount='standard deviation'),
-    blur=Corruption(blur, 'px', amount='alike in all directions'),
-    contrast=Corruption(scale_contrast, 'factor', amount='contrast left'),
+    blur=Corruption(blur, 'px', amount='width in all directions'),
+    contrast=Corruption(scale_contrast, 'factor', amount='share that is left'),
     density=Corruption(darken, 'grey levels', amount='darker by'),
-    unsharpness=Corruption(unsharpen, 'px', amount='along one axis'),
-    quantisation=Corruption(quantise, 'bits', amount='of a grey value'),
+    unsharpness=Corruption(unsharpen, 'px', amount='length along one axis'),
+    quantisation=Corruption(quantise, 'bits', amount='left of a grey value'),
     scratches=Corruption(scratch, 'grey levels', amount='depth'),
     lettering=Corruption(letter, 'px', amount='height'),
     polarity=Corruption(invert, 'inverted'))
