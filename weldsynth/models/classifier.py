@@ -27,7 +27,7 @@ from ..core.config import ClassifierConfig, OptimiserConfig, StudyError
 from ..core.random import stream_seed, torch_stream
 from ..core.runtime import process
 from ..data.patches import BalancedRows, PatchSet, mirror_images, random_mirror, to_unit
-from .backbone import Backbone, compute_features, embed, frozen_backbone
+from .backbone import Backbone, embed, frozen_backbone
 from .training import seeded_weights, train
 
 # %% ../../nbs/models/05_classifier.ipynb #d092b4b7
@@ -261,11 +261,9 @@ def logits(
     net: nn.Module,        # a classifier
     values: torch.Tensor,  # images, uint8, N x 1 x H x W; for a frozen one features will do, N x D
     batch: int = 512,      # at a time
-    keep: bool = True,     # the features of images, for the next who asks
 ) -> torch.Tensor:
     "Logits, N x K, on the CPU. A frozen classifier takes the features of images from where they are kept."
-    if isinstance(net, FrozenClassifier) and values.ndim > 2:
-        values = embed(values, net.config) if keep else compute_features(frozen_backbone(net.config), values)
+    if isinstance(net, FrozenClassifier) and values.ndim > 2: values = embed(values, net.config)
     device = next(net.parameters()).device
     chunks = [x.to(device) for x in values.split(batch)]
     return torch.cat([net(x.float() if x.ndim == 2 else to_unit(x)).float().cpu() for x in chunks])
@@ -274,10 +272,9 @@ def logits(
 def probabilities(
     net: nn.Module,        # a classifier
     values: torch.Tensor,  # as for `logits`
-    keep: bool = True,     # likewise
 ) -> torch.Tensor:
     "Class probabilities, N x K, on the CPU."
-    return logits(net, values, keep=keep).softmax(1)
+    return logits(net, values).softmax(1)
 
 # %% ../../nbs/models/05_classifier.ipynb #4a55655d
 def class_means(
