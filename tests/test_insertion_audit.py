@@ -6,9 +6,9 @@ import torch
 from weldsynth.core.config import with_overrides
 from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
+from weldsynth.models.layers import holes
 from weldsynth.stages.data import training_fold
 from weldsynth.stages.insertion import load_inserter, teach, train_student
-from weldsynth.models.layers import holes
 from weldsynth.stages.insertion_audit import (
     AUDIT_COLUMNS,
     SIZES,

@@ -34,6 +34,7 @@ from weldsynth.stages.arms import (
     tested_patches as patches_of_test,
 )
 from weldsynth.stages.data import prepare
+from weldsynth.stages.ood import _far
 from weldsynth.stages.outside import (
     mean_results,
     open_outside,
@@ -173,6 +174,14 @@ def test_the_key_follows_contents_and_map(made, tmp_path, monkeypatch, elsewhere
 
 
 # --- figures by hand ---
+
+def test_the_outside_set_is_out_of_distribution_with_its_own_welds(made):
+    images, welds = _far(made)['another source']
+    outside = outside_patches(made)
+    assert len(images) == len(welds) == min(len(outside), made.config.ood.images)
+    assert {weld.split('/', 1)[1] for weld in welds} <= set(outside.table.group)
+    assert {tuple(x.flatten().tolist()) for x in images} <= {tuple(x.flatten().tolist()) for x in outside.images}
+
 
 @pytest.fixture(scope='module')
 def seen(made):

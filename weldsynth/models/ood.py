@@ -91,10 +91,10 @@ def over_welds(
     known: np.ndarray,      # S x N scores, one row for each seed
     ood: np.ndarray,        # S x M
     welds: np.ndarray,      # N
-    ood_welds: np.ndarray,  # M; '' for what comes from no weld
+    ood_welds: np.ndarray,  # M, the same or others; '' for what comes from no weld
 ) -> Jackknife:
     "`measure` with each weld left out once."
-    names = np.unique(welds)
+    names = np.setdiff1d(np.concatenate([welds, ood_welds]), [''])
     kept = [(np.ones(len(welds), bool), np.ones(len(ood_welds), bool)),
             *((welds != name, ood_welds != name) for name in names)]
     values = [[measure(a[of_known], b[of_ood]) if of_ood.any() else np.nan

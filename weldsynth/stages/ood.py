@@ -24,9 +24,11 @@ from ..models.classifier import fit, is_frozen
 from ..models.fits import FIT_FIELDS, training_table, values_of
 from ..models.ood import OOD_SCORES, auroc, fpr95, over_welds, see
 from ..models.stress import ood_images
-from .arms import Pool, all_arms, arm_facts, arm_inputs, study_arms
+from .arms import Pool, all_arms, arm_facts, arm_inputs, open_test, study_arms
 from .background import background_inputs
 from .data import study_patches
+from .outside import open_outside
+from .outside_data import outside_patches
 
 # %% ../../nbs/25_ood.ipynb #5f1a61e6
 def without(
@@ -37,11 +39,26 @@ def without(
     return patches.take((patches.table.label != label).to_numpy())
 
 
-def _far(study: Study, validation: PatchSet) -> dict:
-    "kind -> images that are no weld any more, uint8."
-    n = study.config.ood.images
-    few = validation.take(numpy_stream('far ood', study.seed).permutation(len(validation))[:n])
-    return ood_images(few.images, study.seed)
+def _few(study: Study, patches: PatchSet) -> PatchSet:
+    "At most `ood.images` of them, drawn at random."
+    return patches.take(numpy_stream('far ood', study.seed).permutation(len(patches))[:study.config.ood.images])
+
+
+def _opened(study: Study) -> list:
+    "The tests that have shown other films, and another source, to a network first, where the study has them."
+    held_out = (study_patches(study).table.fold == 'film').any()
+    return [*([open_test(study)] if held_out else []), *filter(None, [open_outside(study)])]
+
+
+def _far(study: Study) -> dict:
+    "kind -> images of another kind than the study's patches, uint8, and their welds, N; '' for what is no weld."
+    patches = study_patches(study)
+    made = ood_images(_few(study, patches.fold('validation')).images, study.seed)
+    far = {kind: (images, np.full(len(images), '')) for kind, images in made.items()}
+    elsewhere = {'other films': patches.fold('film')}
+    if study.config.outside.data: elsewhere['another source'] = outside_patches(study)
+    return far | {kind: (some.images, (kind + '/' + some.table.group).to_numpy())
+                  for kind, all_of_it in elsewhere.items() if len(some := _few(study, all_of_it))}
 
 # %% ../../nbs/25_ood.ipynb #43469536
 OOD_COLUMNS = ['arm', 'images', 'score', 'measure', 'n', 'mean', 'low', 'high']
@@ -65,7 +82,7 @@ def _scores_of(study: Study, values, member: list, validation: PatchSet, seen, s
     return rows
 
 # %% ../../nbs/25_ood.ipynb #00ead12d
-@stage('eval/ood', version=2, needs=lambda study: [*arm_inputs(study), *background_inputs(study)],
+@stage('eval/ood', version=2, needs=lambda study: [*arm_inputs(study), *background_inputs(study), *_opened(study)],
        reads=(*FIT_FIELDS, 'controls', 'audit.filter_quantile', 'audit.filter_min_kept', 'ood', 'rule.level',
               'rule.least_welds'),
        also=lambda study: dict(arm_facts(study), scores=list(OOD_SCORES)))
@@ -77,13 +94,13 @@ def measure_ood(study: Study, folder):
     validation, pool, classifier = study_patches(study).fold('validation'), Pool(study, 0), study.config.classifier
     seen, groups = values_of(validation.images, classifier), validation.table.group.to_numpy()
     arms = {arm: all_arms()[arm].make(pool) for arm in study_arms(study)}
-    far = {kind: values_of(images, classifier) for kind, images in _far(study, validation).items()}
+    far = {kind: (values_of(images, classifier), welds) for kind, (images, welds) in _far(study).items()}
     rows = []
     for label in progress(['', *validation.classes[1:]], 'leaving classes out'):
         values, members = training_table({arm: without(made, label) for arm, made in arms.items()}, classifier)
         of_label = validation.table.label.to_numpy() == label
         near = {label: (seen[torch.from_numpy(of_label)], groups[of_label], np.flatnonzero(~of_label))}
-        everything = {k: (x, np.full(len(x), ''), np.arange(len(seen))) for k, x in far.items()}
+        everything = {kind: (*x, np.arange(len(seen))) for kind, x in far.items()}
         fits = [fit(values, list(members.values()), len(validation.classes), classifier, study.config.optimiser, s)
                 for s in range(config.seeds)]
         for i, (arm, member) in enumerate(members.items()):
