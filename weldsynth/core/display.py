@@ -148,8 +148,11 @@ def titled_patches(
         ax.set_title(title, fontsize=8, pad=3, parse_math=False)
         outlined = masks is not None and np.asarray(masks[i][0] > 0)
         if np.any(outlined): ax.contour(outlined, levels=[.5], colors='#ffb000', linewidths=.8)
-    side = images.shape[-1]
-    if scale: _draw_scale(axes[-1, 0], scale, side, 1.07*side, .05*side)
+    if scale:
+        fig.draw_without_rendering()  # so that the bar does not take room from its patch
+        fig.set_layout_engine('none')
+        side = images.shape[-1]
+        _draw_scale(axes[-1, 0], scale, side, 1.07*side, .05*side)
     return fig
 
 # %% ../../nbs/core/06_display.ipynb #3122d67e

@@ -55,9 +55,9 @@ def range_text(
 def p_text(
     p: float,
 ) -> str:
-    "A p-value with two decimals, '< 0.01' below that, 'n/a' where there is none."
+    "A p-value with two decimals, three under 0.1, '< 0.01' below that, 'n/a' where there is none."
     if np.isnan(p): return 'n/a'
-    return '< 0.01' if p < .01 else f'{p:.2f}'
+    return '< 0.01' if p < .01 else f'{p:.3f}' if p < .1 else f'{p:.2f}'
 
 # %% ../../nbs/metrics/14_captions.ipynb #ed79ab85
 def apart(

@@ -5,6 +5,8 @@
 # %% ../../nbs/metrics/01_classification.ipynb #7f94c295
 from __future__ import annotations
 
+import re
+
 # %% auto #0
 __all__ = ['POINTS', 'decide', 'clean_weight', 'macro_f1', 'choose_threshold', 'threshold_at_false_calls', 'operating_points',
            'group_counts', 'undefined_is_nan', 'scores', 'trivial_scores', 'bars', 'brier', 'calibration',
@@ -247,8 +249,10 @@ def ranking(
 
 # %% ../../nbs/metrics/01_classification.ipynb #7716a2dc
 def short_number(value: float) -> str:
-    "Three significant digits, never an exponent."
-    return np.format_float_positional(value, 3, unique=False, fractional=False, trim='-')
+    "Three significant digits with separators of thousands, never an exponent."
+    text = np.format_float_positional(value, 3, unique=False, fractional=False, trim='-')
+    whole, *rest = text.split('.')
+    return '.'.join([re.sub(r'(?<=\d)(?=(\d{3})+$)', ',', whole), *rest])
 
 # %% ../../nbs/metrics/01_classification.ipynb #811795bd
 def terciles(
