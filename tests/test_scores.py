@@ -250,11 +250,12 @@ def test_a90_95_covers_a90(fits):
     "a90/95 is above the true a90 in at least 93 of 100 sets of 300 flaws, and a50 and a90 are right on average."
     true = np.exp((np.log(9) - 1)/3)
     a50, a90, bound = (np.array([fit[key] for fit in fits]) for key in ('a50', 'a90', 'a90_95'))
-    print(f'a90/95 covers a90 in {(bound >= true).mean():.3f}')
-    assert np.isfinite(bound).all()
-    assert abs(np.median(a50)/np.exp(-1/3) - 1) < .03
-    assert abs(np.median(a90)/true - 1) < .05
-    assert .93 <= (bound >= true).mean() < .99
+    print(f'a90/95 covers a90 in {(bound >= true)[np.isfinite(bound)].mean():.3f}')
+    given = np.isfinite(bound)
+    assert .92 <= given.mean() < .98, 'a curve that is true is rejected in about 5 of 100 sets'
+    assert abs(np.median(a50[given])/np.exp(-1/3) - 1) < .03
+    assert abs(np.median(a90[given])/true - 1) < .05
+    assert .93 <= (bound[given] >= true).mean() < .99
 
 
 def test_the_band_covers_the_curve(fits):

@@ -149,9 +149,8 @@ def titled_patches(
         outlined = masks is not None and np.asarray(masks[i][0] > 0)
         if np.any(outlined): ax.contour(outlined, levels=[.5], colors='#ffb000', linewidths=.8)
     if scale:
-        fig.draw_without_rendering()  # so that the bar does not take room from its patch
-        fig.set_layout_engine('none')
         side = images.shape[-1]
+        axes[-1, 0].autoscale(False)  # the bar lies outside
         _draw_scale(axes[-1, 0], scale, side, 1.07*side, .05*side)
     return fig
 
