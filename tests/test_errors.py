@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_curve
 
 from weldsynth.core.config import StudyError
 from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import PROFILES
-from weldsynth.metrics.classification import roc_points
 from weldsynth.metrics.errors import (
     RATES,
     curve_bands,
@@ -95,8 +95,8 @@ def test_curves_are_those_of_scikit_learn(study, fold, predictions):
     bands = curve_bands(fold, {'real': p}, study.config.rule)
     each = []
     for probs in p.probs:
-        roc = roc_points(probs, fold.labels.numpy())
-        each.append([roc.found[roc.false_call_rate <= rate + 1e-9].max() for rate in RATES])
+        false_call_rate, found, _ = roc_curve(fold.labels > 0, 1 - probs[:, 0])
+        each.append([found[false_call_rate <= rate + 1e-9].max() for rate in RATES])
     assert np.allclose(bands.found, np.mean(each, 0))
 
 

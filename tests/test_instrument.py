@@ -133,7 +133,7 @@ def test_each_condition_fails_alone(conditions, name):
 def test_longer_training_may_make_it_worse(conditions):
     found = conditions(GOOD | {('features', 2.): .5})['trained to the end']
     assert found.outcome == 'holds'
-    assert found.measured == '−12.0 points'
+    assert found.measured == 'macro F1 changes by −12.0 points'
 
 
 def test_the_best_rival_counts(conditions):
@@ -188,7 +188,7 @@ def test_the_verdict_of_a_classifier_that_is_not_good_enough_says_so(verdict_wit
     assert bad['reason'] == 'the classifier is not good enough to answer: a condition'
     assert bad['reason'] in bad['sentence']
     assert bad['entry'] == [dict(name='a condition', plain='Something is so.', measured='1', threshold='at least 2',
-                                 outcome='fails', p=None)]
+                                 outcome='fails', p=None, closing='')]
     assert good['gains'] == bad['gains']
 
 

@@ -20,6 +20,7 @@ from weldsynth.metrics.intervals import (
     variance,
 )
 from weldsynth.metrics.studies import (
+    DECISIONS,
     coverage,
     expected_power,
     operating_characteristic,
@@ -223,7 +224,8 @@ def test_a_large_gain_of_a_large_study_mostly_ships():
     assert table.SHIP[.10] >= .6
     assert table.SHIP[0.] <= .1, 'two of 20: by chance 2.5 %'
     assert table['DO NOT SHIP'][.10] == 0
-    assert np.allclose(table.sum(axis=1), 1)
+    assert np.allclose(table[list(DECISIONS)].sum(axis=1), 1)
+    assert (table.SHIP <= table[['clear', 'found', 'false_calls']].min(axis=1)).all(), 'SHIP asks for all of them'
 
 
 def table_of(welds, per_weld=60):

@@ -18,11 +18,8 @@ from weldsynth.metrics.classification import (
     group_counts,
     macro_f1,
     plant_measure,
-    pr_points,
     ranking,
-    roc_points,
     scores,
-    segment_table,
     terciles,
     threshold_at_false_calls,
     trivial_scores,
@@ -181,7 +178,7 @@ def test_the_rarer_flaws_are_the_less_they_score_by_chance():
     assert all(stated[name] < natural[name]/2 for name in natural)
 
 
-# --- probabilities and curves ---
+# --- probabilities ---
 
 def test_confident_and_right_is_calibrated_with_a_brier_score_of_zero():
     probs = np.eye(2)[[0, 1, 0, 1]]
@@ -200,39 +197,13 @@ def ranked():
     return np.stack([1 - confidence, confidence/2, confidence/2], 1), truth
 
 
-def test_the_curves_contain_the_areas(ranked):
-    points, areas = roc_points(*ranked), ranking(*ranked, clean_weight=4)
-    assert np.trapezoid(points.found, points.false_call_rate) == pytest.approx(areas['auroc'])
-    points = pr_points(*ranked, clean_weight=4)
-    steps = -np.diff(points.found)*points.precision[:-1]
-    assert steps.sum() == pytest.approx(areas['average_precision'], abs=1e-3), 'left-out points move it a little'
-
-
-def test_precision_and_area_of_weighted_cleans_are_those_of_copies(ranked):
+def test_scores_of_weighted_cleans_are_those_of_copies(ranked):
     probs, truth = ranked
     copies = np.repeat(np.arange(len(truth)), np.where(truth == 0, 4, 1))
     assert ranking(probs, truth, clean_weight=4) == pytest.approx(ranking(probs[copies], truth[copies]))
-    assert np.allclose(pr_points(probs, truth, clean_weight=4), pr_points(probs[copies], truth[copies]), equal_nan=True)
-
-
-def test_calling_everything_has_the_precision_of_the_stated_share(ranked):
-    probs, truth = ranked
-    first = pr_points(probs, truth, clean_weight(truth, .1)).iloc[0]
-    assert (first.found, first.precision) == (1, pytest.approx(.1))
 
 
 # --- segments ---
-
-def test_segments_add_up_to_the_whole():
-    rng = np.random.default_rng(0)
-    truth, predicted = rng.integers(0, 3, 200), rng.integers(0, 3, (4, 200))
-    table = segment_table(truth, predicted, np.arange(200) % 7, rng.choice(['a', 'b', 'c'], 200))
-    whole = scores(group_counts(truth, predicted, truth*0, 3)[:, 0])
-    assert (table.found*table.flaws).sum()/table.flaws.sum() == pytest.approx(whole['found_any'].mean())
-    assert np.average(table.false_call_rate, weights=table.cleans) == pytest.approx(whole['false_call_rate'].mean())
-    assert table.flaws.sum() == (truth > 0).sum()
-    assert (table.welds == 7).all()
-
 
 def test_thirds_are_equal_in_number_and_in_order():
     thirds = terciles(np.random.default_rng(0).permutation(np.arange(30.)))
@@ -279,11 +250,12 @@ def test_a90_95_covers_a90(fits):
     "a90/95 is above the true a90 in at least 93 of 100 sets of 300 flaws, and a50 and a90 are right on average."
     true = np.exp((np.log(9) - 1)/3)
     a50, a90, bound = (np.array([fit[key] for fit in fits]) for key in ('a50', 'a90', 'a90_95'))
-    print(f'a90/95 covers a90 in {(bound >= true).mean():.3f}')
-    assert np.isfinite(bound).all()
-    assert abs(np.median(a50)/np.exp(-1/3) - 1) < .03
-    assert abs(np.median(a90)/true - 1) < .05
-    assert .93 <= (bound >= true).mean() < .99
+    print(f'a90/95 covers a90 in {(bound >= true)[np.isfinite(bound)].mean():.3f}')
+    given = np.isfinite(bound)
+    assert .92 <= given.mean() < .98, 'a curve that is true is rejected in about 5 of 100 sets'
+    assert abs(np.median(a50[given])/np.exp(-1/3) - 1) < .03
+    assert abs(np.median(a90[given])/true - 1) < .05
+    assert .93 <= (bound[given] >= true).mean() < .99
 
 
 def test_the_band_covers_the_curve(fits):

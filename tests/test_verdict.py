@@ -47,7 +47,7 @@ def counts_of(shifts, seed, groups=GROUPS, per_group=80, alter=lambda sizes: siz
 
 def decide(shifts, seed, groups=GROUPS, **more):
     "The rule's decision on a made-up study; safeguards that do not depend on predictions are left out."
-    return decide_counts(counts_of(shifts, seed, groups, **more), np.zeros(FITS, int), RULE)
+    return decide_counts(counts_of(shifts, seed, groups, **more), np.zeros(FITS, int), RULE).decision
 
 
 def test_no_effect_ships_by_chance_in_at_most_25_of_1000_studies():

@@ -95,6 +95,13 @@ def _patch_sheet(rows: dict, columns: int) -> np.ndarray:
     return sheet
 
 # %% ../../nbs/core/06_display.ipynb #b3d2319e
+def _draw_scale(ax, scale: tuple, side: float, y: float, gap: float):
+    "A bar from the left edge at height `y`, with its text beside it; `side` is that of a patch in pixels."
+    end = scale[0]*side
+    ax.plot([0, end], [y, y], color='black', lw=2, clip_on=False)
+    ax.annotate(scale[1], (end + gap, y), va='center', fontsize=7, annotation_clip=False)
+
+
 def patch_rows(
     rows: dict,              # title -> uint8 tensor N x 1 x H x W, the same H x W for all
     columns: int = 10,       # patches in a row
@@ -112,10 +119,7 @@ def patch_rows(
     for i, name in enumerate(names):
         text = name.replace('_', ' ').replace(' of ', ' of\n')
         ax.annotate(text, (wide*(i + .5), -.05*step), ha='center', va='bottom', fontsize=7, annotation_clip=False)
-    if scale:
-        y, end = len(sheet) + .1*step, scale[0]*(step - 2)
-        ax.plot([0, end], [y, y], color='black', lw=2, clip_on=False)
-        ax.annotate(scale[1], (end + .05*step, y), va='center', fontsize=7, annotation_clip=False)
+    if scale: _draw_scale(ax, scale, step - 2, len(sheet) + .1*step, .05*step)
     ax.imshow(sheet, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
     titles = [title.replace('_', ' ') for title in rows]
     ax.set(xticks=[], yticks=[step*(r + .5) for r in range(len(rows))], yticklabels=titles)
@@ -129,6 +133,8 @@ def titled_patches(
     titles: list,          # N texts of one line or two
     columns: int = 3,      # patches in a row
     width: float = 4.6,    # of the figure, inches
+    scale: tuple | None = None,     # as for `patch_rows`, below the first of the last row
+    masks: torch.Tensor | None = None,  # N x 1 x H x W, not zero on the flaw, whose outline is drawn
 ) -> Figure:
     "A figure of patches with a title above each, whatever letters it has."
     import matplotlib.pyplot as plt
@@ -137,9 +143,15 @@ def titled_patches(
     height = rows*(width/columns + .15*lines)
     fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout='constrained')
     for ax in axes.flat: ax.axis('off')
-    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+    for i, (ax, image, title) in enumerate(zip(axes.flat, images, titles, strict=False)):
         ax.imshow(np.asarray(image[0]), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
         ax.set_title(title, fontsize=8, pad=3, parse_math=False)
+        outlined = masks is not None and np.asarray(masks[i][0] > 0)
+        if np.any(outlined): ax.contour(outlined, levels=[.5], colors='#ffb000', linewidths=.8)
+    if scale:
+        side = images.shape[-1]
+        axes[-1, 0].autoscale(False)  # the bar lies outside
+        _draw_scale(axes[-1, 0], scale, side, 1.07*side, .05*side)
     return fig
 
 # %% ../../nbs/core/06_display.ipynb #3122d67e

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['OUTCOMES', 'Light', 'closing', 'lights', 'risk_register', 'integration_path']
+__all__ = ['OUTCOMES', 'Light', 'lights', 'risk_register', 'integration_path']
 
 # %% ../../nbs/metrics/12_actions.ipynb #f9b5d41e
+import re
 from typing import NamedTuple
 
 from ..core.config import RuleConfig
@@ -17,42 +18,36 @@ from .rule import FOUND_TEXT, Guard
 # %% ../../nbs/metrics/12_actions.ipynb #8aab10ea
 class Light(NamedTuple):
     "A line of safety checks that came out alike."
-    outcome: str   # as that of `Guard`
-    text: str      # for a quality manager
-    measured: str  # with the limit
-    closing: str   # what would close an open check, or what mends a failed one; '' where it holds
+    outcome: str     # as that of `Guard`
+    text: str        # for a quality manager
+    measured: tuple  # what each check measured
+    required: str    # the limit
+    closing: str     # what would settle it; '' where it holds or fails
 
 # %% ../../nbs/metrics/12_actions.ipynb #65e00204
 OUTCOMES = ('fails', 'in doubt', 'not assessed', 'holds')  # worst first
-_CLOSING = {
-    'share of': 'test welds with these flaws', 'false calls': 'clean test patches of more welds',
-    'trust in probabilities': 'more test welds', 'held-out films': 'films held out whole: a column film in the data',
-    'traces of the generator': 'more classifiers per line of the table',
-    'no short cut': 'more classifiers per line of the table',
-    'flaws kept by compression': 'more validation welds, or more latent channels',
-    'realism, three reviewers': 'three inspectors'}
 
 
-def closing(
-    guard: Guard,
-) -> str:
-    "What an open safety check needs; '' where it is closed."
-    if guard.outcome in ('holds', 'fails'): return ''
-    return next((needed for name, needed in _CLOSING.items() if guard.name.startswith(name)), 'more test welds')
+def _line(guards: list, text: str, measured: list) -> Light:
+    "Checks with one outcome and one limit as a line."
+    first = guards[0]
+    needed = dict.fromkeys(g.closing for g in guards if g.closing and first.outcome in ('in doubt', 'not assessed'))
+    return Light(first.outcome, text, tuple(measured), first.threshold, '; '.join(needed))
 
 # %% ../../nbs/metrics/12_actions.ipynb #7bf5bb31
 _OF_CLASS = 'share of '
 
 
+def _class_name(guard: Guard) -> str: return guard.name.removeprefix(_OF_CLASS).removesuffix(' found')
+
+
 def _class_line(guards: list) -> Light:
     "One line for checks of several classes with the same outcome."
     result = guards[0].outcome
-    if len(guards) == 1: text = guards[0].plain
-    else:
-        classes = ', '.join(g.name.removeprefix(_OF_CLASS).removesuffix(' found') for g in guards)
-        why = 'too few test images or welds to check' if result == 'not assessed' else FOUND_TEXT[result]
-        text = f'{classes.capitalize()}: {why}.'
-    return Light(result, text, f'{"; ".join(g.measured for g in guards)}; {guards[0].threshold}', closing(guards[0]))
+    if len(guards) == 1: return _line(guards, guards[0].plain, [guards[0].measured])
+    why = 'too few test images or welds to check' if result == 'not assessed' else FOUND_TEXT[result]
+    text = f'{", ".join(map(_class_name, guards)).capitalize()}: {why}.'
+    return _line(guards, text, [f'{_class_name(g)}: {g.measured}' for g in guards])
 
 
 def lights(
@@ -61,18 +56,17 @@ def lights(
     "`Light`s, the worst first; checks of classes of flaw that came out alike share a line."
     of_class = [g for g in guards if g.name.startswith(_OF_CLASS)]
     lines = [_class_line(alike) for result in OUTCOMES if (alike := [g for g in of_class if g.outcome == result])]
-    lines += [Light(g.outcome, g.plain, f'{g.measured}; {g.threshold}', closing(g))
-              for g in guards if g not in of_class]
+    lines += [_line([g], g.plain, [g.measured]) for g in guards if g not in of_class]
     return sorted(lines, key=lambda line: OUTCOMES.index(line.outcome))
 
 # %% ../../nbs/metrics/12_actions.ipynb #e59dfe2a
 def _worst_found(guards: list) -> str:
     "The class found least often compared with before, of those that could be assessed, and by how much."
-    def change(guard): return float(guard.measured.split(' ')[0].replace('−', '-'))
-    of_class = [g for g in guards if g.name.startswith('share of') and g.outcome != 'not assessed']
+    def change(guard): return float(re.search(r'[+-][\d.]+', guard.measured.replace('−', '-'))[0])  # type: ignore[index]
+    of_class = [g for g in guards if g.name.startswith(_OF_CLASS) and g.outcome != 'not assessed']
     if not of_class: return 'no class has enough test welds and images to say'
     worst = min(of_class, key=change)
-    return f'{worst.name} changes by {worst.measured} points, the worst class'
+    return f'{_class_name(worst)}: {worst.measured}, the worst class'
 
 # %% ../../nbs/metrics/12_actions.ipynb #6ae84d77
 def risk_register(
@@ -90,21 +84,21 @@ def risk_register(
         ('escape: a flaw passes', _worst_found(guards),
          'audit passed welds weekly, by class', 'inspection lead',
          'a class is found 5 points less often than by the real-only classifier'),
-        ('false call: a good weld is repaired', f'rate changes by {by["false calls"]} points',
+        ('false call: a good weld is repaired', by["false calls"],
          'count calls that inspectors overturn', 'inspection lead',
          'rate half a point above the real-only classifier'),
         ('drift: new film, source or supplier',
          f'tested on {groups} welds of one data set; held-out films: {by["held-out films"]}',
          'score each new film batch in shadow first', 'process owner',
          'score on a new batch below the interval of this report'),
-        ('generator reproduces customer images', f'exact copies {by["exact copies"]}, near copies {by["near copies"]}',
+        ('generator reproduces customer images', f'{by["exact copies"]}, {by["near copies"]}',
          'no synthetic image leaves the site; copies stay in quarantine', 'data owner', 'a copy is found'),
         ('wrong labels', f'synthetic-only reaches {100*alone:.0f} % of the real-only score; reference classifiers see '
          f'the intended class in {agreement} of samples; three reviewers (labels right, gross artefacts): '
          f'{by["realism, three reviewers"]}', 'retrain, look at samples, filter', 'model owner',
          'either figure falls after a retraining'),
-        ('short cut: decoder means flaw', f'traces of the generator: {by["traces of the generator"]}; false calls on '
-         f'autoencoded cleans change by {by["no short cut"]} points', 'repeat the audit at every retraining',
+        ('short cut: decoder means flaw', f'traces of the generator: {by["traces of the generator"]}; '
+         f'{by["no short cut"]}', 'repeat the audit at every retraining',
          'model owner', 'the safeguard on traces fails'),
         ('one-supplier bias', f'{groups} test welds', 'add films of every supplier before full use', 'data owner',
          'a supplier whose score lies below the interval'),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['late_change', 'percent_change', 'changes_text', 'range_text', 'apart']
+__all__ = ['late_change', 'percent_change', 'changes_text', 'range_text', 'p_text', 'apart']
 
 # %% ../../nbs/metrics/14_captions.ipynb #03738e2c
 import numpy as np
@@ -50,6 +50,14 @@ def range_text(
     text = short_number(value)
     if not np.isnan([low, high]).any(): text += f' ({short_number(low)} to {short_number(high)})'
     return text.replace('-', '−')
+
+# %% ../../nbs/metrics/14_captions.ipynb #506255bf
+def p_text(
+    p: float,
+) -> str:
+    "A p-value with two decimals, three under 0.1, '< 0.01' below that, 'n/a' where there is none."
+    if np.isnan(p): return 'n/a'
+    return '< 0.01' if p < .01 else f'{p:.3f}' if p < .1 else f'{p:.2f}'
 
 # %% ../../nbs/metrics/14_captions.ipynb #ed79ab85
 def apart(

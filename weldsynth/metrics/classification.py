@@ -5,11 +5,12 @@
 # %% ../../nbs/metrics/01_classification.ipynb #7f94c295
 from __future__ import annotations
 
+import re
+
 # %% auto #0
 __all__ = ['POINTS', 'decide', 'clean_weight', 'macro_f1', 'choose_threshold', 'threshold_at_false_calls', 'operating_points',
            'group_counts', 'undefined_is_nan', 'scores', 'trivial_scores', 'bars', 'brier', 'calibration',
-           'calibration_error', 'ranking', 'roc_points', 'pr_points', 'short_number', 'terciles', 'segment_table',
-           'at_prevalence', 'plant_measure']
+           'calibration_error', 'ranking', 'short_number', 'terciles', 'at_prevalence', 'plant_measure']
 
 # %% ../../nbs/metrics/01_classification.ipynb #830d7b30
 import warnings
@@ -246,33 +247,12 @@ def ranking(
     return dict(average_precision=float(precision), auroc=float(roc_auc_score(flawed, confidence)),
                 recall_at_false_calls=float(found[false_rate <= false_calls].max()))
 
-# %% ../../nbs/metrics/01_classification.ipynb #8dd5066a
-def roc_points(
-    probs: np.ndarray,  # N x K, 0 to 1
-    truth: np.ndarray,  # N class numbers, clean ones and flaws
-) -> pd.DataFrame:
-    "The ROC curve of flaw or clean from the strictest threshold on: false_call_rate, found, threshold."
-    from sklearn.metrics import roc_curve
-    false_call_rate, found, threshold = roc_curve(truth > 0, 1 - probs[:, 0])
-    return pd.DataFrame(dict(false_call_rate=false_call_rate, found=found, threshold=threshold))
-
-# %% ../../nbs/metrics/01_classification.ipynb #6e24d841
-def pr_points(
-    probs: np.ndarray,         # N x K, 0 to 1
-    truth: np.ndarray,         # N class numbers, clean ones and flaws
-    clean_weight: float = 1.,  # of a clean patch
-) -> pd.DataFrame:
-    "The precision-recall curve of flaw or clean from the laxest threshold on: found, precision, threshold (last NaN)."
-    from sklearn.metrics import precision_recall_curve
-    weights = _patch_weights(truth, clean_weight)
-    precision, found, threshold = precision_recall_curve(
-        truth > 0, 1 - probs[:, 0], sample_weight=weights, drop_intermediate=True)
-    return pd.DataFrame(dict(found=found, precision=precision, threshold=np.append(threshold, np.nan)))
-
 # %% ../../nbs/metrics/01_classification.ipynb #7716a2dc
 def short_number(value: float) -> str:
-    "Three significant digits, never an exponent."
-    return np.format_float_positional(value, 3, unique=False, fractional=False, trim='-')
+    "Three significant digits with separators of thousands, never an exponent."
+    text = np.format_float_positional(value, 3, unique=False, fractional=False, trim='-')
+    whole, *rest = text.split('.')
+    return '.'.join([re.sub(r'(?<=\d)(?=(\d{3})+$)', ',', whole), *rest])
 
 # %% ../../nbs/metrics/01_classification.ipynb #811795bd
 def terciles(
@@ -286,28 +266,6 @@ def terciles(
         inside = known[third == number]
         if len(inside): labels[number] = f'{name} third, {short_number(inside.min())} to {short_number(inside.max())}'
     return pd.Categorical(third.map(labels), list(labels.values()), ordered=True)
-
-# %% ../../nbs/metrics/01_classification.ipynb #a2c7316b
-def segment_table(
-    truth: np.ndarray,      # N class numbers
-    predicted: np.ndarray,  # S x N class numbers, one row per fit
-    groups: np.ndarray,     # N, the weld of each patch
-    segments,               # N labels; NaN or None for a patch of no segment
-) -> pd.DataFrame:
-    """How many flaws are found in each segment, mean over fits; NaN where there are none.
-
-    Columns: segment, flaws, welds (that have flaws in the segment), found (called a flaw), named (called their own
-    class), cleans, false_call_rate.
-    """
-    patches = pd.DataFrame(dict(segment=segments, weld=groups, flawed=truth > 0,
-                                called=(predicted > 0).mean(0), named=(predicted == truth).mean(0)))
-    rows = []
-    for segment, part in patches.groupby('segment', observed=True):
-        flaws, cleans = part[part.flawed], part[~part.flawed]
-        rows.append((segment, len(flaws), flaws.weld.nunique(), flaws.called.mean(), flaws.named.mean(),
-                     len(cleans), cleans.called.mean()))
-    columns = ['segment', 'flaws', 'welds', 'found', 'named', 'cleans', 'false_call_rate']
-    return pd.DataFrame(rows, columns=columns)
 
 # %% ../../nbs/metrics/01_classification.ipynb #b991036a
 def at_prevalence(

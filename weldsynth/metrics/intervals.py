@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['Jackknife', 'jackknife', 'Variance', 'variance', 'Interval', 'interval', 'student_interval', 'drop_elsewhere',
-           'p_value', 'holm_adjusted', 'format_points', 'standard_error', 'power', 'minimum_detectable',
-           'group_multiplier']
+__all__ = ['MORE_FITS', 'Jackknife', 'jackknife', 'Variance', 'variance', 'Interval', 'interval', 'student_interval',
+           'drop_elsewhere', 'p_value', 'holm_adjusted', 'format_points', 'narrower', 'standard_error', 'power',
+           'minimum_detectable', 'group_multiplier']
 
 # %% ../../nbs/metrics/02_intervals.ipynb #830d7b30
 from collections.abc import Callable
@@ -124,8 +124,10 @@ def _between_generators(by_fit: np.ndarray, generators: np.ndarray, between_fits
 
 # %% ../../nbs/metrics/02_intervals.ipynb #bc688778
 class Interval(tuple):
-    "(estimate, low, high) with the degrees of freedom of its bounds, `df`; infinite by default."
+    """(estimate, low, high) with the degrees of freedom of its bounds, `df`, infinite by default, and the share of its
+    variance that other fits would change, `of_fits`, 0 by default."""
     df: float = float('inf')
+    of_fits: float = 0.
 
 
 def interval(
@@ -136,7 +138,9 @@ def interval(
     "Estimate, low and high; the bounds are NaN with too few welds, or where a score is undefined."
     if x.welds < least_welds: return Interval((float(x.estimate), float('nan'), float('nan')))
     parts = variance(x)
-    return student_interval(float(x.estimate), (parts.welds + parts.fits)**.5, parts.df, level)
+    result = student_interval(float(x.estimate), (parts.welds + parts.fits)**.5, parts.df, level)
+    if parts.fits: result.of_fits = parts.fits/(parts.welds + parts.fits)
+    return result
 
 
 def student_interval(
@@ -195,10 +199,23 @@ def format_points(
     mean: float,  # all three as shares, -1 to 1
     low: float,
     high: float,
+    *,
+    unit: str = '',  # to be written after the estimate
 ) -> str:
     "A difference of two rates in percentage points with its interval, as text."
-    if np.isnan([low, high]).any(): return f'{100*mean:+.1f} (no interval)'.replace('-', '−')
-    return f'{100*mean:+.1f} ({100*low:+.1f} to {100*high:+.1f})'.replace('-', '−')
+    bounds = 'no interval' if np.isnan([low, high]).any() else f'{100*low:+.1f} to {100*high:+.1f}'
+    return f'{100*mean:+.1f}{unit} ({bounds})'.replace('-', '−')
+
+
+MORE_FITS = 'more classifiers for each training set'
+
+
+def narrower(
+    measured: tuple,               # an `Interval`, or one of welds alone
+    welds: str = 'more test welds',  # what more of them is called
+) -> str:
+    "What would narrow an interval most: `welds`, or more classifiers where they are more than half of its variance."
+    return MORE_FITS if getattr(measured, 'of_fits', 0.) > .5 else welds
 
 # %% ../../nbs/metrics/02_intervals.ipynb #022f6fa4
 def standard_error(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['FIT_KEYS', 'pod_fit', 'pod_curve', 'pod_points']
+__all__ = ['LEAST_FIT_P', 'FIT_KEYS', 'pod_fit', 'pod_curve', 'pod_points']
 
 # %% ../../nbs/metrics/09_pod.ipynb #371f33c9
 import warnings
@@ -48,6 +48,7 @@ def _fit_check(
     return float(chi2.sf(statistic, bins - 2))
 
 # %% ../../nbs/metrics/09_pod.ipynb #d30e1549
+LEAST_FIT_P = .05  # under which a curve is rejected and no size is read from it
 FIT_KEYS = ('intercept', 'slope', 'var_intercept', 'var_slope', 'covariance', 'fit_p', 'a50', 'a90', 'a90_95')
 
 # %% ../../nbs/metrics/09_pod.ipynb #0161d539
@@ -60,8 +61,8 @@ def pod_fit(
     """Logistic curve of detection in log size (MIL-HDBK-1823A, hit/miss).
 
     Keys: n; smallest and largest size tested; intercept and slope with their variances and covariance; fit_p, small
-    where the curve does not fit; a50, a90, a90_95, each NaN outside the sizes tested; and `why`, which says why a90 or
-    its bound is not given, or is ''.
+    where the curve does not fit; a50, a90, a90_95, each NaN outside the sizes tested, and all of them where `fit_p` is
+    under `LEAST_FIT_P`; and `why`, which says why a90 or its bound is not given, or is ''.
     """
     known = np.isfinite(size) & (size > 0)
     tested = size[known]
@@ -85,6 +86,7 @@ def _fit_pod_curve(log_size, hit_share) -> dict:
                  covariance=covariance, fit_p=_fit_check(hit_share, fitted.fittedvalues))
     if not fitted.converged or slope <= 0 or slope < norm.ppf(.95)*fitted.bse[1]:
         return dict(curve, why='detection does not grow with size')
+    if curve['fit_p'] < LEAST_FIT_P: return dict(curve, why='the curve does not fit the data')
     a50, a90 = np.exp((logit([.5, .9]) - intercept)/slope)
     bound = _a90_bound(log_size, hit_share, np.log(a90), fitted.deviance)
     return curve | _inside_tested(a50, a90, bound, *np.exp([log_size.min(), log_size.max()]))

@@ -20,7 +20,7 @@ import numpy as np
 
 # %% ../../nbs/metrics/07_rule.ipynb #d8770838
 from ..core.config import RuleConfig
-from .intervals import format_points, group_multiplier, interval, p_value
+from .intervals import MORE_FITS, format_points, group_multiplier, interval, narrower, p_value
 
 # %% ../../nbs/metrics/07_rule.ipynb #cd2c2787
 class Guard(NamedTuple):
@@ -31,6 +31,7 @@ class Guard(NamedTuple):
     threshold: str
     outcome: str    # 'holds', 'fails', 'in doubt' or 'not assessed'
     p: float = float('nan')  # of a failure that is tested: the chance of such a figure if the limit were the truth
+    closing: str = ''        # what would settle it where it is in doubt or not assessed
 
 # %% ../../nbs/metrics/07_rule.ipynb #905c03e1
 def outcome(
@@ -70,10 +71,12 @@ def guard_found(
     name, limit = f'share of {title} found', f'no loss beyond {100*rule.most_found_lost:.0f} points'
     few = (f'too few welds ({welds}, need {rule.least_class_welds})' if welds < rule.least_class_welds else
            f'too few test images ({items}, need {rule.least_items})' if items < rule.least_items else '')
-    if few: return Guard(name, f'{title.capitalize()}: {few} to check.', few, limit, 'not assessed')
+    welds_with = 'more test welds with such flaws'
+    if few: return Guard(name, f'{title.capitalize()}: {few} to check.', few, limit, 'not assessed', closing=welds_with)
     result, p = _assess(change, rule, least=-rule.most_found_lost)
+    measured = f'share found changes by {format_points(*change, unit=" points")}'
     return Guard(name, f'{title.capitalize()}: {FOUND_TEXT[result]} ({items} test images of {welds} welds).',
-                 format_points(*change), limit, result, p)
+                 measured, limit, result, p, narrower(change, welds_with))
 
 # %% ../../nbs/metrics/07_rule.ipynb #fa5e8977
 def guard_false_calls(
@@ -86,8 +89,9 @@ def guard_false_calls(
              'fails': 'Clean welds are called flawed more often.',
              'in doubt': 'Clean welds may be called flawed more often.',
              'not assessed': 'Whether clean welds are called flawed more often could not be measured.'}
-    return Guard('false calls', plain[result], format_points(*change),
-                 f'no rise beyond {100*rule.most_false_calls_added:.1f} points', result, p)
+    measured = f'false-call rate changes by {format_points(*change, unit=" points")}'
+    return Guard('false calls', plain[result], measured, f'no rise beyond {100*rule.most_false_calls_added:.1f} points',
+                 result, p, narrower(change, 'more test welds with clean patches'))
 
 # %% ../../nbs/metrics/07_rule.ipynb #d6d56134
 def guard_brier(
@@ -96,12 +100,13 @@ def guard_brier(
 ) -> Guard:
     "The Brier score may not be worse by more than a tenth."
     result, p = _assess(ratio, rule, most=rule.most_brier_ratio)
-    plain = {'holds': 'Predicted probabilities are as trustworthy as before.',
-             'fails': 'Predicted probabilities are clearly less trustworthy than before.',
-             'in doubt': 'Predicted probabilities may be less trustworthy than before.',
-             'not assessed': 'Whether predicted probabilities stay trustworthy could not be measured.'}
-    measured = 'Brier ratio {:.2f} ({:.2f} to {:.2f})'.format(*ratio)
-    return Guard('trust in probabilities', plain[result], measured, f'at most {rule.most_brier_ratio:.2f}', result, p)
+    plain = {'holds': 'Predicted probabilities have no larger errors than with real images alone, or nearly so.',
+             'fails': 'Predicted probabilities have larger errors than with real images alone.',
+             'in doubt': 'Predicted probabilities may have larger errors than with real images alone.',
+             'not assessed': 'The errors of predicted probabilities could not be measured.'}
+    measured = 'Brier score is {:.2f} times that with real images alone ({:.2f} to {:.2f})'.format(*ratio)
+    return Guard('predicted probabilities', plain[result], measured, f'at most {rule.most_brier_ratio:.2f} times',
+                 result, p, narrower(ratio))
 
 # %% ../../nbs/metrics/07_rule.ipynb #3f5d21db
 NO_FILM = 'no film was held out'
@@ -117,9 +122,10 @@ def guard_film(
     plain = {'holds': f'No loss on {films}.', 'fails': f'A loss on {films}.',
              'in doubt': f'There may be a loss on {films}.',
              'not assessed': 'No film was held out.' if gain is None else f'Too few welds to assess {films}.'}
-    measured = NO_FILM if gain is None else format_points(*gain)
+    measured = NO_FILM if gain is None else f'macro F1 changes by {format_points(*gain, unit=" points")}'
     limit = f'no loss beyond {-100*rule.least_film_gain:.0f} points'
-    return Guard('held-out films', plain[result], measured, limit, result, p)
+    needed = 'films held out whole: a column film' if gain is None else narrower(gain, 'more held-out films')
+    return Guard('held-out films', plain[result], measured, limit, result, p, needed)
 
 # %% ../../nbs/metrics/07_rule.ipynb #ded0aec9
 def _copies_outcome(share, limit: float) -> str:
@@ -139,11 +145,12 @@ def guard_copies(
              'fails': 'Samples are copies of training images',
              'not assessed': 'Whether samples are copies was not assessed'}
     exact_result, near_result = _copies_outcome(exact, 0), _copies_outcome(near, limit)
-    exact_text = 'not measured' if exact is None else str(exact)
-    near_text = 'not measured' if near is None else f'{100*near:.1f} % of samples'
-    return [Guard('exact copies', f'{plain[exact_result]} (pixel by pixel).', exact_text, 'none', exact_result),
+    exact_text = f'exact copies: {"not measured" if exact is None else exact}'
+    near_text = f'near copies: {"not measured" if near is None else f"{100*near:.1f} % of samples"}'
+    return [Guard('exact copies', f'{plain[exact_result]} (pixel by pixel).', exact_text, 'none', exact_result,
+                  closing='more validation welds'),
             Guard('near copies', f'{plain[near_result]} (nearly so).', near_text, f'at most {100*limit:.1f} %',
-                  near_result)]
+                  near_result, closing='more validation welds')]
 
 # %% ../../nbs/metrics/07_rule.ipynb #c7f0933e
 def guard_fingerprint(
@@ -151,16 +158,18 @@ def guard_fingerprint(
     rule: RuleConfig,
     short_cut: Guard | None = None,  # from `guard_autoencoded`: does the classifier use the trace?
 ) -> Guard:
-    "A trace (probe AUC over .65, or over that of real against real and .15) fails if the classifier uses it."
+    "A trace (AUC of the probe over 65 %, or 15 points over real against real) fails if the classifier uses it."
     probe, floor = audit.get('probe'), audit.get('probe_floor')
     limit = max(rule.most_probe_auc, floor[0] + rule.most_probe_added) if floor else rule.most_probe_auc
     trace = outcome(probe, most=limit)
     used = short_cut.outcome if short_cut else 'not assessed'
     result = trace if trace in ('holds', 'not assessed') else _harm(trace, used)
-    measured = 'not measured' if probe is None else 'AUC {:.2f} ({:.2f} to {:.2f})'.format(*probe)
+    percent = [100*x for x in probe or ()]
+    measured = 'AUC of the probe {:.0f} % ({:.0f} to {:.0f})'.format(*percent) if percent else 'not measured'
+    closing = 'more training welds with each flaw' if probe is None else MORE_FITS
     p = short_cut.p if short_cut and result == 'fails' else float('nan')
-    return Guard('traces of the generator', _trace_text(trace, used), measured, f'at most {limit:.2f}, or harmless',
-                 result, p)
+    return Guard('traces of the generator', _trace_text(trace, used), measured,
+                 f'at most {100*limit:.0f} %, or harmless', result, p, closing)
 
 
 def _harm(trace: str, used: str) -> str:
@@ -185,13 +194,14 @@ def guard_autoencoded(
 ) -> Guard:
     "False calls on autoencoded clean images may not rise by more than 2 points over those of real."
     result, p = _assess(change, rule, most=rule.most_autoencoded_added)
-    measured = 'not measured' if change is None else format_points(*change)
+    rise = '' if change is None else format_points(*change, unit=' points')
+    measured = f'false calls after the decoder rise by {rise} more than with real images' if rise else 'not measured'
     plain = {'holds': "The classifier does not take the decoder's trace for a flaw.",
              'fails': "The classifier takes the decoder's trace for a flaw.",
              'in doubt': "The classifier may take the decoder's trace for a flaw.",
              'not assessed': "Whether the classifier takes the decoder's trace for a flaw was not measured."}
     limit = f'no rise beyond {100*rule.most_autoencoded_added:.0f} points'
-    return Guard('no short cut', plain[result], measured, limit, result, p)
+    return Guard('no short cut', plain[result], measured, limit, result, p, MORE_FITS)
 
 # %% ../../nbs/metrics/07_rule.ipynb #65590ceb
 def guard_gate(
@@ -202,13 +212,14 @@ def guard_gate(
     ratio = audit.get('gate')
     result, p = _assess(ratio, rule, least=rule.least_gate)
     percent = [100*x for x in ratio] if ratio is not None else []
-    measured = '{:.1f} % of macro F1 kept ({:.1f} to {:.1f})'.format(*percent) if percent else 'not measured'
+    measured = 'macro F1 kept: {:.1f} % ({:.1f} to {:.1f})'.format(*percent) if percent else 'not measured'
     plain = {'holds': "The generator's compression keeps the flaws.",
              'fails': "The generator's compression loses a part of the flaws.",
              'in doubt': "The generator's compression may lose a part of the flaws.",
              'not assessed': "Whether the generator's compression keeps the flaws was not measured."}
     limit = f'at least {100*rule.least_gate:.0f} %'
-    return Guard('flaws kept by compression', plain[result], measured, limit, result, p)
+    return Guard('flaws kept by compression', plain[result], measured, limit, result, p,
+                 'more validation welds, or more latent channels')
 
 # %% ../../nbs/metrics/07_rule.ipynb #828c9748
 _LABELS_SEEN = {'holds': 'about as often as in {} ones', 'fails': 'less often than in {} ones',
@@ -231,15 +242,15 @@ def guard_review(
     if complete < 3:
         status = f'{complete} of 3 reviews' if (review or {}).get('reviewers') else 'not reviewed'
         plain = f'No three inspectors have looked at the synthetic images: {status}.'
-        return Guard(name, plain, status, limit, 'not assessed')
+        return Guard(name, plain, status, limit, 'not assessed', closing='three inspectors')
     change, share = ((float('nan'),)*3 if None in review[k] else review[k] for k in ('label_change', 'artefacts'))
     labels, p_labels = _assess(change, rule, least=-rule.most_labels_lost)
     artefacts, p_artefacts = _assess(share, rule, most=rule.most_artefacts)
     if share[0] <= rule.most_artefacts: artefacts = 'holds'
     result = min(labels, artefacts, key=_WORST.index)
     p = min(1., 2*float(np.nanmin([p_labels, p_artefacts]))) if result == 'fails' else float('nan')
-    measured = f'labels right {format_points(*change)} points, artefacts {100*share[0]:.0f} %'
-    return Guard(name, _review_text(labels, artefacts, review), measured, limit, result, p)
+    measured = f'labels right: {format_points(*change, unit=" points")}; gross artefacts: {100*share[0]:.0f} %'
+    return Guard(name, _review_text(labels, artefacts, review), measured, limit, result, p, 'more images reviewed')
 
 
 def _review_text(labels: str, artefacts: str, review: dict) -> str:

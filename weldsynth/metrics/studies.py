@@ -5,10 +5,12 @@
 # %% ../../nbs/metrics/10_studies.ipynb #7b89296c
 from __future__ import annotations
 
+from typing import NamedTuple
+
 # %% auto #0
 __all__ = ['SIMULATION', 'DECISIONS', 'simulate_sizes', 'simulate_counts', 'class_logits', 'expected_scores', 'true_scores',
-           'shift_for_gain', 'coverage', 'operating_characteristic', 'decide_counts', 'count_guards', 'weld_sizes',
-           'expected_power', 'power_text']
+           'shift_for_gain', 'coverage', 'operating_characteristic', 'Decided', 'decide_counts', 'count_guards',
+           'weld_sizes', 'expected_power', 'power_text']
 
 # %% ../../nbs/metrics/10_studies.ipynb #93fdcab8
 import numpy as np
@@ -19,7 +21,7 @@ from ..core.config import RuleConfig, SimulationConfig, StudyConfig
 from ..core.random import numpy_stream
 from .classification import clean_weight, group_counts, scores
 from .intervals import Jackknife, interval, jackknife, minimum_detectable, variance
-from .rule import decide_shipping, guard_false_calls, guard_found, holm
+from .rule import decide_shipping, guard_false_calls, guard_found, holm, is_clear
 
 # %% ../../nbs/metrics/10_studies.ipynb #d035d259
 SIMULATION = SimulationConfig()
@@ -201,14 +203,18 @@ def operating_characteristic(
     config: SimulationConfig = SIMULATION,
     seed: int = 0,
 ) -> pd.DataFrame:
-    "Decisions of the rule at each true gain: gain, SHIP, DO NOT SHIP, INCONCLUSIVE, as shares of its studies."
+    """Decisions of the rule at each true gain: gain, SHIP, DO NOT SHIP, INCONCLUSIVE, as shares of its studies.
+
+    What SHIP asks for, as shares too: `clear` (the gain, over real and over the control), `found` and `false_calls`
+    (these safeguards are neither failed nor in doubt)."""
     shares = _weighted_shares(sizes, rule.prevalence)
     rows = []
     for gain in gains:
         shift = shift_for_gain(gain, shares, config)
         streams = [numpy_stream('operating', seed, gain, i) for i in range(rule.simulated_studies)]
-        decisions = [_simulated_decision(rng, shift, sizes, fits, rule, config) for rng in streams]
-        rows.append({'gain': gain} | {d: decisions.count(d)/len(decisions) for d in DECISIONS})
+        made = pd.DataFrame([_simulated_decision(rng, shift, sizes, fits, rule, config) for rng in streams])
+        rows.append({'gain': gain} | {d: (made.decision == d).mean() for d in DECISIONS}
+                    | made[['clear', 'found', 'false_calls']].mean().to_dict())
     return pd.DataFrame(rows)
 
 
@@ -223,7 +229,15 @@ def _weighted_shares(sizes: np.ndarray, prevalence: float) -> np.ndarray:
     return np.r_[1 - prevalence, prevalence*flaws]
 
 # %% ../../nbs/metrics/10_studies.ipynb #88c96e05
-def _simulated_decision(rng, shift: float, sizes, fits: int, rule: RuleConfig, config: SimulationConfig) -> str:
+class Decided(NamedTuple):
+    "A decision of the rule, and which of the things hold that SHIP asks for."
+    decision: str
+    clear: bool        # the gain over real and over the control
+    found: bool        # no class of flaw may be found less often
+    false_calls: bool  # false calls may not rise
+
+
+def _simulated_decision(rng, shift: float, sizes, fits: int, rule: RuleConfig, config: SimulationConfig) -> Decided:
     "Decision of the rule for one simulated study; the no-cost control gains nothing."
     shifts = {'real': 0., 'control': 0., 'real+synthetic': shift}
     counts = simulate_counts(rng, shifts, sizes, fits, config, rule.prevalence)
@@ -234,13 +248,16 @@ def decide_counts(
     counts: dict,            # 'real', 'control' and 'real+synthetic' -> S x G x K x 4
     generators: np.ndarray,  # S
     rule: RuleConfig,
-) -> str:
+) -> Decided:
     "The decision from counts alone, with the safeguards on flaws found and on false calls."
     result = jackknife(counts, generators)
     new = result['real+synthetic']
     gains = {arm: interval(new['macro_f1'] - result[arm]['macro_f1'], rule.level, rule.least_welds)
              for arm in ('real', 'control')}
-    return decide_shipping(gains, count_guards(new, result['real'], counts['real'], rule), True, rule)[0]
+    guards = count_guards(new, result['real'], counts['real'], rule)
+    *found, false_calls = [guard.outcome not in ('fails', 'in doubt') for guard in guards]
+    return Decided(decide_shipping(gains, guards, True, rule)[0], all(is_clear(g, rule) for g in gains.values()),
+                   all(found), false_calls)
 
 
 def count_guards(
@@ -249,7 +266,7 @@ def count_guards(
     counts: np.ndarray,  # of real
     rule: RuleConfig,
 ) -> list:
-    "The safeguards on flaws found and false calls, corrected for their number."
+    "The safeguards on flaws found and, last, on false calls, corrected for their number."
     found = new['found'] - real['found']
     items = counts[0, ..., 2].sum(0)[1:]
     changes = [interval(found[k], rule.level, rule.least_welds) for k in range(len(items))]

@@ -22,6 +22,7 @@ from ..core.files import file_hash, file_hashes, write_atomic
 from ..core.random import digest
 from ..core.runtime import versions
 from ..core.store import Artefact, Study, artefact_folders
+from ..metrics.classification import short_number
 from ..stages.audit import audit_samples
 from ..stages.data import prepare, study_patches, study_source
 from ..stages.ldm import train_autoencoder
@@ -58,7 +59,7 @@ def _target_text(least: float, most: float) -> str:
 def _target_row(measure: str, value, least: float, most: float) -> tuple:
     "One measure against its target."
     known = not pd.isna(value)
-    text = str(value) if isinstance(value, int) else f'{value:.3f}'.replace('-', '−') if known else ''
+    text = str(value) if isinstance(value, int) else short_number(value).replace('-', '−') if known else ''
     met = 'not assessed' if not known else 'yes' if least <= value <= most else 'no'
     return measure, text, _target_text(least, most), met
 
@@ -75,8 +76,8 @@ def _gate_rows(gate: pd.DataFrame, rule: RuleConfig, least_class_gate: float) ->
     "How much of the flaws the autoencoder keeps: over all classes, and of the worst."
     by_class = gate[gate['class'] != 'macro'].set_index('class').ratio
     macro = gate.ratio[gate['class'] == 'macro'].iloc[0]
-    return [('compression check: macro F1 after the autoencoder over before', macro, rule.least_gate, math.inf),
-            (f'the same, {_worst(by_class)}', by_class.min(), least_class_gate, math.inf)]
+    return [('compression check: macro F1 kept by the autoencoder, %', 100*macro, 100*rule.least_gate, math.inf),
+            (f'the same, {_worst(by_class)}, %', 100*by_class.min(), 100*least_class_gate, math.inf)]
 
 # %% ../../nbs/report/02_cards.ipynb #bab41df3
 def _power_row(octaves: pd.DataFrame, power: tuple) -> tuple:
@@ -90,7 +91,7 @@ def _agreement_row(judges: pd.DataFrame, least_right: float) -> tuple:
     "How often judges see the intended class, over how often they do on real images, for the worst class."
     means = judges.groupby('class')[['agree_real', 'agree_synthetic']].mean()
     ratios = means.agree_synthetic/means.agree_real
-    return f'share recognised over that of real, {_worst(ratios)}', ratios.min(), least_right, math.inf
+    return f'share recognised over that of real, {_worst(ratios)}, %', 100*ratios.min(), 100*least_right, math.inf
 
 # %% ../../nbs/report/02_cards.ipynb #90ec9df8
 def _copy_rows(audit: dict, rule: RuleConfig) -> list:
@@ -112,7 +113,7 @@ def acceptance_targets(
     audit = json.loads((folder/'audit.json').read_text())
     auc = (audit['probe'] or [math.nan])[0]
     rows = [*_gate_rows(gate, rule, least_class_gate), _power_row(octaves, power),
-            ('trace of the generator: AUC of the probe', auc, -math.inf, rule.most_probe_auc),
+            ('trace of the generator: AUC of the probe, %', 100*auc, -math.inf, 100*rule.most_probe_auc),
             _agreement_row(judges, least_right), *_copy_rows(audit, rule)]
     return pd.DataFrame([_target_row(*row) for row in rows], columns=['measure', 'here', 'target', 'met'])
 

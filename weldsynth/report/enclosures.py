@@ -75,7 +75,7 @@ def card_pages(
 
 # %% ../../nbs/report/11_enclosures.ipynb #d9197a59
 TABLES = dict(effects='scores and differences', tidy='scores of every fit', guards='safety checks', curves='ROC and PR',
-              pod='probability of detection', segments='by size, film and density', generators='by generator',
+              pod='probability of detection', segments='by weld, size and grey value', generators='by generator',
               operating='what the rule says at a known gain', trivial='what needs no training')  # other names say it
 METHOD = ('14_instrument', '09_verdict', '07_arms', '02_ldm', '03_sample', '06_audit')  # chapters that say how
 

@@ -130,7 +130,7 @@ def _add_anchors(soup: BeautifulSoup):
 
 # %% ../../nbs/report/04_markup.ipynb #18ddb312
 _LONG = 30     # characters of a cell that may be broken over lines
-_NARROW = 322  # pixels for a table on a telephone of 390, with a margin
+_NARROW = 350  # pixels for a table on a telephone of 390
 
 
 def _least_width(cell) -> int:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['ARMS', 'draw_study_cleans', 'Pool', 'Arm', 'generator_colours', 'generator_arms', 'all_arms', 'study_arms',
-           'free_arms', 'arm_inputs', 'arm_facts', 'fit_arms', 'validation_f1', 'chosen_control', 'freeze',
-           'claim_test_fold', 'times_opened', 'load_fits', 'predict', 'open_test', 'tested_patches', 'load_predictions',
-           'test_predictions']
+           'free_arms', 'shown_arms', 'arm_inputs', 'arm_facts', 'fit_arms', 'validation_f1', 'chosen_control',
+           'freeze', 'claim_test_fold', 'times_opened', 'load_fits', 'predict', 'open_test', 'tested_patches',
+           'load_predictions', 'test_predictions']
 
 # %% ../../nbs/07_arms.ipynb #5a3ff824
 import numpy as np
@@ -172,6 +172,23 @@ def free_arms(
 ) -> tuple:
     "The no-cost controls of a study: what a team can have without a generator."
     return tuple(name for name in study_arms(study) if all_arms()[name].free)
+
+# %% ../../nbs/07_arms.ipynb #e3bf5249
+def shown_arms(
+    study: Study,
+) -> dict:
+    """Arm -> its name in tables and figures, each training set once.
+
+    The arms of the generator that validation chose are those of `real+synthetic` and `synthetic` under another name:
+    they are left out, and these two say in brackets which generator it is. Outer folds that chose differently have no
+    such arms.
+    """
+    arms, names = study_arms(study), generator_names(study)
+    chosen = {selected(part)['generator'] for part in study.whole.parts()}
+    if len(names) == 1 or len(chosen) > 1: return dict(zip(arms, arms, strict=True))
+    name, = chosen
+    return {arm: f'{arm} ({name})' if arm in ('real+synthetic', 'synthetic') else arm
+            for arm in arms if arm not in generator_arms(name)}
 
 # %% ../../nbs/07_arms.ipynb #c73def60
 def _generators(study: Study) -> range: return range(study.config.sampler.generators)

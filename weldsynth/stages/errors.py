@@ -38,13 +38,14 @@ def plain_label(label) -> str:
 def error_figure(
     fold: PatchSet,
     errors: pd.DataFrame,  # from `worst_misses` or `worst_false_calls`, for `fold`
-    columns: int = 3,      # patches in a row
-    width: float = 4.6,    # of the figure, inches
+    scale: tuple | None = None,  # of the bar, as for `titled_patches`
 ) -> Figure:
-    "The patches of `errors`, numbered from 1: a flaw by its class, a false call by what it is called."
+    "The patches of `errors`, numbered from 1: a flaw by its class and, where known, its outline; a false call by its."
     names = np.where(errors.label == 'clean', 'called ' + errors.likeliest, errors.label)
     titles = [f'{i}. {plain_label(name)}' for i, name in enumerate(names, 1)]
-    return titled_patches(fold.images[errors.row.tolist()], titles, columns, width)
+    rows = errors.row.tolist()
+    masks = None if fold.masks is None else fold.masks[rows]
+    return titled_patches(fold.images[rows], titles, scale=scale, masks=masks)
 
 # %% ../../nbs/28_errors.ipynb #83591a79
 def error_table(

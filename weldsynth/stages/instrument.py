@@ -113,7 +113,8 @@ def _trained(change: float, longest: float, rule: RuleConfig) -> Guard:
     limit = rule.most_from_training
     result = 'holds' if change <= limit else 'fails'
     plain = f'Training {longest:g} times as long changes the validation score by {100*change:+.1f} points.'
-    return Guard('trained to the end', plain.replace('-', '−'), f'{100*change:+.1f} points'.replace('-', '−'),
+    measured = f'macro F1 changes by {100*change:+.1f} points'
+    return Guard('trained to the end', plain.replace('-', '−'), measured.replace('-', '−'),
                  f'at most {100*limit:.1f} points more', result)
 
 
@@ -121,7 +122,7 @@ def _above_trivial(own: float, trivial: pd.Series, rule: RuleConfig) -> Guard:
     "Is the classifier well above what needs no training?"
     limit = trivial.max() + rule.least_over_trivial
     plain = f'Macro F1 on validation is {_points(own)} %; {trivial.idxmax()} would score {_points(trivial.max())} %.'
-    return Guard('better than no training', plain, f'{_points(own)} %', f'at least {_points(limit)} %',
+    return Guard('better than no training', plain, f'macro F1 {_points(own)} %', f'at least {_points(limit)} %',
                  'holds' if own >= limit else 'fails')
 
 
@@ -132,7 +133,8 @@ def _above_rivals(own: float, rivals: pd.Series, rule: RuleConfig) -> Guard:
     best, f1 = rivals.idxmax(), rivals.max()
     limit = f1 - rule.most_under_rival
     plain = f'Macro F1 on validation is {_points(own)} %, and {_points(f1)} % with the classifier {best}.'
-    return Guard(name, plain, f'{_points(own)} %', f'at least {_points(limit)} %', 'holds' if own >= limit else 'fails')
+    return Guard(name, plain, f'macro F1 {_points(own)} %', f'at least {_points(limit)} %',
+                 'holds' if own >= limit else 'fails')
 
 # %% ../../nbs/14_instrument.ipynb #5c76fc4f
 _HIGH = 'blocks.6'  # the last of EfficientNet-Lite0's blocks

@@ -25,6 +25,7 @@ from ..data.patches import PatchSet
 from ..data.sources import GUESSED_GROUP_PREFIX
 from ..metrics.actions import integration_path, risk_register
 from ..metrics.classification import POINTS, bars, clean_weight, trivial_scores
+from ..metrics.errors import curve_bands, segment_scores
 from ..metrics.fidelity import nan_to_none
 from ..metrics.fingerprint import false_call_rise
 from weldsynth.metrics.intervals import (
@@ -39,17 +40,7 @@ from weldsynth.metrics.intervals import (
 )
 from ..metrics.rule import GUARDS, Evidence, assess_guards, decide_shipping, sample_size_note, unassessed
 from ..metrics.studies import operating_characteristic, weld_sizes
-from weldsynth.metrics.tables import (
-    arm_gains,
-    brier_sums,
-    calibrations,
-    curves,
-    detection,
-    effects,
-    fold_counts,
-    segments,
-    tidy,
-)
+from ..metrics.tables import arm_gains, brier_sums, calibrations, detection, effects, fold_counts, tidy
 from .arms import chosen_control, fit_arms, open_test, test_predictions, tested_patches
 from .audit import audit_samples
 from .data import study_patches, study_source
@@ -223,7 +214,7 @@ def _tables(study: Study, fold: PatchSet, results: dict) -> dict:
                 generators=arm_gains(results[POINTS[0]], _generated(study), control, rule),
                 trivial=_trivial(fold, predictions['real'].probs, rule),
                 pod=detection(fold, predictions), calibration=calibrations(fold, predictions),
-                curves=curves(fold, predictions, rule.prevalence), segments=segments(fold, predictions),
+                curves=curve_bands(fold, predictions, rule), segments=segment_scores(fold, predictions, rule),
                 operating=chances)
 
 # %% ../../nbs/09_verdict.ipynb #09c28520
@@ -232,7 +223,7 @@ def _verdict_inputs(study: Study) -> list:
     return [open_test(study), check_instrument(study), *_audits(study), score_review(study.first)]
 
 
-@stage('eval/verdict', version=6, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
+@stage('eval/verdict', version=7, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
        needs=_verdict_inputs)
 def evaluate(study: Study, folder):
     "The tables of `_tables`, `guards.csv`, and the `verdict.json` that rests on them."
