@@ -274,7 +274,8 @@ def plain_finding(
     proven = 'A clear gain' if low > 0 else 'A clear loss' if high < 0 else 'No proven gain'
     points = f'{100*mean:+.1f} points'.replace('-', '−')
     could = '' if np.isnan(low) else f', could be {100*low:+.1f} to {100*high:+.1f}'.replace('-', '−')
-    return f'{lead} {proven} over real images alone ({points}{could}): {verdict["reason"]}.'
+    link = ', but ' if low > 0 and verdict['decision'] != 'SHIP' else ': '
+    return f'{lead} {proven} over real images alone ({points}{could}){link}{verdict["reason"]}.'
 
 
 def recommend(
