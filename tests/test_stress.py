@@ -363,7 +363,9 @@ def test_robustness_has_every_arm_with_every_disturbance(study):
     assert rates['mean'].between(0, 1).all()
     assert set(one.measure) == {'undisturbed', 'disturbed', 'robustness', 'over real'}
     wide = one.pivot(index='arm', columns='measure', values='mean')
-    assert np.allclose(wide.robustness, wide.disturbed/wide.undisturbed, equal_nan=True)
+    defined = wide.undisturbed > 0
+    assert wide.robustness[~defined].isna().all(), 'nothing is kept of nothing'
+    assert np.allclose(wide.robustness[defined], (wide.disturbed/wide.undisturbed)[defined])
     assert np.allclose(wide['over real'].drop('real'), (wide.robustness - wide.robustness['real']).drop('real'),
                        equal_nan=True)
 
