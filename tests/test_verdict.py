@@ -206,10 +206,13 @@ def test_what_is_no_interval_is_not_corrected():
     assert holm([*copies, failing(.9)], .95)[0].outcome == 'fails'
 
 
+def evidence(found_changes=None):
+    return Evidence(RULE, found_changes or {}, (0, 0, 0), (1, 1, 1), None, 'films', {}, None)
+
+
 def test_a_film_that_was_not_held_out_is_not_missed():
-    evidence = Evidence(RULE, {}, (0, 0, 0), (1, 1, 1), None, 'films', {}, None)
-    assert 'held-out films' not in unassessed(assess_guards(evidence))
-    assert 'no short cut' in unassessed(assess_guards(evidence))
+    assert 'held-out films' not in unassessed(assess_guards(evidence()))
+    assert 'no short cut' in unassessed(assess_guards(evidence()))
 
 
 @pytest.mark.parametrize('outcome', ['fails', 'in doubt', 'not assessed'])
@@ -295,7 +298,7 @@ def verdict():
         guards=nan_to_none([g._asdict() for g in guards]),
         not_covered=[], minimum_detectable=.02, sample_size_note='The gain is decided.', simulated=True,
         groups_known=True, test_images=100, test_groups=16, folds=1, seeds=4, generators=1, profile='demo', plan='0'*32,
-        rule=vars(RULE).copy(), risks=risk_register(guards, .5, 16, {}),
+        rule=vars(RULE).copy(), risks=risk_register(guards, evidence(), .5, 16),
         integration=integration_path((.7, .65, .75), .02, RULE))
 
 
@@ -320,10 +323,11 @@ def test_a_broken_verdict_is_refused(verdict, damage):
 
 
 def test_the_register_names_the_worst_class():
-    found = [guard_found('slag', (-.01, -.02, 0), 50, 16, RULE), guard_found('crack', (-.1, -.2, 0), 50, 16, RULE)]
+    changes = {'slag': ((-.01, -.02, 0), 50, 16), 'crack': ((-.1, -.2, 0), 50, 16)}
+    found = [guard_found(label, *change, RULE) for label, change in changes.items()]
     others = [guard_false_calls((0, 0, 0), RULE), guard_film(None, 'films', RULE), *guard_copies({}, RULE),
               guard_fingerprint({}, RULE), guard_autoencoded(None, RULE), guard_review({}, RULE)]
-    assert 'crack' in risk_register(found + others, .5, 16, {})[0]['measured']
+    assert 'crack' in risk_register(found + others, evidence(changes), .5, 16)[0]['measured']
 
 
 # --- a finished study ---

@@ -9,11 +9,10 @@ from __future__ import annotations
 __all__ = ['OUTCOMES', 'Light', 'lights', 'risk_register', 'integration_path']
 
 # %% ../../nbs/metrics/12_actions.ipynb #f9b5d41e
-import re
 from typing import NamedTuple
 
 from ..core.config import RuleConfig
-from .rule import FOUND_TEXT, Guard
+from .rule import FOUND_TEXT, Evidence, Guard, found_name
 
 # %% ../../nbs/metrics/12_actions.ipynb #8aab10ea
 class Light(NamedTuple):
@@ -60,28 +59,28 @@ def lights(
     return sorted(lines, key=lambda line: OUTCOMES.index(line.outcome))
 
 # %% ../../nbs/metrics/12_actions.ipynb #e59dfe2a
-def _worst_found(guards: list) -> str:
+def _worst_found(guards: list, found_changes: dict) -> str:
     "The class found least often compared with before, of those that could be assessed, and by how much."
-    def change(guard): return float(re.search(r'[+-][\d.]+', guard.measured.replace('−', '-'))[0])  # type: ignore[index]
-    of_class = [g for g in guards if g.name.startswith(_OF_CLASS) and g.outcome != 'not assessed']
-    if not of_class: return 'no class has enough test welds and images to say'
-    worst = min(of_class, key=change)
-    return f'{_class_name(worst)}: {worst.measured}, the worst class'
+    assessed = {g.name: g.measured for g in guards if g.outcome != 'not assessed'}
+    changes = {label: change[0] for label, (change, *_) in found_changes.items() if found_name(label) in assessed}
+    if not changes: return 'no class has enough test welds and images to say'
+    worst = min(changes, key=changes.__getitem__)
+    return f'{worst.replace("_", " ")}: {assessed[found_name(worst)]}, the worst class'
 
 # %% ../../nbs/metrics/12_actions.ipynb #6ae84d77
 def risk_register(
     guards: list,
-    alone: float,   # macro F1 of synthetic over that of real
-    groups: int,
-    audit: dict,
+    evidence: Evidence,  # that they were assessed by
+    alone: float,        # macro F1 of synthetic over that of real
+    groups: int,         # test welds
 ) -> list:
     "Risks as dicts of risk, measured, action, owner, trigger."
     by = {g.name: g.measured for g in guards}
-    seen = (audit.get('label_agreement') or {}).get('synthetic')
+    seen = (evidence.audit.get('label_agreement') or {}).get('synthetic')
     agreement = 'an unknown share' if seen is None else f'{100*seen:.0f} %'
     keys = ('risk', 'measured', 'action', 'owner', 'trigger')
     rows = [
-        ('escape: a flaw passes', _worst_found(guards),
+        ('escape: a flaw passes', _worst_found(guards, evidence.found_changes),
          'audit passed welds weekly, by class', 'inspection lead',
          'a class is found 5 points less often than by the real-only classifier'),
         ('false call: a good weld is repaired', by["false calls"],

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['FOUND_TEXT', 'NO_FILM', 'GUARDS', 'PLAIN_ARMS', 'Guard', 'outcome', 'guard_found', 'guard_false_calls', 'guard_brier',
-           'guard_film', 'guard_copies', 'guard_fingerprint', 'guard_autoencoded', 'guard_gate', 'guard_review',
-           'Evidence', 'holm', 'assess_guards', 'unassessed', 'is_clear', 'plain_arms', 'decide_shipping',
-           'sample_size_note']
+__all__ = ['FOUND_TEXT', 'NO_FILM', 'GUARDS', 'PLAIN_ARMS', 'Guard', 'outcome', 'found_name', 'guard_found', 'guard_false_calls',
+           'guard_brier', 'guard_film', 'guard_copies', 'guard_fingerprint', 'guard_autoencoded', 'guard_gate',
+           'guard_review', 'Evidence', 'holm', 'assess_guards', 'unassessed', 'is_clear', 'plain_arms',
+           'decide_shipping', 'sample_size_note']
 
 # %% ../../nbs/metrics/07_rule.ipynb #ba956c33
 import numpy as np
@@ -59,6 +59,13 @@ FOUND_TEXT = {'holds': 'found as often as before, or nearly so', 'fails': 'found
               'in doubt': 'may be found less often than before', 'not assessed': 'the change could not be measured'}
 
 # %% ../../nbs/metrics/07_rule.ipynb #9d844f0e
+def found_name(
+    label: str,  # a defect class
+) -> str:
+    "The name of the check that its flaws are still found."
+    return f'share of {label.replace("_", " ")} found'
+
+
 def guard_found(
     label: str,     # the defect class
     change: tuple,  # of the share of its flaws that are found, that is called a flaw of any class
@@ -68,7 +75,7 @@ def guard_found(
 ) -> Guard:
     "No class may be found less often by more than 5 points; one with few test images or welds is not assessed."
     title = label.replace('_', ' ')
-    name, limit = f'share of {title} found', f'no loss beyond {100*rule.most_found_lost:.0f} points'
+    name, limit = found_name(label), f'no loss beyond {100*rule.most_found_lost:.0f} points'
     few = (f'too few welds ({welds}, need {rule.least_class_welds})' if welds < rule.least_class_welds else
            f'too few test images ({items}, need {rule.least_items})' if items < rule.least_items else '')
     welds_with = 'more test welds with such flaws'

@@ -177,7 +177,7 @@ def _verdict(study: Study, fold: PatchSet, results: dict, predictions: dict) -> 
         decision=decision, provisional=decision == 'SHIP' and bool(unassessed(guards)), reason=reason, gains=gains,
         entry=[g._asdict() for g in entry], guards=[g._asdict() for g in guards],
         minimum_detectable=_detectable(over['real'], rule), sample_size_note=sample_size_note(decision, over, rule),
-        **facts, risks=risk_register(guards, alone, facts['test_groups'], evidence.audit),
+        **facts, risks=risk_register(guards, evidence, alone, facts['test_groups']),
         integration=integration_path(interval(macro['real'], rule.level, rule.least_welds), false_calls, rule))
     return nan_to_none(verdict), guards
 
