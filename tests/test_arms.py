@@ -16,6 +16,8 @@ from weldsynth.data.simulate import simulate
 from weldsynth.stages.arms import (
     ARMS,
     Pool,
+    _fit_plan,
+    _training_sets,
     claim_test_fold,
     fit_arms,
     free_arms,
@@ -86,6 +88,16 @@ def test_generators_have_different_weights(study):
     nets = [load_pipeline(study, g).transformer for g in (0, 1)]
     first, second = (torch.cat([w.flatten() for w in net.parameters()]) for net in nets)
     assert not torch.equal(first, second)
+
+
+def test_a_training_set_is_made_once_for_all_seeds(study, monkeypatch):
+    made = []
+    def counted(arm, make): return lambda pool: made.append((arm, pool.generator)) or make(pool)
+    for arm, member in ARMS.items(): monkeypatch.setitem(ARMS, arm, member._replace(make=counted(arm, member.make)))
+    jobs = _fit_plan(study)
+    sets = _training_sets(study, jobs)
+    assert len(made) == len(set(made)) == len(sets)
+    assert len(jobs) == study.config.classifier.seeds*len(study_arms(study))
 
 
 def test_generators_share_the_fits(study):

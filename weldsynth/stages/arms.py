@@ -213,15 +213,21 @@ def _fit_plan(study: Study) -> dict:
     def set_name(arm, s): return f'{arm}/{s % n if arms[arm].generated else 0}'
     return {(set_name(arm, s), s): arm for s in range(study.config.classifier.seeds) for arm in study_arms(study)}
 
+
+def _training_sets(study: Study, jobs: dict) -> dict:
+    "Name of a training set -> its patches, each made once, whatever the number of seeds."
+    pools = {g: Pool(study, g) for g in _generators(study)}
+    arm_of = {name: arm for (name, _), arm in jobs.items()}
+    return {name: all_arms()[arm].make(pools[int(name.rsplit('/', 1)[1])]) for name, arm in arm_of.items()}
+
 # %% ../../nbs/07_arms.ipynb #999897b3
 @stage('eval/fits', version=5, needs=arm_inputs, also=arm_facts, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'classifier.seeds', 'controls',
               'audit.filter_quantile', 'audit.filter_min_kept'))
 def fit_arms(study: Study, folder):
     "Classifiers (`weights/`), probabilities on validation, thresholds, `false_calls.csv` and `training.csv`."
-    pools = {g: Pool(study, g) for g in _generators(study)}
     jobs = _fit_plan(study)
-    sets = {name: all_arms()[arm].make(pools[int(name.rsplit('/', 1)[1])]) for (name, _), arm in jobs.items()}
+    sets = _training_sets(study, jobs)
     validation = study_patches(study).fold('validation')
     probabilities_seen, curves = {}, {}  # type: ignore[var-annotated]
     (folder/'weights').mkdir()
