@@ -148,16 +148,18 @@ def guard_copies(
     "No exact copies of training images; near copies at most as many as among held-out real images, and a point."
     exact, near, base = (audit.get(k) for k in ('exact_copies', 'near_copies', 'heldout_near'))
     limit = (base or 0) + rule.most_copies_added
-    plain = {'holds': 'The samples are not copies of training images',
-             'fails': 'Samples are copies of training images',
-             'not assessed': 'Whether samples are copies was not assessed'}
     exact_result, near_result = _copies_outcome(exact, 0), _copies_outcome(near, limit)
-    exact_text = f'exact copies: {"not measured" if exact is None else exact}'
-    near_text = f'near copies: {"not measured" if near is None else f"{100*near:.1f} % of samples"}'
-    return [Guard('exact copies', f'{plain[exact_result]} (pixel by pixel).', exact_text, 'none', exact_result,
-                  closing='more validation welds'),
-            Guard('near copies', f'{plain[near_result]} (nearly so).', near_text, f'at most {100*limit:.1f} %',
-                  near_result, closing='more validation welds')]
+    near_share = '' if near is None else f'{100*near:.1f} % of samples'
+    same = {'holds': 'No sample has the same pixels as a training image.',
+            'fails': 'Samples have the same pixels as training images.',
+            'not assessed': 'Whether samples have the same pixels as training images was not assessed.'}
+    alike = {'holds': 'Samples are as different from training images as new real images are, or nearly so.',
+             'fails': f'{near_share} are near copies of training images.',
+             'not assessed': 'Whether samples are near copies of training images was not assessed.'}
+    return [Guard('exact copies', same[exact_result], f'exact copies: {"not measured" if exact is None else exact}',
+                  'none', exact_result, closing='more validation welds'),
+            Guard('near copies', alike[near_result], f'near copies: {near_share or "not measured"}',
+                  f'at most {100*limit:.1f} %', near_result, closing='more validation welds')]
 
 # %% ../../nbs/metrics/07_rule.ipynb #c7f0933e
 def guard_fingerprint(
@@ -364,7 +366,9 @@ def decide_shipping(
         also = f'; {_checks(failing)}' if failing else ''
         gain = f'a gain of {100*rule.least_gain:.0f} point over {plain_arms(hopeless)}'
         return 'DO NOT SHIP', f'{gain} is ruled out{also}'
-    if failing: return 'DO NOT SHIP', f'safety checks failed: {_checks(failing)}'
+    if failing:
+        failed = 'a safety check failed' if len(failing) == 1 else f'{len(failing)} safety checks failed'
+        return 'DO NOT SHIP', f'{failed}: {_checks(failing)}'
     return _open_or_ship(gains, guards, groups_known, rule)
 
 

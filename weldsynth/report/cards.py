@@ -175,9 +175,12 @@ def _class_counts(study: Study) -> pd.DataFrame:
     "How many training images there are of each class."
     patches = study_patches(study)
     counts = patches.fold('train').table.label.value_counts().reindex(list(patches.classes))
-    return counts.rename_axis('class').reset_index(name='training images')
+    return counts.rename_axis('class').rename(index=lambda c: c.replace('_', ' ')).reset_index(name='training images')
 
 # %% ../../nbs/report/02_cards.ipynb #ed0195f2
+def _class_names(classes: tuple) -> str: return escape(', '.join(classes).replace("_', ' "))
+
+
 def _model_text(study: Study) -> str:
     "What the model is, in plain words."
     classes = study_patches(study).classes
@@ -185,9 +188,9 @@ def _model_text(study: Study) -> str:
     name = with_chosen_generator(study.first).config.sampler.generator
     if name != 'ldm':
         return (f'The generator “{escape(name)}” of weld radiograph patches, {px} x {px} pixels, in {len(classes)} '
-                f'classes ({", ".join(map(escape, classes))}). The finding:')
+                f'classes ({_class_names(classes)}). The finding:')
     return (f'A class-conditional latent diffusion model of weld radiograph patches, {px} x {px} pixels, in '
-            f'{len(classes)} classes ({", ".join(map(escape, classes))}). Its autoencoder is linear: one linear map '
+            f'{len(classes)} classes ({_class_names(classes)}). Its autoencoder is linear: one linear map '
             f'from each block of 4 x 4 pixels to {channels} channels and one back, initialised by principal component '
             'analysis. Its denoiser is a diffusion transformer. It was trained to find out whether synthetic defects '
             'improve a classifier. The finding:')
@@ -204,7 +207,7 @@ def _limits_text(advice: dict) -> str:
     "What the evaluation rests on."
     made_with = ', '.join(f'{library} {version}' for library, version in versions().items())
     unnamed = '' if advice['groups_known'] else 'The data did not name welds. '
-    return (f'{advice["generators"]} generator(s); {advice["test_images"]:,} test images from '
+    return (f'Generator seeds: {advice["generators"]}; {advice["test_images"]:,} test images from '
             f'{advice["test_groups"]} welds. {unnamed}'
             f'Each sample carries XMP metadata that say it is synthetic. Made with {made_with}.')
 
@@ -261,7 +264,8 @@ _LABELS_TEXT = (
     '*trainedAlgorithmicMedia*; model, seed, class), and `manifest.csv` has a row for it with the SHA-256 hash of the '
     'file. The label is the class that was asked for; no person has confirmed it.')
 _DATA_USE_TEXT = (
-    'To train defect classifiers, beside real images. Not for validation or test, and not as evidence about any weld. '
+    'For training defect classifiers beside real images, if the study recommends it. Near copies of real images are '
+    'among the files; the study did not train on them. Not for validation or test, and not as evidence about any weld. '
     'weldsynth refuses these files as real images.')
 
 
@@ -270,7 +274,8 @@ def _real_counts(study: Study) -> pd.DataFrame:
     patches = study_patches(study)
     table = pd.crosstab(patches.table.label, patches.table.fold).reindex(list(patches.classes))
     groups = patches.table.groupby('label').group.nunique()
-    return table.rename_axis(columns=None).assign(groups=groups).reset_index()
+    table = table.rename_axis(columns=None).assign(groups=groups)
+    return table.rename(index=lambda c: c.replace('_', ' ')).reset_index()
 
 # %% ../../nbs/report/02_cards.ipynb #5c874a70
 def _origin_text(study: Study) -> str:
@@ -287,13 +292,15 @@ def data_card(
     study: Study,  # finished
 ) -> str:
     "The README of a study's data."
-    rows = _sample_table(study)
+    rows, advice = _sample_table(study), recommend(study)
+    kind = 'strength' if rows.guidance.iloc[0] < 1 else 'guidance scale'  # variations have strengths
     px = study.config.data.px
     drawn = pd.crosstab(rows.label, rows.generator.map('generator {}'.format)).rename_axis(columns=None)
     return _card(
         _data_front(study, len(rows)), f'# Synthetic weld defects, study {escape(study.name)}',
         f'{len(rows):,} synthetic patches of {px} x {px} pixels, 8-bit grey, drawn by the models of this study at '
-        f'guidance scale {rows.guidance.iloc[0]:g}. They come from {_source_text(study)}.',
+        f'{kind} {rows.guidance.iloc[0]:g}. They come from {_source_text(study)}.',
+        f'> **{advice["headline"]}.** {escape(advice["finding"])}',
         '## Synthetic images', markdown_table(drawn.reset_index()), _LABELS_TEXT,
         '## Real images behind them', markdown_table(_real_counts(study)), _origin_text(study),
         '## Use', _DATA_USE_TEXT)

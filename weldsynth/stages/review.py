@@ -83,7 +83,7 @@ def _no_number(name: str): raise ValueError(f'{name} is no number of JSON')
 
 
 def read_answers(
-    file: Path,  # as the page saved it
+    file: Path,  # as the page saves it
     data: dict,  # of the sealed set
 ) -> dict:
     "The answers in `file`. Raises `StudyError` that names the file, what is wrong and the fix."
