@@ -178,7 +178,7 @@ def _class_counts(study: Study) -> pd.DataFrame:
     return counts.rename_axis('class').rename(index=lambda c: c.replace('_', ' ')).reset_index(name='training images')
 
 # %% ../../nbs/report/02_cards.ipynb #ed0195f2
-def _class_names(classes: tuple) -> str: return escape(', '.join(classes).replace("_', ' "))
+def _class_names(classes: tuple) -> str: return escape(', '.join(classes).replace('_', ' '))
 
 
 def _model_text(study: Study) -> str:

@@ -221,10 +221,10 @@ def _stream(text: str) -> NotebookNode:
 _INTERVAL = re.compile(r'\((\S+) to (\S+)\)')
 
 
-def _keep_intervals_together(text: str) -> str:
-    "Markdown in which the intervals in tables have no-break spaces within their brackets."
+def _keep_together(text: str) -> str:
+    "Markdown with no-break spaces before percent signs, and in tables within the brackets of intervals."
     def kept(line): return _INTERVAL.sub('(\\1\u00a0to\u00a0\\2)', line) if line.startswith('|') else line
-    return '\n'.join(map(kept, text.split('\n')))
+    return re.sub(r'(?<=\d) %', '\u00a0%', '\n'.join(map(kept, text.split('\n'))))
 
 # %% ../../nbs/report/01_pages.ipynb #8be53a01
 def _output(o, chapters=CHAPTERS) -> NotebookNode | None:
@@ -235,7 +235,7 @@ def _output(o, chapters=CHAPTERS) -> NotebookNode | None:
     kind = next((k for k in _KINDS if k in o.data), None)
     if kind is None: return None
     if kind == 'text/plain': return _stream(o.data[kind])
-    if kind == 'text/markdown': data = _keep_intervals_together(_relink(o.data[kind], chapters))
+    if kind == 'text/markdown': data = _keep_together(_relink(o.data[kind], chapters))
     elif kind == 'text/html': data = one_line(o.data[kind])
     elif kind == 'text/latex': data = o.data[kind]
     else: data = _image(o, kind)
