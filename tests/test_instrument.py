@@ -165,7 +165,7 @@ def test_a_failing_condition_comes_before_everything_else():
     broken = Guard('false calls', '', '', '', 'fails', 1e-9)
     assert decide_shipping(gains, [], True, RULE, [holding])[0] == 'SHIP'
     assert decide_shipping(gains, [broken], True, RULE, [holding])[0] == 'DO NOT SHIP'
-    answer = ('INCONCLUSIVE', 'the classifier is not good enough to answer: trained to the end')
+    answer = ('INCONCLUSIVE', 'the classifier is not good enough to answer; not met: trained to the end')
     assert decide_shipping(gains, [], True, RULE, [failing, holding]) == answer
     assert decide_shipping(gains, [broken], True, RULE, [failing]) == answer
 
@@ -185,7 +185,7 @@ def test_the_verdict_of_a_classifier_that_is_not_good_enough_says_so(verdict_wit
     good, bad = verdict_with('holds'), verdict_with('fails')
     assert 'not good enough' not in good['reason']
     assert bad['decision'] == 'INCONCLUSIVE'
-    assert bad['reason'] == 'the classifier is not good enough to answer: a condition'
+    assert bad['reason'] == 'the classifier is not good enough to answer; not met: a condition'
     assert bad['reason'] in bad['sentence']
     assert bad['entry'] == [dict(name='a condition', plain='Something is so.', measured='1', threshold='at least 2',
                                  outcome='fails', p=None, closing='')]

@@ -222,7 +222,7 @@ def test_a_classifier_that_is_not_good_enough_decides_nothing(outcome):
     for gain in (clear, loss):
         decision, reason = decide_shipping({'real': gain}, [failing(.001)], True, RULE, entry)
         assert decision == 'INCONCLUSIVE'
-        assert reason == 'the classifier is not good enough to answer: well above guessing'
+        assert reason == 'the classifier is not good enough to answer; not met: well above guessing'
     held = [entry[0]._replace(outcome='holds')]
     assert decide_shipping({'real': clear}, [], True, RULE, held)[0] == 'SHIP'
 

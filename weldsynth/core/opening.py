@@ -79,19 +79,20 @@ def _record_plan(study: Study):
     if file.exists() and not changed: return
     require_writable(study.path)
     if not process().is_main_process: return
-    if changed: _take_changes(study, changed)
+    if changed: _take_changes(study, changed, config_of_plan(record['plan']).profile)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(dict(record, plan=study.plan()), indent=1))
 
 
-def _take_changes(study: Study, changed: list):
+def _take_changes(study: Study, changed: list, profile: str):
     "Log changes of a study's plan; `StudyError` if it has begun and more than the outside set is changed."
     fields = ', '.join(changed[:3]) + f' and {len(changed) - 3} more'*(len(changed) > 3)
     if not _has_begun(study):
         return log(f"study '{study.name}' has made only patches so far; changed: {fields}")
     if study.is_closed() or not outside_alone(changed):
-        raise StudyError(f"study '{study.name}' was started with other settings ({', '.join(changed)}): "
-                         f'choose another NAME, or remove {study.path}')
+        again = f'; --profile {profile} goes on with it' if 'profile' in changed else ''
+        raise StudyError(f"study '{study.name}' was started with other settings ({fields}): "
+                         f'choose another NAME, or remove {study.path}{again}')
     log(f"study '{study.name}': changed {fields}")
 
 # %% ../../nbs/core/11_opening.ipynb #b4859c86

@@ -20,7 +20,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['STAGES', 'Artefact', 'Study', 'artefact_key', 'only_makes', 'make_artefact', 'artefact_folders', 'outdated', 'Stage',
-           'stage']
+           'stage', 'one_call', 'once_in_call']
 
 # %% ../../nbs/core/05_store.ipynb #4a5caa14
 from .config import StudyConfig, StudyError, config_table
@@ -338,16 +338,31 @@ def stage(
 _found: ContextVar[dict | None] = ContextVar('artefacts found by the stage call that is going on', default=None)
 
 
+@contextmanager
+def one_call():
+    "Inside, stage calls count as one: each artefact is looked for once, so nothing may be removed meanwhile."
+    outermost = _found.set({})
+    try: yield
+    finally: _found.reset(outermost)
+
+
+def once_in_call(
+    key: tuple,
+    build: Callable,  # () -> anything
+):
+    "`build()`, made once for `key` while the outermost stage call lasts."
+    found = _found.get()
+    if found is None: return build()
+    if key not in found: found[key] = build()
+    return found[key]
+
+
 def _run_stage(declared: Stage, study: Study, args: dict) -> Artefact:
     "The artefact of a declared stage: found or made once while the outermost stage call lasts."
-    found = _found.get()
-    if found is None:
-        outermost = _found.set({})
-        try: return _run_stage(declared, study, args)
-        finally: _found.reset(outermost)
+    if _found.get() is None:
+        with one_call(): return _run_stage(declared, study, args)
     place = declared.name, study, json.dumps(args, sort_keys=True)
-    if place not in found: found[place] = _find_or_make(declared, study, args)
-    return found[place]
+    return once_in_call(place, lambda: _find_or_make(declared, study, args))
 
 
 def _find_or_make(declared: Stage, study: Study, args: dict) -> Artefact:

@@ -359,7 +359,7 @@ def decide_shipping(
 ) -> tuple:
     "The rule: (decision, reason)."
     unfit = [g.name for g in entry if g.outcome != 'holds']
-    if unfit: return 'INCONCLUSIVE', f'the classifier is not good enough to answer: {", ".join(unfit)}'
+    if unfit: return 'INCONCLUSIVE', f'the classifier is not good enough to answer; not met: {", ".join(unfit)}'
     failing = [g for g in guards if g.outcome == 'fails']
     hopeless = [arm for arm, (_, _, high) in gains.items() if high < rule.least_gain]
     if hopeless:

@@ -51,15 +51,17 @@ def real_defects(
     study: Study,
 ) -> int:
     "How many real defects the training fold has."
-    return int((training_fold(study).table.label != 'clean').sum())
+    table = study_patches(study).table
+    return int(((table.fold == 'train') & (table.label != 'clean')).sum())
 
 # %% ../../nbs/17_background.ipynb #07825eda
 def has_masks(
     study: Study,
 ) -> bool:
     "Whether any flaw of the training fold has a mask."
-    masks = training_fold(study).masks
-    return masks is not None and bool(masks.any())
+    patches = study_patches(study)
+    if patches.masks is None: return False
+    return bool(patches.masks.flatten(1).any(1).numpy()[patches.table.fold == 'train'].any())
 
 
 @stage('eval/background', version=2, shared=True,

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.config import StudyError
 from ..core.files import file_hash
 from ..core.fonts import name_labels
-from ..core.store import Artefact, Study, stage
+from ..core.store import Artefact, Study, once_in_call, stage
 from ..data.check import check_data, count_issues, count_text
 from ..data.images import DataError
 from ..data.messages import raise_folded
@@ -35,7 +35,9 @@ def study_source(
 # %% ../../nbs/01_data.ipynb #496fb021
 def _source_facts(study: Study) -> dict:
     "What determines the patches apart from the configuration: the contents of the source, the weld column, the seed."
-    return dict(fingerprint=study_source(study).fingerprint(), group=study.group, seed=study.seed)
+    source = 'source', study.data, study.config.data, study.seed
+    fingerprint = once_in_call(source, lambda: study_source(study).fingerprint())
+    return dict(fingerprint=fingerprint, group=study.group, seed=study.seed)
 
 # %% ../../nbs/01_data.ipynb #8921648a
 @stage('data/patches', version=3, reads=('data',), also=_source_facts)

@@ -278,9 +278,11 @@ def read_mark(
 def weights_hash(
     model: Artefact,  # of a generator
 ) -> str:
-    "The SHA-256 hash of the trained weights: of a transformer, or of what was added to pretrained weights."
+    """The SHA-256 hash of the trained weights, '' where there are none.
+
+    They are `pipeline/transformer/*.safetensors`, or `lora.safetensors`, what was added to pretrained weights."""
     files = [*(model.path/'pipeline'/'transformer').glob('*.safetensors'), *model.path.glob('lora.safetensors')]
-    return file_hash(files[0])
+    return file_hash(files[0]) if files else ''
 
 # %% ../../nbs/03_sample.ipynb #0888f1d1
 MARK_FIELDS = ('label', 'seed', 'checkpoint', 'weights', 'guidance', 'steps', 'solver')

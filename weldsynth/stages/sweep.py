@@ -221,7 +221,8 @@ def log_worth(
     real: np.ndarray,   # macro F1 there of real images alone
     f1: np.ndarray,     # scores to be read
 ) -> np.ndarray:
-    "Logarithm of the real defects per class that would score `f1`, as `f1`; NaN beyond either end of the curve."
+    "Logarithm of the real defects per class that would score `f1`, as `f1`; NaN beyond the curve and without one."
+    if not np.isfinite(real).all(): return np.full(np.shape(f1), np.nan)
     from sklearn.isotonic import IsotonicRegression
     log_sizes = np.log(sizes)
     monotone = IsotonicRegression().fit(log_sizes, real).predict(log_sizes)
