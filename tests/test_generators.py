@@ -1,6 +1,7 @@
 """A study of several generators: each has arms of its own, validation chooses one, and the verdict is about it."""
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -22,6 +23,7 @@ from weldsynth.stages.sweep import (
     curve_worth,
     draw_study_samples,
     learning_curve,
+    log_worth,
     real_equivalents,
     selected,
     share_scores,
@@ -103,6 +105,12 @@ def test_the_learning_curve_has_an_arm_for_each_and_the_control_with_masks(study
     gains = curve_gains(study)
     assert gains.arm.tolist() == ['real+ldm', 'real+insert']
     assert gains.control.isin(['real-repeated', 'real-augmented', 'cut-paste']).all()
+
+
+def test_a_curve_that_could_not_be_measured_is_worth_nothing_known():
+    sizes = np.array([10., 20., 40.])
+    assert np.isnan(log_worth(sizes, np.array([.2, np.nan, .4]), np.array([.3, .1]))).all()
+    assert np.allclose(log_worth(sizes, np.array([.2, .3, .4]), np.array([.3])), np.log(20))
 
 
 def test_what_a_score_is_worth_agrees_with_the_curve(study):

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ['OUTCOMES', 'Light', 'lights', 'risk_register', 'integration_path']
 
 # %% ../../nbs/metrics/12_actions.ipynb #f9b5d41e
+import math
 from typing import NamedTuple
 
 from ..core.config import RuleConfig
@@ -111,7 +112,8 @@ def integration_path(
     rule: RuleConfig,
 ) -> list:
     "Steps as dicts of step, what, go_on, roll_back."
-    low = f'{100*real[1]:.1f} %'
+    known = not math.isnan(real[1])
+    low = f'{100*real[known]:.1f} %, the {"lower bound" if known else "score"} of the real-only classifier here'
     limit = f'{100*(false_calls + rule.most_false_calls_added):.1f} %'
     keys = ('step', 'what', 'go_on', 'roll_back')
     rows = [
@@ -120,7 +122,7 @@ def integration_path(
          'A synthetic image is found among real ones.'),
         ('Shadow', 'The new classifier runs beside the present one on every weld and decides nothing.',
          f'Each class has {rule.least_items} confirmed flaws, and the new score is above the present one.',
-         f'Its score falls under {low}, the lower bound of the real-only classifier here.'),
+         f'Its score falls under {low}.'),
         ('Canary', 'One line, one supplier; an inspector sees every disagreement of the two.',
          'A month without an escape that the present classifier would have caught.',
          f'False calls exceed {limit} of clean patches, half a point above the real-only classifier here.'),

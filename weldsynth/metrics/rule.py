@@ -111,7 +111,8 @@ def guard_brier(
              'fails': 'Predicted probabilities have larger errors than with real images alone.',
              'in doubt': 'Predicted probabilities may have larger errors than with real images alone.',
              'not assessed': 'The errors of predicted probabilities could not be measured.'}
-    measured = 'Brier score is {:.2f} times that with real images alone ({:.2f} to {:.2f})'.format(*ratio)
+    times = 'Brier score is {:.2f} times that with real images alone ({:.2f} to {:.2f})'.format(*ratio)
+    measured = times.replace('(nan to nan)', '(no interval)')
     return Guard('predicted probabilities', plain[result], measured, f'at most {rule.most_brier_ratio:.2f} times',
                  result, p, narrower(ratio))
 

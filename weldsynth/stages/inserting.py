@@ -134,8 +134,9 @@ def fit_mask(
     most = 2*(room - rim)/max(width, height)  # by which it may be enlarged there
     factor = extent/max(width, height) if extent else min(1., most)
     if factor > most or factor <= 0:
-        raise StudyError('the flaw does not fit into its window: choose a smaller --size, a place further from the '
-                         'edge, or a larger --window')
+        largest = max(0, int(most*max(width, height)))
+        raise StudyError(f'the flaw does not fit into its window of {px} px, where it may be {largest} px at most: '
+                         'choose a smaller --size, a place further from the edge, or a larger --window')
     half = factor*width/2 + rim, factor*height/2 + rim
     to = middle or tuple(float(np.clip(c, h, px - h)) for c, h in zip(centre, half, strict=True))
     x0, y0 = (2*c/px - 1 for c in centre)

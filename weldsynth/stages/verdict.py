@@ -251,13 +251,15 @@ def _figures(study: Study, verdict: dict, table: pd.DataFrame) -> list:
     arms = ('real', 'real+synthetic', 'synthetic', verdict['best_control'])
     columns = ['mean', 'low', 'high']
     point = f'at {100*study.config.rule.false_calls:g} % false calls'
-    rows = [(f'macro F1 {point}, {a}', '{:.3f} ({:.3f} to {:.3f})'.format(*table.loc[a, columns])) for a in arms]
+    def score_text(mean, low, high):
+        return f'{mean:.3f} ' + ('(no interval)' if np.isnan(low) else f'({low:.3f} to {high:.3f})')
+    rows = [(f'macro F1 {point}, {a}', score_text(*table.loc[a, columns])) for a in arms]
     rows += [(f'gain over {arm}', f'{format_points(*gain)} points') for arm, gain in verdict['gains'].items()]
     rows += [('generator', ', '.join(dict.fromkeys(verdict.get('generator', [study.config.sampler.generator]))))]
     outcomes = [g['outcome'] for g in verdict['guards']]
     counted = ', '.join(f'{outcomes.count(o)} {o}' for o in ('holds', 'in doubt', 'fails', 'not assessed'))
     tested = (f'{verdict["test_images"]:,} images of {verdict["test_groups"]} welds, {verdict["seeds"]} classifier '
-              f'seeds, {verdict["generators"]} generator(s)')
+              f'seeds, {verdict["generators"]} generator seed{"s" if verdict["generators"] > 1 else ""}')
     profile = f'{study.config.profile}: {study.config.data.px} px'
     return rows + [('safeguards', counted), ('tested on', tested), ('profile', profile)]
 
