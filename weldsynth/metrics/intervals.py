@@ -7,8 +7,8 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['MORE_FITS', 'Jackknife', 'jackknife', 'Variance', 'variance', 'Interval', 'interval', 'student_interval',
-           'drop_elsewhere', 'p_value', 'holm_adjusted', 'format_points', 'narrower', 'standard_error', 'power',
-           'minimum_detectable', 'group_multiplier']
+           'drop_elsewhere', 'p_value', 'holm_adjusted', 'bounds_text', 'format_points', 'narrower', 'standard_error',
+           'power', 'minimum_detectable', 'group_multiplier']
 
 # %% ../../nbs/metrics/02_intervals.ipynb #830d7b30
 from collections.abc import Callable
@@ -195,6 +195,15 @@ def holm_adjusted(
     return adjusted
 
 # %% ../../nbs/metrics/02_intervals.ipynb #7eb05328
+def bounds_text(
+    low: float,
+    high: float,
+    form: str,  # of a number, such as '.2f'
+) -> str:
+    "An interval as text, 'no interval' where there is none."
+    return 'no interval' if np.isnan([low, high]).any() else f'{low:{form}} to {high:{form}}'
+
+
 def format_points(
     mean: float,  # all three as shares, -1 to 1
     low: float,
@@ -203,8 +212,7 @@ def format_points(
     unit: str = '',  # to be written after the estimate
 ) -> str:
     "A difference of two rates in percentage points with its interval, as text."
-    bounds = 'no interval' if np.isnan([low, high]).any() else f'{100*low:+.1f} to {100*high:+.1f}'
-    return f'{100*mean:+.1f}{unit} ({bounds})'.replace('-', '−')
+    return f'{100*mean:+.1f}{unit} ({bounds_text(100*low, 100*high, "+.1f")})'.replace('-', '−')
 
 
 MORE_FITS = 'more classifiers for each training set'

@@ -20,7 +20,15 @@ import numpy as np
 
 # %% ../../nbs/metrics/07_rule.ipynb #d8770838
 from ..core.config import RuleConfig
-from .intervals import MORE_FITS, format_points, group_multiplier, interval, narrower, p_value
+from weldsynth.metrics.intervals import (
+    MORE_FITS,
+    bounds_text,
+    format_points,
+    group_multiplier,
+    interval,
+    narrower,
+    p_value,
+)
 
 # %% ../../nbs/metrics/07_rule.ipynb #cd2c2787
 class Guard(NamedTuple):
@@ -111,8 +119,8 @@ def guard_brier(
              'fails': 'Predicted probabilities have larger errors than with real images alone.',
              'in doubt': 'Predicted probabilities may have larger errors than with real images alone.',
              'not assessed': 'The errors of predicted probabilities could not be measured.'}
-    times = 'Brier score is {:.2f} times that with real images alone ({:.2f} to {:.2f})'.format(*ratio)
-    measured = times.replace('(nan to nan)', '(no interval)')
+    estimate, low, high = ratio
+    measured = f'Brier score is {estimate:.2f} times that with real images alone ({bounds_text(low, high, ".2f")})'
     return Guard('predicted probabilities', plain[result], measured, f'at most {rule.most_brier_ratio:.2f} times',
                  result, p, narrower(ratio))
 

@@ -26,7 +26,7 @@ from ..metrics.classification import short_number
 from ..stages.audit import audit_samples
 from ..stages.data import prepare, study_patches, study_source
 from ..stages.ldm import train_autoencoder
-from ..stages.sample import study_generator, weights_hash
+from ..stages.sample import Variation, study_generator, weights_hash
 from ..stages.sweep import draw_study_samples, with_chosen_generator
 from ..stages.verdict import recommend
 
@@ -293,7 +293,8 @@ def data_card(
 ) -> str:
     "The README of a study's data."
     rows, advice = _sample_table(study), recommend(study)
-    kind = 'strength' if rows.guidance.iloc[0] < 1 else 'guidance scale'  # variations have strengths
+    varied = isinstance(study_generator(with_chosen_generator(study.first)), Variation)
+    kind = 'strength' if varied else 'guidance scale'
     px = study.config.data.px
     drawn = pd.crosstab(rows.label, rows.generator.map('generator {}'.format)).rename_axis(columns=None)
     return _card(

@@ -31,6 +31,7 @@ from ..metrics.fingerprint import false_call_rise
 from weldsynth.metrics.intervals import (
     Interval,
     Jackknife,
+    bounds_text,
     format_points,
     interval,
     jackknife,
@@ -251,8 +252,7 @@ def _figures(study: Study, verdict: dict, table: pd.DataFrame) -> list:
     arms = ('real', 'real+synthetic', 'synthetic', verdict['best_control'])
     columns = ['mean', 'low', 'high']
     point = f'at {100*study.config.rule.false_calls:g} % false calls'
-    def score_text(mean, low, high):
-        return f'{mean:.3f} ' + ('(no interval)' if np.isnan(low) else f'({low:.3f} to {high:.3f})')
+    def score_text(mean, low, high): return f'{mean:.3f} ({bounds_text(low, high, ".3f")})'
     rows = [(f'macro F1 {point}, {a}', score_text(*table.loc[a, columns])) for a in arms]
     rows += [(f'gain over {arm}', f'{format_points(*gain)} points') for arm, gain in verdict['gains'].items()]
     rows += [('generator', ', '.join(dict.fromkeys(verdict.get('generator', [study.config.sampler.generator]))))]
