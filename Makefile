@@ -79,8 +79,8 @@ readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed 's#](\([0-9a-z_/]*\.\(ipynb\|png\)\))#](nbs/\1)#g' > README.md
 
 docs:  ## all notebooks as a site, in _docs; needs quarto on the PATH
-	@command -v quarto > /dev/null || echo 'no quarto on the PATH, so no site: .venv/bin/pip install quarto-cli downloads it'
-	@! command -v quarto > /dev/null || { rm -rf _docs quarto.log && QUARTO_LOG=quarto.log quarto render && ! grep -sE 'Unable to resolve|\b(WARN|WARNING|ERROR|CRITICAL)\b' quarto.log; }
+	@command -v quarto > /dev/null || { echo 'no quarto on the PATH, so no site: .venv/bin/pip install quarto-cli downloads it'; exit 1; }
+	@rm -rf _docs quarto.log && QUARTO_LOG=quarto.log quarto render && ! grep -sE 'Unable to resolve|\b(WARN|WARNING|ERROR|CRITICAL)\b' quarto.log
 
 clean:  ## everything but studies
 	rm -rf .venv *.egg-info .pytest_cache

@@ -45,8 +45,9 @@ from weldsynth.metrics.review_scores import (
 from weldsynth.report.pages import execute, page_issues, render
 from weldsynth.stages import review, review_set
 from weldsynth.stages.arms import draw_study_cleans
-from weldsynth.stages.audit import find_copies, usable_patches
+from weldsynth.stages.audit import study_copies
 from weldsynth.stages.data import study_patches
+from weldsynth.stages.sweep import usable_patches
 from weldsynth.stages.verdict import evaluate, recommend
 
 HOSTILE = '<script>alert(1)</script> ![x](http://example.org/x.png) $x$ | `b` **c**'
@@ -476,6 +477,7 @@ def test_who_is_too_fast_to_look_is_named(sealed):
     answers = [simulated_answers(*sealed, r, np.random.default_rng(0), seconds=s) for r, s in (('A', 27.), ('B', 1.))]
     pooled = pooled_scores(answer_table(answers, sealed[1]), RuleConfig(resamples=50), 0)
     assert pooled['hasty'] == ['B']
+    assert pooled['complete'] == 1, 'who did not look has not reviewed'
     assert 'Reviewer B was too fast' in review_sentence(dict(pooled, source='real'))
 
 
@@ -591,7 +593,7 @@ def sent(current, tmp_path):
 def test_the_set_is_of_unseen_real_and_usable_synthetic_images(study, current):
     _, key, _ = current
     fold = study_patches(study).table.set_index('id').fold
-    is_copy = pd.read_csv(find_copies(study).path/'copies.csv').set_index('image').near
+    is_copy = study_copies(study)[0].set_index('image').near
     scored = key[key.part == 'scored']
     real = key[key.origin == 'real']
     assert set(fold[real.id]) == {'train', 'validation'}, 'the test fold stays closed'

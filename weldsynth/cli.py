@@ -5,6 +5,7 @@
 # %% ../nbs/cli.ipynb #bfb30c25
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -166,7 +167,12 @@ def main(
     "The `weldsynth` command."
     argv = list(sys.argv[1:] if argv is None else argv) or ['--help']
     try:
-        with _stoppable(): return _run(argv)
+        with _stoppable(): code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as with `weldsynth config | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt as e:
         print(file=sys.stderr)
         _complain('interrupted. Finished steps are kept: the same command resumes from there.')

@@ -496,6 +496,8 @@ def with_overrides(
 def _nearest_field(name: str, known) -> str:
     "Where to look for the field that was meant."
     from difflib import get_close_matches
+    same = [field for field in known if field.endswith(f'.{name}')]
+    if same: return f"a name has its section before it: {', '.join(same)}"
     near = get_close_matches(name, list(known), 1, .4)
     return f"did you mean '{near[0]}'?" if near else 'they are listed by `weldsynth config`'
 

@@ -128,13 +128,19 @@ def patch_rows(
     return fig
 
 # %% ../../nbs/core/06_display.ipynb #8d89ba08
+def _around(mask: torch.Tensor) -> np.ndarray:
+    "Where a mask is, H x W, or lies within two pixels: its outline hides nothing of a small flaw."
+    from scipy.ndimage import binary_dilation
+    return binary_dilation(np.asarray(mask[0]) > 0, iterations=2)
+
+
 def titled_patches(
     images: torch.Tensor,  # uint8, N x 1 x H x W
     titles: list,          # N texts of one line or two
     columns: int = 3,      # patches in a row
     width: float = 4.6,    # of the figure, inches
     scale: tuple | None = None,     # as for `patch_rows`, below the first of the last row
-    masks: torch.Tensor | None = None,  # N x 1 x H x W, not zero on the flaw, whose outline is drawn
+    masks: torch.Tensor | None = None,  # N x 1 x H x W, not zero on the flaw, which is circled
 ) -> Figure:
     "A figure of patches with a title above each, whatever letters it has."
     import matplotlib.pyplot as plt
@@ -146,8 +152,8 @@ def titled_patches(
     for i, (ax, image, title) in enumerate(zip(axes.flat, images, titles, strict=False)):
         ax.imshow(np.asarray(image[0]), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
         ax.set_title(title, fontsize=8, pad=3, parse_math=False)
-        outlined = masks is not None and np.asarray(masks[i][0] > 0)
-        if np.any(outlined): ax.contour(outlined, levels=[.5], colors='#ffb000', linewidths=.8)
+        if masks is not None and masks[i].any():
+            ax.contour(_around(masks[i]), levels=[.5], colors='#ffb000', linewidths=.8)
     if scale:
         side = images.shape[-1]
         axes[-1, 0].autoscale(False)  # the bar lies outside

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 # %% auto #0
 __all__ = ['FOLDS', 'TRAIN', 'VALIDATION', 'TEST', 'fold_shares', 'held_out_films', 'spread_issues', 'given_split_issues',
-           'split', 'exact_duplicates', 'duplicates_across_folds', 'near_duplicates', 'source_copies',
+           'split', 'group_halves', 'exact_duplicates', 'duplicates_across_folds', 'near_duplicates', 'source_copies',
            'report_duplicates']
 
 # %% ../../nbs/data/10_split.ipynb #b637e8be
@@ -215,6 +215,18 @@ def split(
         folds[~held_out] = names
         return folds.astype(str)
     return [replace(patches, table=patches.table.assign(fold=folds(names))) for names in splits]
+
+# %% ../../nbs/data/10_split.ipynb #f2f36c00
+def group_halves(
+    fold: PatchSet,  # a training fold
+    seed: int,
+) -> np.ndarray:
+    "0 or 1 for each patch: two halves with whole groups, classes spread evenly; in a single group every other patch."
+    from sklearn.model_selection import StratifiedGroupKFold
+    if fold.table.group.nunique() < 2: return np.arange(len(fold)) % 2
+    folds = StratifiedGroupKFold(2, shuffle=True, random_state=seed)
+    _, second = next(iter(folds.split(fold.labels, fold.labels, fold.table.group)))
+    return np.isin(np.arange(len(fold)), second).astype(int)
 
 # %% ../../nbs/data/10_split.ipynb #61dfa876
 def exact_duplicates(

@@ -229,9 +229,10 @@ def pooled_scores(
     asked: ReviewConfig = _ASKED,  # `least_share` of the images, `least_seconds`
     images: int | None = None,  # flaws and cleans of the set; as many as were answered if not given
 ) -> dict:
-    """Over all reviewers, of flaws: reviewers, complete (who answered `least_share` of the images), answered (images,
-    by each), images, items (flaws answered), accuracy, kappa_source, kappa_class, alpha_realism, realism_real,
-    realism_synthetic, delta, those of `_shares`, seconds (median, by each) and hasty (who took under `least_seconds`).
+    """Over all reviewers, of flaws: reviewers, complete (who answered `least_share` of the images, and not in haste),
+    answered (images, by each), images, items (flaws answered), accuracy, kappa_source, kappa_class, alpha_realism,
+    realism_real, realism_synthetic, delta, those of `_shares`, seconds (median, by each) and hasty (who took under
+    `least_seconds`).
     `accuracy`, `delta` and the shares are (estimate, low, high). A score that is undefined is NaN."""
     scored = table[table.part == 'scored']
     realism = _items_by_reviewer(scored, 'realism')
@@ -253,9 +254,10 @@ def _effort(table: pd.DataFrame, asked: ReviewConfig, images: int | None) -> dic
     answered = counted.groupby('reviewer').size()
     images = images or counted.item.nunique()
     seconds = table.groupby('reviewer')[['part', 'seconds']].apply(_seconds)
-    return dict(reviewers=len(answered), complete=int((answered >= asked.least_share*images).sum()), images=images,
-                answered=answered.tolist(), seconds=seconds.tolist(),
-                hasty=seconds.index[seconds < asked.least_seconds].tolist())
+    hasty = seconds < asked.least_seconds
+    complete = (answered >= asked.least_share*images) & ~hasty.reindex(answered.index, fill_value=False)
+    return dict(reviewers=len(answered), complete=int(complete.sum()), images=images, answered=answered.tolist(),
+                seconds=seconds.tolist(), hasty=hasty.index[hasty].tolist())
 
 
 def _items_by_reviewer(scored: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -259,7 +259,8 @@ def guard_review(
     complete = (review or {}).get('complete', 0)
     if complete < 3:
         status = f'{complete} of 3 reviews' if (review or {}).get('reviewers') else 'not reviewed'
-        plain = f'No three inspectors have looked at the synthetic images: {status}.'
+        hasty = ''.join(f' Reviewer {r} was too fast to have looked.' for r in (review or {}).get('hasty', ()))
+        plain = f'No three inspectors have looked at the synthetic images: {status}.{hasty}'
         return Guard(name, plain, status, limit, 'not assessed', closing='three inspectors')
     change, share = ((float('nan'),)*3 if None in review[k] else review[k] for k in ('label_change', 'artefacts'))
     labels, p_labels = _assess(change, rule, least=-rule.most_labels_lost)
@@ -275,8 +276,7 @@ def _review_text(labels: str, artefacts: str, review: dict) -> str:
     "What three reviewers saw, for a quality manager."
     if 'not assessed' in (labels, artefacts): return 'What three inspectors saw could not be compared with real images.'
     seen = _LABELS_SEEN[labels].format(review.get('source', 'real'))
-    hasty = ''.join(f' Reviewer {r} was too fast to have looked.' for r in review.get('hasty', ()))
-    return (f'Three inspectors see the intended flaw in synthetic images {seen}, {_ARTEFACTS_SEEN[artefacts]}.{hasty}')
+    return f'Three inspectors see the intended flaw in synthetic images {seen}, {_ARTEFACTS_SEEN[artefacts]}.'
 
 # %% ../../nbs/metrics/07_rule.ipynb #f85711e0
 @dataclass

@@ -38,14 +38,15 @@ from ..models.autoencoder import reconstruct
 from ..models.classifier import load_classifier, probabilities
 from ..models.controls import augmented, best_control, cut_paste, repeated
 from ..models.fits import CURVE_COLUMNS, FIT_FIELDS, fit_all, values_of
-from .audit import filter_samples, train_judges, usable_patches
+from .audit import filter_samples, train_judges
 from .background import POINT_FIELDS, has_masks, selected_neighbours
+from .copies import copies_of
 from .data import prepare, study_patches, study_source
 from .instrument import check_instrument
 from .ldm import load_autoencoder
 from .outside_data import prepare_outside
 from .sample import GENERATORS, draw_cleans, each_generator, generator_names, load_samples
-from .sweep import draw_study_samples, selected, with_chosen_generator
+from .sweep import draw_study_samples, selected, usable_patches, with_chosen_generator
 
 # %% ../../nbs/07_arms.ipynb #961c158f
 def draw_study_cleans(
@@ -196,7 +197,8 @@ def _generators(study: Study) -> range: return range(study.config.sampler.genera
 
 def arm_inputs(study: Study) -> list:
     "The artefacts that the arms are made of."
-    drawn = [draw_study_samples(one, g) for one in each_generator(study).values() for g in _generators(study)]
+    drawn = [copies_of(one, draw_study_samples(one, g)) for one in each_generator(study).values()
+             for g in _generators(study)]
     drawn += [draw_study_cleans(with_chosen_generator(study), g) for g in _generators(study)]
     return [prepare(study), train_judges(study), *drawn]
 
@@ -221,7 +223,7 @@ def _training_sets(study: Study, jobs: dict) -> dict:
     return {name: all_arms()[arm].make(pools[int(name.rsplit('/', 1)[1])]) for name, arm in arm_of.items()}
 
 # %% ../../nbs/07_arms.ipynb #999897b3
-@stage('eval/fits', version=5, needs=arm_inputs, also=arm_facts, shared=True,
+@stage('eval/fits', version=6, needs=arm_inputs, also=arm_facts, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'classifier.seeds', 'controls',
               'audit.filter_quantile', 'audit.filter_min_kept'))
 def fit_arms(study: Study, folder):

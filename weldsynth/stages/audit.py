@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['JUDGE_SEED', 'FIDELITY_COLUMNS', 'group_halves', 'train_judges', 'load_judge', 'unseen_probabilities',
-           'unseen_defects', 'study_features', 'feature_extractors', 'fidelity', 'find_copies', 'usable_patches',
-           'probe_columns', 'fingerprint', 'autoencoder_gate', 'filter_thresholds', 'judge_probabilities',
-           'filter_samples', 'filter_table', 'judge_samples', 'training_progress', 'audit_samples']
+__all__ = ['JUDGE_SEED', 'FIDELITY_COLUMNS', 'train_judges', 'load_judge', 'unseen_probabilities', 'unseen_defects',
+           'study_features', 'feature_extractors', 'fidelity', 'study_copies', 'probe_columns', 'fingerprint',
+           'autoencoder_gate', 'filter_thresholds', 'judge_probabilities', 'filter_samples', 'filter_table',
+           'judge_samples', 'training_progress', 'audit_samples']
 
 # %% ../../nbs/06_audit.ipynb #962355e7
 import numpy as np
@@ -25,22 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 # %% ../../nbs/06_audit.ipynb #6cf60aa1
-from ..core.config import AuditConfig, StudyError
+from ..core.config import AuditConfig
 from ..core.random import numpy_stream
 from ..core.store import Study, stage
 from ..data.patches import PatchSet
+from ..data.split import group_halves
 from ..metrics.classification import POINTS, clean_weight, decide, group_counts, operating_points
-from weldsynth.metrics.fidelity import (
-    METRICS,
-    compare_features,
-    copy_threshold,
-    filter_rows,
-    flag_copies,
-    kid,
-    nan_to_none,
-    nearest_training_image,
-    principal_projection,
-)
+from ..metrics.fidelity import METRICS, compare_features, filter_rows, kid, nan_to_none, principal_projection
 from weldsynth.metrics.fingerprint import (
     PROBE_COLUMNS,
     mean_over_classes,
@@ -55,21 +46,10 @@ from ..models.backbone import Inception, embed
 from ..models.classifier import is_frozen, load_classifier, penultimate, probabilities
 from ..models.fits import FIT_FIELDS, fit_all
 from .background import POINT_FIELDS
+from .copies import copies_of
 from .data import prepare, study_patches, training_fold
 from .ldm import load_autoencoder, train_denoiser
-from .sweep import draw_study_samples, load_study_samples
-
-# %% ../../nbs/06_audit.ipynb #f2f36c00
-def group_halves(
-    fold: PatchSet,  # a training fold
-    seed: int,
-) -> np.ndarray:
-    "0 or 1 for each patch: two halves with whole groups, classes spread evenly; in a single group every other patch."
-    from sklearn.model_selection import StratifiedGroupKFold
-    if fold.table.group.nunique() < 2: return np.arange(len(fold)) % 2
-    folds = StratifiedGroupKFold(2, shuffle=True, random_state=seed)
-    _, second = next(iter(folds.split(fold.labels, fold.labels, fold.table.group)))
-    return np.isin(np.arange(len(fold)), second).astype(int)
+from .sweep import draw_study_samples, usable_patches
 
 # %% ../../nbs/06_audit.ipynb #2aed7f37
 JUDGE_SEED = 1_000_000  # beyond the classifier seeds of the arms
@@ -167,51 +147,19 @@ def fidelity(
             rows.append(_fidelity_of_class(config, study.seed, *parts).assign(**{'class': c, 'features': name}))
     return pd.concat(rows, ignore_index=True)[FIDELITY_COLUMNS]
 
-# %% ../../nbs/06_audit.ipynb #1371baa9
+# %% ../../nbs/06_audit.ipynb #726a7f83
 def _generator_samples(study: Study) -> list:
     "The synthetic defects of every generator of a study, as artefacts."
     return [draw_study_samples(study, g) for g in range(study.config.sampler.generators)]
 
 
-def _described(table: pd.DataFrame, nearest: pd.DataFrame, threshold: float, ids: np.ndarray) -> pd.DataFrame:
-    "`table` with the nearest training image of each row, and whether the row is a copy of it."
-    joined = table.rename(columns=dict(id='image')).join(nearest)
-    return flag_copies(joined.assign(nearest=ids[joined.row]), threshold).drop(columns='row')
-
-# %% ../../nbs/06_audit.ipynb #30521e54
-@stage('eval/copies', version=1, reads=('audit.copy_share', 'audit.copy_margin', 'audit.copy_neighbourhoods'),
-       needs=lambda study: [prepare(study), *_generator_samples(study)])
-def find_copies(study: Study, folder):
-    "`copies.csv`, the nearest training image of every sample; `heldout.csv`, that of held-out defects; the threshold."
-    config = study.config.audit
-    train = training_fold(study)
-    drawn = [load_study_samples(study, g) for g in range(study.config.sampler.generators)]
-    if 'laid_on' in drawn[0].table: train = train.take(train.table.label != 'clean')  # the weld itself is real
-    validation = study_patches(study).fold('validation')
-    held_out = validation.take(validation.table.label != 'clean')
-    ids = train.table.id.to_numpy()
-    found = nearest_training_image(held_out.images, train.images, config.copy_neighbourhoods)
-    found['sets_threshold'] = group_halves(held_out, study.seed) == 0
-    threshold = copy_threshold(found.distance[found.sets_threshold].to_numpy(), config.copy_share, config.copy_margin)
-    images = torch.cat([d.images for d in drawn])
-    nearest = nearest_training_image(images, train.images, config.copy_neighbourhoods)
-    samples = pd.concat([d.table[['id', 'label']].assign(generator=g) for g, d in enumerate(drawn)], ignore_index=True)
-    _described(samples, nearest, threshold, ids).to_csv(folder/'copies.csv', index=False)
-    _described(held_out.table[['id', 'label']], found, threshold, ids).to_csv(folder/'heldout.csv', index=False)
-    (folder/'threshold.json').write_text(json.dumps(threshold))
-
-# %% ../../nbs/06_audit.ipynb #a977a50e
-def usable_patches(
-    study: Study,
-    generator: int = 0,
-) -> PatchSet:
-    "A generator's synthetic defects without near copies. Raises `StudyError` if none is left."
-    rows = pd.read_csv(find_copies(study).path/'copies.csv')
-    near = rows[rows.generator == generator].near.to_numpy()
-    if near.all():
-        raise StudyError(f'all {len(near):,} samples of generator {generator} are copies of training images: '
-                         'train it for fewer steps, or on more images')
-    return load_study_samples(study, generator).take(~near)
+def study_copies(
+    study: Study,  # with one generator
+) -> tuple:
+    "What [the search](31_copies.ipynb) found among the samples of all generator seeds, and among held-out defects."
+    folders = [copies_of(study, drawn).path for drawn in _generator_samples(study)]
+    found = pd.concat([pd.read_csv(folder/'copies.csv').assign(generator=g) for g, folder in enumerate(folders)])
+    return found, pd.read_csv(folders[0]/'heldout.csv')
 
 # %% ../../nbs/06_audit.ipynb #1418abd8
 def _all_samples(study: Study, label: str) -> tuple:
@@ -377,8 +325,7 @@ def _figure(values) -> list | None:
 
 def _audit_figures(study: Study, tables: dict, kept_ratio: tuple) -> dict:
     "The figures that the safety checks of the verdict use."
-    copies = find_copies(study).path
-    found, held_out = pd.read_csv(copies/'copies.csv'), pd.read_csv(copies/'heldout.csv')
+    found, held_out = study_copies(study)
     probe = tables['probe'].set_index('class').loc['all']
     table = tables['filter']
     agreement = dict(real=table.agree_real.mean(), synthetic=table.agree_synthetic.mean())
@@ -390,8 +337,8 @@ def _audit_figures(study: Study, tables: dict, kept_ratio: tuple) -> dict:
         filter_kept=table.kept.sum()/table.drawn.sum(), label_agreement=agreement)
 
 # %% ../../nbs/06_audit.ipynb #99f9efce
-@stage('eval/audit', version=2, reads=(*POINT_FIELDS, 'audit', 'rule.level', 'rule.least_welds'),
-       needs=lambda study: [find_copies(study), train_judges(study), *_generator_samples(study)],
+@stage('eval/audit', version=3, reads=(*POINT_FIELDS, 'audit', 'rule.level', 'rule.least_welds'),
+       needs=lambda study: [train_judges(study), *(copies_of(study, drawn) for drawn in _generator_samples(study))],
        also=lambda study: dict(inception=os.environ.get('WELDSYNTH_INCEPTION'), metrics=list(METRICS)))
 def audit_samples(study: Study, folder):
     "`fidelity.csv`, `probe.csv`, `gate.csv`, `filter.csv`, `spectrum.csv`, and `audit.json` for the verdict."

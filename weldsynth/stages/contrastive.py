@@ -24,10 +24,9 @@ from ..models.classifier import is_frozen, mirrored_flaws
 from ..models.contrastive import fit_contrastive
 from ..models.fits import FIT_FIELDS, values_of
 from ..models.stress import ood_images
-from .audit import usable_patches
 from .background import POINT_FIELDS
 from .data import prepare, study_patches, training_fold
-from .sweep import draw_study_samples, selected, with_chosen_generator
+from .sweep import draw_study_samples, selected, usable_patches, with_chosen_generator
 
 # %% ../../nbs/21_contrastive.ipynb #7bb12f99
 def dosed(

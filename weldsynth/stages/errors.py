@@ -40,7 +40,7 @@ def error_figure(
     errors: pd.DataFrame,  # from `worst_misses` or `worst_false_calls`, for `fold`
     scale: tuple | None = None,  # of the bar, as for `titled_patches`
 ) -> Figure:
-    "The patches of `errors`, numbered from 1: a flaw by its class and, where known, its outline; a false call by its."
+    "The patches of `errors`, numbered from 1: a flaw by its class and, where known, its mask; a false call by its."
     names = np.where(errors.label == 'clean', 'called ' + errors.likeliest, errors.label)
     titles = [f'{i}. {plain_label(name)}' for i, name in enumerate(names, 1)]
     rows = errors.row.tolist()

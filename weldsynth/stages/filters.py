@@ -24,12 +24,12 @@ from ..metrics.fidelity import distance_to_class
 from ..models.fits import FIT_FIELDS
 from ..models.insertion import flaws_with_masks
 from ..models.weak_masks import completed_masks
-from .audit import judge_probabilities, study_features, train_judges, usable_patches
+from .audit import judge_probabilities, study_features, train_judges
 from .background import POINT_FIELDS, score_sets
 from .data import prepare, study_patches, training_fold
 from .insertion import masked_fold
 from .insertion_audit import likeness
-from .sweep import draw_study_samples, selected, with_chosen_generator
+from .sweep import draw_study_samples, selected, usable_patches, with_chosen_generator
 
 # %% ../../nbs/22_filters.ipynb #dd1bcadf
 def _by_judges(study: Study, drawn: PatchSet) -> torch.Tensor:

@@ -164,7 +164,7 @@ def counted_answers(study: Study) -> tuple:
     return sealed, [read_answers(f, data) for f in files if f.exists()]
 
 # %% ../../nbs/08_review.ipynb #a3311578
-@stage('review/scores', version=2,
+@stage('review/scores', version=3,
        reads=('rule.resamples', 'rule.level', 'review.least_share', 'review.least_seconds'),
        needs=lambda study, answers: [sealed_set(study)], also=lambda study, answers: dict(seed=study.seed))
 def answer_scores(

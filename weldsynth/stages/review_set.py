@@ -29,10 +29,9 @@ from ..data.loading import resolve_inside
 from ..data.patches import PatchSet
 from ..metrics.review_scores import ANSWERS_FORMAT, REVIEWERS
 from .arms import draw_study_cleans
-from .audit import usable_patches
 from .data import prepare, study_patches, study_source
 from .sample import load_samples
-from .sweep import draw_study_samples, with_chosen_generator
+from .sweep import draw_study_samples, usable_patches, with_chosen_generator
 
 # %% ../../nbs/30_review_set.ipynb #72957290
 def even_shares(

@@ -9,9 +9,9 @@ import json
 from dataclasses import replace
 
 # %% auto #0
-__all__ = ['sweep_guidance', 'smallest_within_one_se', 'selected_guidance', 'draw_study_samples', 'load_study_samples',
-           'sweep_share', 'share_scores', 'with_chosen_generator', 'selected', 'curve_arms', 'fraction_sets',
-           'fit_learning_curve', 'learning_curve', 'log_worth', 'real_equivalents', 'curve_worth', 'curve_gains']
+__all__ = ['sweep_guidance', 'smallest_within_one_se', 'selected_guidance', 'draw_study_samples', 'usable_patches', 'sweep_share',
+           'share_scores', 'with_chosen_generator', 'selected', 'curve_arms', 'fraction_sets', 'fit_learning_curve',
+           'learning_curve', 'log_worth', 'real_equivalents', 'curve_worth', 'curve_gains']
 
 # %% ../../nbs/05_sweep.ipynb #5ff3a6db
 import numpy as np
@@ -19,6 +19,7 @@ import pandas as pd
 from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/05_sweep.ipynb #0c4bad19
+from ..core.config import StudyError
 from ..core.store import Artefact, Study, stage
 from ..data.patches import PatchSet, head_per_class
 from ..metrics.classification import clean_weight, group_counts
@@ -33,8 +34,9 @@ from weldsynth.stages.background import (
     score_sets,
     selected_neighbours,
 )
+from .copies import copies_of, load_usable
 from .data import prepare, study_patches, training_fold
-from .sample import draw_defects, each_generator, load_samples, tried_guidances
+from .sample import draw_defects, each_generator, tried_guidances
 
 # %% ../../nbs/05_sweep.ipynb #ede0268e
 def _swept_samples(study: Study, fraction: float) -> dict:
@@ -43,8 +45,8 @@ def _swept_samples(study: Study, fraction: float) -> dict:
     return {g: draw_defects(study, g, n, fraction=fraction) for g in tried_guidances(study, fraction)}
 
 # %% ../../nbs/05_sweep.ipynb #003b23e0
-@stage('eval/guidance', version=5, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds'), shared=True,
-       needs=lambda study, fraction: list(_swept_samples(study, fraction).values()))
+@stage('eval/guidance', version=6, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds'), shared=True,
+       needs=lambda study, fraction: [copies_of(study, s) for s in _swept_samples(study, fraction).values()])
 def sweep_guidance(
     study: Study,
     folder,
@@ -52,8 +54,10 @@ def sweep_guidance(
 ):
     "`scores.csv`: real + synthetic for each guidance scale of the configuration."
     real = training_fold(study, fraction)
-    samples = _swept_samples(study, fraction)
-    sets = {g: real + load_samples(drawn, real.classes) for g, drawn in samples.items()}
+    usable = {g: load_usable(study, drawn) for g, drawn in _swept_samples(study, fraction).items()}
+    sets = {g: real + drawn for g, drawn in usable.items() if len(drawn)}
+    if not sets: raise StudyError(f'all samples at guidance scales {", ".join(f"{g:g}" for g in usable)} are copies '
+                                  'of training images: train the generator for fewer steps, or on more images')
     scores = score_sets(study, sets, 'trying guidance scales', folder/'resume')
     scores.to_csv(folder/'scores.csv', index=False)
 
@@ -95,20 +99,24 @@ def draw_study_samples(
     return draw_defects(study, selected_guidance(study, fraction), n, generator, fraction)
 
 # %% ../../nbs/05_sweep.ipynb #047b444d
-def load_study_samples(
+def usable_patches(
     study: Study,
     generator: int = 0,
 ) -> PatchSet:
-    "All synthetic defects of a generator."
-    return load_samples(draw_study_samples(study, generator), study_patches(study).classes)
+    "A generator's synthetic defects without near copies. Raises `StudyError` if none is left."
+    drawn = draw_study_samples(study, generator)
+    left = load_usable(study, drawn)
+    if len(left): return left
+    raise StudyError(f"all {drawn.info['args']['n']:,} samples of generator {generator} are copies of training images: "
+                     'train it for fewer steps, or on more images')
 
 # %% ../../nbs/05_sweep.ipynb #ca479901
-@stage('eval/share', version=5, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.shares'), shared=True,
-       needs=lambda study: [draw_study_samples(study)])
+@stage('eval/share', version=6, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.shares'), shared=True,
+       needs=lambda study: [copies_of(study, draw_study_samples(study))])
 def sweep_share(study: Study, folder):
     "`scores.csv`: real + synthetic for each share of the configuration; share 0 is real alone."
     real = training_fold(study)
-    synthetic = load_study_samples(study)
+    synthetic = usable_patches(study)
     counts = {share: round(share*real_defects(study)) for share in study.config.sweep.shares}
     sets = {0.: real, **{share: real + head_per_class(synthetic, n) for share, n in counts.items()}}
     scores = score_sets(study, sets, 'trying shares', folder/'resume')
@@ -166,7 +174,7 @@ def fraction_sets(
 ) -> dict:
     "The training sets of one point of the learning curve, keyed (fraction, arm)."
     real, arms = training_fold(study, fraction), curve_arms(study)
-    added = {arm: head_per_class(load_samples(drawn, real.classes), selected(arms[arm])['added'])
+    added = {arm: head_per_class(load_usable(arms[arm], drawn), selected(arms[arm])['added'])
              for arm, drawn in samples.items()}
     if samples: added |= _controls(study, real)
     return {(fraction, 'real'): real} | {(fraction, arm): real + more for arm, more in added.items()}
@@ -180,8 +188,10 @@ def _fraction_samples(study: Study) -> dict:
 
 def _curve_inputs(study: Study) -> list:
     "The artefacts that the training sets of the learning curve are made of."
-    drawn = [samples for by_arm in _fraction_samples(study).values() for samples in by_arm.values()]
-    shares = [sweep_share(one) for one in curve_arms(study).values()]
+    arms = curve_arms(study)
+    drawn = [copies_of(arms[arm], samples) for by_arm in _fraction_samples(study).values()
+             for arm, samples in by_arm.items()]
+    shares = [sweep_share(one) for one in arms.values()]
     return [prepare(study), *drawn, *shares, *background_inputs(study)]
 
 
@@ -191,7 +201,7 @@ def _defects_per_class(study: Study, fraction: float) -> float:
     return (fold.table.label != 'clean').sum()/(len(fold.classes) - 1)
 
 # %% ../../nbs/05_sweep.ipynb #26bb46c1
-@stage('eval/learning', version=6, shared=True,
+@stage('eval/learning', version=7, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'controls', 'sweep.seeds', 'sweep.curve_fractions'),
        needs=_curve_inputs)
 def fit_learning_curve(study: Study, folder):
