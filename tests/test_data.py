@@ -297,7 +297,7 @@ BAD = {
     'image missing': (manifest_after(3, 'image', 'gone.png'), r'gone\.png: is missing: put it there'),
     'no group column': (
         lambda s: read_manifest(s.manifest, PX, 'group'),
-        r"no column 'group' \(it has image, label, film, mask, size_mm\): say which column"),
+        r"no column 'group' \(it has image, label, film, mask, size_mm\): say which .* --group film"),
     'no label column': (manifest_after(change=drop_labels), r"no column 'label'"),
     'blank label': (manifest_after(5, 'label', ' '), r"line 5: 'label' is blank"),
     'label that is a path': (

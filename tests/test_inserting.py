@@ -111,6 +111,7 @@ def test_a_given_outline_is_where_the_flaw_is(hand, film):
 @pytest.mark.parametrize(('request_', 'line'), [
     (Request('dent'), "--kind 'dent' is not a class of this study: choose one of crack, "),
     (Request('crack', at=(100, 60), size=80), 'the flaw does not fit into its window of 32 px, where it may be'),
+    (Request('crack', at=(100, 130)), '--at 100,130 lies outside the image, which has 200 x 120 px'),
     (Request('crack', window=500), '--window 500 is larger than the image, 200 x 120 px'),
     (Request('crack', mask=np.ones((10, 10), bool)), 'the mask has 10 x 10 px and the image 200 x 120'),
     (Request('crack', mask=np.ones((120, 200), bool)), 'which does not fit into a window of 32')])

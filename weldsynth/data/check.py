@@ -117,7 +117,7 @@ def sample_warnings(
     if 'fold' not in table: return
     test = table.label[(table.fold == 'test') & (table.label != 'clean')].value_counts()
     for label, n in test[test < least_items].items():
-        fix = f'add images: with fewer than {least_items} its safeguard is not assessed'
+        fix = f'add images: with fewer than {least_items} its safety check is not assessed'
         yield Issue(f"class '{label}'", f'has {plural(n, "test image")}', fix, False)
 
 # %% ../../nbs/data/11_check.ipynb #45e58aab

@@ -203,11 +203,21 @@ def _column(rows: pd.DataFrame, column: str) -> pd.Series:
     return rows[column] if column in rows else pd.Series('', rows.index)
 
 # %% ../../nbs/data/06_tables.ipynb #cdabdd22
+_WELD_WORDS = ('weld', 'seam', 'joint', 'plate', 'pipe', 'section', 'film', 'radiograph', 'exposure', 'part')
+
+
+def _weld_column(rows: pd.DataFrame) -> str:
+    "The column that is likeliest to name the weld, the narrower word first; 'COLUMN' where none looks like it."
+    named = (column for word in _WELD_WORDS for column in map(str, rows) if word in column.casefold())
+    return next(named, 'COLUMN')
+
+
 def _entry_issues(rows: pd.DataFrame, name: str, needed: tuple, group: str) -> Iterator[Issue]:
     "Yields needed columns that are missing, and entries of them that are blank or unprintable."
     for column in dict.fromkeys((*needed, group)):
         if column not in rows:
-            example = f'say which column names the weld, for example GROUP={rows.columns[-1]}'
+            weld = _weld_column(rows)
+            example = f'say which column names the weld: --group {weld} (with make, GROUP={weld})'
             what = f"has no column '{column}' (it has {', '.join(map(str, rows.columns))})"
             yield Issue(name, what, example if column == group else 'add it')
             continue

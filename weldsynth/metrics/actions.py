@@ -99,7 +99,7 @@ def risk_register(
          'either figure falls after a retraining'),
         ('short cut: decoder means flaw', f'traces of the generator: {by["traces of the generator"]}; '
          f'{by["no short cut"]}', 'repeat the audit at every retraining',
-         'model owner', 'the safeguard on traces fails'),
+         'model owner', 'the safety check on traces fails'),
         ('one-supplier bias', f'{groups} test welds', 'add films of every supplier before full use', 'data owner',
          'a supplier whose score lies below the interval'),
     ]

@@ -206,7 +206,7 @@ def operating_characteristic(
     """Decisions of the rule at each true gain: gain, SHIP, DO NOT SHIP, INCONCLUSIVE, as shares of its studies.
 
     What SHIP asks for, as shares too: `clear` (the gain, over real and over the control), `found` and `false_calls`
-    (these safeguards are neither failed nor in doubt)."""
+    (these safety checks are neither failed nor in doubt)."""
     shares = _weighted_shares(sizes, rule.prevalence)
     rows = []
     for gain in gains:
@@ -249,7 +249,7 @@ def decide_counts(
     generators: np.ndarray,  # S
     rule: RuleConfig,
 ) -> Decided:
-    "The decision from counts alone, with the safeguards on flaws found and on false calls."
+    "The decision from counts alone, with the safety checks on flaws found and on false calls."
     result = jackknife(counts, generators)
     new = result['real+synthetic']
     gains = {arm: interval(new['macro_f1'] - result[arm]['macro_f1'], rule.level, rule.least_welds)
@@ -266,7 +266,7 @@ def count_guards(
     counts: np.ndarray,  # of real
     rule: RuleConfig,
 ) -> list:
-    "The safeguards on flaws found and, last, on false calls, corrected for their number."
+    "The safety checks on flaws found and, last, on false calls, corrected for their number."
     found = new['found'] - real['found']
     items = counts[0, ..., 2].sum(0)[1:]
     changes = [interval(found[k], rule.level, rule.least_welds) for k in range(len(items))]

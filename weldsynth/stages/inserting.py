@@ -102,6 +102,9 @@ def place_window(
 ) -> Window:
     "The window that puts the mask's middle at the place asked for, as far as the image reaches."
     height, width = grey.shape
+    if at and not (at[0] < width and at[1] < height):
+        raise StudyError(f'--at {at[0]},{at[1]} lies outside the image, which has {width} x {height} px: count x from '
+                         'the left and y from the top')
     if at: return Window(_clamped(at[0] - centroid[0]*side, side, width),
                          _clamped(at[1] - centroid[1]*side, side, height), side)
     places = [Window(int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1)), side)
