@@ -217,7 +217,7 @@ def model_card(
 ) -> str:
     "The README of a study's generators."
     advice = recommend(study)
-    guards = pd.DataFrame(advice['guards'])[['name', 'measured', 'threshold', 'outcome']]
+    guards = pd.DataFrame(advice['guards'])[['name', 'outcome', 'measured', 'threshold']]
     targets = acceptance_targets(audit_samples(with_chosen_generator(study.first)).path, study.config.rule)
     return _card(
         _model_front(study), f'# Weld defects by latent diffusion, study {escape(study.name)}', _model_text(study),
