@@ -99,10 +99,10 @@ class InserterConfig:
     ema_decay: float = .999
     time_spread: float = 1.2            # standard deviation of the logit of a training time
     outline_hidden: float = .5          # share of the training pairs whose outline the network does not see
-    rotation: float = 12.               # of a mask, degrees at most
+    rotation: float = 4.                # of a mask, degrees at most
     scale: float = 1.25                 # factor by which a mask grows or shrinks at most
-    shift: float = .06                  # of a mask at most, sides of a patch
-    elastic: float = .01                # standard deviation of its distortion, sides of a patch
+    shift: float = .02                  # of a mask at most, sides of a patch
+    elastic: float = .005               # standard deviation of its distortion, sides of a patch
     several: float = .1                 # share of the new flaws that are two of a kind
     twins: int = 4                      # weak masks: clean patches most like a flaw's, whose mean it is compared with
     weak_quantile: float = .99          # weak masks: of clean patches' deviations; above it a pixel stands out

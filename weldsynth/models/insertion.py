@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 # %% auto #0
 __all__ = ['Sites', 'encode_units', 'open_sites', 'InsertionPairs', 'flaws_with_masks', 'mask_bank', 'insertion_pairs',
            'make_inserter', 'predict_velocity', 'inserter_loss', 'inserter_batch', 'draw_masks', 'bend_masks',
-           'initial_noise', 'draw_layers', 'unsharpness', 'Inserter', 'Lessons', 'student_loss', 'student_batch']
+           'bend_flaws', 'initial_noise', 'draw_layers', 'unsharpness', 'Inserter', 'Lessons', 'student_loss',
+           'student_batch']
 
 # %% ../../nbs/models/13_insertion.ipynb #2390ac0c
 import numpy as np
@@ -224,11 +225,28 @@ def bend_masks(
     seeds: Sequence[int],  # one per mask
     config: InserterConfig,
 ) -> torch.Tensor:
-    "Each mask turned, scaled, shifted and distorted; as it was where nothing would be left of it. As `masks`."
+    "Each mask turned, scaled, shifted and distorted; as it was where little would be left of it. As `masks`."
+    return _bend(masks, seeds, config)[0]
+
+
+def bend_flaws(
+    greys: torch.Tensor,   # float, N x 1 x H x W: patches with a flaw
+    masks: torch.Tensor,   # uint8, as `greys`: of these flaws
+    seeds: Sequence[int],  # one per flaw
+    config: InserterConfig,
+) -> tuple:
+    "Patches and masks, bent together as `bend_masks` bends masks, mirrored at their edges; as `greys` and `masks`."
+    bent, places, lost = _bend(masks, seeds, config)
+    moved = grid_sample(greys, places, mode='bicubic', padding_mode='reflection', align_corners=False)
+    return torch.where(lost, greys, moved), bent
+
+
+def _bend(masks: torch.Tensor, seeds: Sequence[int], config: InserterConfig) -> tuple:
+    "Bent masks, where each of their pixels comes from, and which are left as they were, N x 1 x 1 x 1."
     places = torch.cat([_bent_grid(masks.shape[-1], seed, config) for seed in seeds])
     bent = grid_sample(masks.float(), places, align_corners=False).gt(127).to(torch.uint8)*255
-    lost = bent.flatten(1).sum(1) < .25*masks.flatten(1).sum(1)
-    return torch.where(lost.view(-1, 1, 1, 1), masks, bent)
+    lost = (bent.flatten(1).sum(1) < .25*masks.flatten(1).sum(1)).view(-1, 1, 1, 1)
+    return torch.where(lost, masks, bent), places, lost
 
 
 def _bent_grid(px: int, seed: int, config: InserterConfig) -> torch.Tensor:

@@ -30,6 +30,7 @@ from ..models.denoiser import CPU_BATCH, from_folder
 from weldsynth.models.insertion import (
     Inserter,
     Lessons,
+    bend_flaws,
     bend_masks,
     draw_layers,
     draw_masks,
@@ -206,16 +207,17 @@ def vary_planned(
     seeds: Sequence[int],     # likewise
     strength: float,          # from 0, the real flaw, to 1, entirely new
     guidance: float,          # guidance scale
+    config: InserterConfig,   # how flaws are bent
     sampler: SamplerConfig,
 ) -> torch.Tensor:
-    "Real flaws of the plan, mirrored, varied and inserted into its welds, and their masks, uint8, N x 2 x H x W."
+    "Real flaws of the plan, mirrored, bent, varied and inserted into its welds, with masks, uint8, N x 2 x H x W."
     def piece(which, labels, seeds):
         rows = plan.mask_rows[which]
         both = torch.cat([plan.flaws.take(rows.numpy()).greys, plan.masks[rows].float()], 1)
         turned = torch.stack(mirror_images(both))[plan.mirrors[which], torch.arange(len(which))]
-        masks = turned[:, 1:].to(torch.uint8)
+        flaws, masks = bend_flaws(turned[:, :1], turned[:, 1:].to(torch.uint8), seeds, config)
         clean = plan.cleans.take(plan.clean_rows[which].numpy())
-        layers = inserter.variations(clean.greys, turned[:, :1], masks, torch.tensor(labels), seeds, strength, guidance,
+        layers = inserter.variations(clean.greys, flaws, masks, torch.tensor(labels), seeds, strength, guidance,
                                      sampler)
         return torch.cat([lay(clean, layers)[0], masks], 1)
     return _in_pieces(piece, which, labels, seeds)

@@ -133,7 +133,9 @@ class OneStepInsertion(Insertion):
 
 
 class Variation(Insertion):
-    "Real flaws, varied by the same model and inserted into other welds; the strength replaces the guidance scale."
+    """Real flaws, bent and varied by the same model and inserted into other welds.
+
+    The strength of the variation takes the place of the guidance scale."""
     reads = ('variation.guidance',)
 
     def train(self, study: Study, seed: int, fraction: float) -> Artefact:
@@ -146,7 +148,7 @@ class Variation(Insertion):
     def draw(self, study: Study, inserter, plan, which, labels, seeds, strength: float, sampler) -> torch.Tensor:
         if not any(labels): return super().draw(study, inserter, plan, which, labels, seeds, 1., sampler)
         guidance = study.config.variation.guidance
-        return vary_planned(inserter, plan, which, labels, seeds, strength, guidance, sampler)
+        return vary_planned(inserter, plan, which, labels, seeds, strength, guidance, study.config.inserter, sampler)
 
 
 class TextToImage:
@@ -352,7 +354,7 @@ def _own_fields(study: Study, **_) -> dict:
     return {name: values[name] for name in getattr(study_generator(study), 'reads', ())}
 
 
-@stage('samples/defects', version=2, reads=SAMPLER_FIELDS, needs=_trained, also=_own_fields, shared=True)
+@stage('samples/defects', version=3, reads=SAMPLER_FIELDS, needs=_trained, also=_own_fields, shared=True)
 def draw_defects(
     study: Study,
     folder,
