@@ -16,6 +16,7 @@ from weldsynth.data.annotation_formats import find_annotations, read_annotations
 from weldsynth.data.formats import decode_image
 from weldsynth.data.label_files import box_of
 from weldsynth.data.patches import mirror_images
+from weldsynth.models.insertion import bend_masks
 from weldsynth.stages.data import training_fold
 from weldsynth.stages.inserting import Hand, Request, fit_mask, insert_into, parse_place, parse_size, window_side
 from weldsynth.stages.sample import TRAINED, draw_defects, load_samples, read_mark, sample_issues
@@ -67,8 +68,8 @@ def test_variations_keep_class_and_source_and_lie_on_other_welds(study):
     assert (real.label[table.mask_of].to_numpy() == table.label).all()
     assert set(table.guidance) == {.3}
     masks = fold.masks[[fold.table.id.tolist().index(i) for i in table.mask_of]]
-    mirrored = torch.stack(mirror_images(masks))
-    assert (mirrored == samples.masks).flatten(2).all(2).any(0).all(), 'the mask is that of the source, mirrored'
+    bent = torch.stack([bend_masks(m, table.seed.tolist(), study.config.inserter) for m in mirror_images(masks)])
+    assert (bent == samples.masks).flatten(2).all(2).any(0).all(), 'the mask is that of the source, mirrored and bent'
     stronger = load_samples(draw_defects(other, .6, 20), fold.classes)
     assert torch.equal(stronger.masks, samples.masks)
     assert not torch.equal(stronger.images, samples.images)

@@ -14,6 +14,7 @@ from weldsynth.models.denoiser import noise_schedule
 from weldsynth.models.insertion import (
     Inserter,
     Sites,
+    bend_flaws,
     bend_masks,
     draw_layers,
     draw_masks,
@@ -230,6 +231,15 @@ def test_a_bent_mask_follows_its_seed_and_is_never_empty(fold):
     assert not torch.equal(bent, masks)
     far = bend_masks(masks, range(48), replace(QUICK, shift=3.))
     assert (far.flatten(1).amax(1) == 255).all(), 'what would leave the patch stays as it was'
+
+
+def test_a_flaw_is_bent_with_its_mask(fold):
+    masks = fold.masks[40:]
+    greys, bent = bend_flaws(masks.float(), masks, range(48), QUICK)
+    assert torch.equal(bent, bend_masks(masks, range(48), QUICK))
+    assert ((greys > 127) == (bent > 0)).float().mean() > .98, 'what is flaw in one is flaw in the other'
+    far, same = bend_flaws(masks.float(), masks, range(48), replace(QUICK, shift=3.))
+    assert torch.equal(far[(same == masks).flatten(1).all(1)], masks[(same == masks).flatten(1).all(1)].float())
 
 
 def test_a_plan_takes_from_the_fold_alone_and_each_image_by_its_own_seed(fold):
