@@ -61,7 +61,7 @@ def test_the_table_holds_every_set_and_class_with_shares(study):
     table = pd.read_csv(audit_insertions(study, 40).path/'sets.csv')
     assert list(table) == AUDIT_COLUMNS
     classes = (*training_fold(study).classes[1:], 'all', *SIZES)
-    assert len(table) == 8*len(classes)
+    assert len(table) == 9*len(classes)
     shares = table[['asked', 'mask', 'clean']]
     assert shares.ge(0).all(axis=None)
     assert shares.le(1).all(axis=None)
@@ -78,16 +78,18 @@ def test_real_flaws_cut_to_other_masks_keep_to_them(study):
     both, asked, of_mask = inserted_sets(study, 20)['real flaws cut to masks of other classes']
     others, _, _ = inserted_sets(study, 20)['inserted, classes swapped']
     assert torch.equal(both[:, 1:], others[:, 1:]), 'the masks of all sets are the same'
+    [varied] = [both for title, (both, *_) in inserted_sets(study, 20).items() if title.startswith('varied')]
+    assert torch.equal(both[:, 1:], varied[:, 1:])
     outside = 1 - holes(both[:, 1:])
     far = ((both[:, :1].float() - others[:, :1].float()).abs()*outside).flatten(1).amax(1)
     assert far.median() <= 8, 'the welds too, but for the stretch'
     assert all(a != b for a, b in zip(asked, of_mask, strict=True))
 
 
-def test_a_probe_sees_pasted_and_inserted_flaws_in_three_views(study):
+def test_a_probe_sees_pasted_inserted_and_varied_flaws_in_three_views(study):
     table = pd.read_csv(audit_insertions(study, 40).path/'traces.csv')
-    assert table.set.nunique() == 2
-    assert table.groupby('set').view.apply(list).tolist() == [list(VIEWS)]*2
+    assert table.set.nunique() == 3
+    assert table.groupby('set').view.apply(list).tolist() == [list(VIEWS)]*3
     assert table.auc.dropna().between(0, 1).all()
 
 
@@ -95,6 +97,7 @@ def test_the_search_for_copied_layers_finds_pasted_flaws(study):
     table = pd.read_csv(audit_insertions(study, 40).path/'copies.csv').set_index('set')
     assert table.near['cut and paste'] > 5*table.near['real, unseen']
     inserted = table['median'][table.index.str.startswith('inserted')]
+    assert table['median'].filter(like='varied').item() > inserted.max(), 'a varied flaw is still a real one'
     assert inserted.max() < table['median']['real, unseen'] < table['median']['cut and paste']
 
 

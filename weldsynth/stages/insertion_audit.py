@@ -41,6 +41,7 @@ from weldsynth.stages.insertion import (
     planned_masks,
     train_inserter,
     train_student,
+    vary_planned,
 )
 
 # %% ../../nbs/20_insertion_audit.ipynb #be67c00b
@@ -90,7 +91,11 @@ def inserted_sets(
     def drawn(inserter, asked, guidance: float, sampler: SamplerConfig, outlined: bool = True):
         images = insert_planned(inserter, plan, which, asked, seeds, guidance, config, sampler, outlined)
         return images, asked, labels
+    variation = study.config.variation
+    strength = variation.strengths[len(variation.strengths)//2]
+    varied = vary_planned(teacher, plan, which, labels, seeds, strength, variation.guidance, config, sampler)
     return {f'inserted, {sampler.steps} steps': drawn(teacher, labels, guidance, sampler),
+            f'varied real flaws, strength {strength:g}': (varied, labels, labels),
             'inserted, 2 steps': drawn(teacher, labels, guidance, replace(sampler, steps=2)),
             'inserted, 1 step of the student': drawn(student, labels, 1., replace(sampler, steps=1)),
             'inserted, classes swapped': drawn(teacher, others, guidance, sampler),
@@ -157,9 +162,9 @@ def _traces_of(study: Study, both: torch.Tensor, labels: np.ndarray, view: Calla
 
 
 def _traces(study: Study, sets: dict) -> pd.DataFrame:
-    "The probe on pasted and on inserted flaws in each view: set, view, and `PROBE_COLUMNS`."
+    "The probe on pasted, inserted and varied flaws in each view: set, view, and `PROBE_COLUMNS`."
     rows = [(title, name, *_traces_of(study, both, np.array(labels), view))
-            for title, (both, labels, _) in list(sets.items())[1:3] for name, view in VIEWS.items()]
+            for title, (both, labels, _) in list(sets.items())[1:4] for name, view in VIEWS.items()]
     return pd.DataFrame(rows, columns=['set', 'view', *PROBE_COLUMNS]).drop(columns='class')
 
 # %% ../../nbs/20_insertion_audit.ipynb #0258b2e8
@@ -191,14 +196,14 @@ AUDIT_COLUMNS = ['set', 'class', 'n', 'asked', 'mask', 'clean', 'rim', 'frechet'
 SIZES = ('small', 'medium', 'large')  # thirds of the masks of held-out real flaws of a class
 
 
-@stage('insert/audit', version=3, reads=('audit', 'rule.level', *SOLVER_FIELDS),
+@stage('insert/audit', version=4, reads=('audit', 'variation', 'rule.level', *SOLVER_FIELDS),
        needs=lambda study, n: [train_inserter(study), train_student(study), train_judges(study)])
 def audit_insertions(
     study: Study,
     folder,
     n: int = 600,  # flaws of each set
 ):
-    "`sets.csv`: `AUDIT_COLUMNS` of real, pasted and inserted flaws by class and size; `traces.csv` and `copies.csv`."
+    "`sets.csv`: `AUDIT_COLUMNS` of real and synthetic flaws by class and size; `traces.csv` and `copies.csv`."
     held_out, pasted = _held_out(study), cut_paste(masked_fold(study), n, study.seed, selected_neighbours(study))
     sets = {'real, unseen': (_with_masks(held_out), *[held_out.labels.tolist()]*2),
             'cut and paste': (_with_masks(pasted), *[pasted.labels.tolist()]*2), **inserted_sets(study, n)}
