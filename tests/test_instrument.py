@@ -16,7 +16,7 @@ from weldsynth.metrics.rule import Guard, decide_shipping
 from weldsynth.models.fits import fit_all
 from weldsynth.stages import instrument
 from weldsynth.stages.data import study_patches
-from weldsynth.stages.instrument import SCORE_COLUMNS, check_instrument, entry_conditions
+from weldsynth.stages.instrument import SCORE_COLUMNS, _trained, check_instrument, entry_conditions
 from weldsynth.stages.verdict import evaluate, recommend
 
 RULE = RuleConfig()
@@ -114,8 +114,8 @@ def test_a_good_classifier_fulfils_all_conditions(conditions):
 
 
 FAILURES = {
-    'trained to the end': ({('features', 2.): .64},
-                           'Training 2 times as long changes the validation score by +2.0 points.'),
+    'trained to the end': ({('features', 2.): .64}, 'Training 2 times as long changes the validation score by +2.0 '
+                           '(standard error 0.0) points.'),
     'better than no training': ({('features', 1.): .43, ('features', 2.): .43},
                                 f'Macro F1 on validation is 43.0 %; {NAMED} would score 34.0 %.'),
     'as good as other classifiers': ({('small', 1.): .65},
@@ -133,7 +133,14 @@ def test_each_condition_fails_alone(conditions, name):
 def test_longer_training_may_make_it_worse(conditions):
     found = conditions(GOOD | {('features', 2.): .5})['trained to the end']
     assert found.outcome == 'holds'
-    assert found.measured == 'macro F1 changes by −12.0 points'
+    assert found.measured == 'macro F1 changes by −12.0 (standard error 0.0) points'
+
+
+def test_a_change_within_its_standard_error_of_the_limit_is_no_failure():
+    def outcome(*changes): return _trained(pd.Series(changes), 2., RULE).outcome
+    assert outcome(.0168, .0164, .0024) == 'holds', 'on average 1.2 points more, give or take half a point'
+    assert outcome(.0168, .0164, .0154) == 'fails'
+    assert outcome(.02) == 'fails', 'one seed has no standard error'
 
 
 def test_the_best_rival_counts(conditions):

@@ -408,7 +408,7 @@ def sample_size_note(
              group_multiplier(x, rule.least_gain, rule.level) for arm, x in gains.items()}
     arm = max(times, key=lambda a: times[a])
     if times[arm] <= 1:
-        if decision == 'INCONCLUSIVE': return 'The gain is decided; the doubt is about safety checks.'
+        if decision == 'INCONCLUSIVE': return 'The gain is decided; what is open is something else.'
         return 'More data would not change the answer on the gain, if the estimates stay.'
     if np.isinf(times[arm]):
         return (f'More test welds alone will not settle the gain over {plain_arms([arm])}: {fits} trained classifiers '

@@ -96,26 +96,28 @@ def entry_conditions(
     folder, rule = check_instrument(study.whole).path, study.config.rule
     scores = pd.read_csv(folder/'scores.csv')
     f1 = scores.groupby(['classifier', 'training']).validation_f1.mean()
+    by_seed = scores.pivot(index=['classifier', 'training'], columns='seed', values='validation_f1')
     trivial = pd.Series(trivial_f1(study))
     kind = study.config.classifier.kind
     own = f1[kind, 1.]
     longest = max(study.config.instrument.lengths)
     rivals = f1.drop(kind, level='classifier').groupby('classifier').max()
-    return [_trained(f1[kind, longest] - own, longest, rule), _above_trivial(own, trivial, rule),
+    longer = by_seed.loc[(kind, longest)] - by_seed.loc[(kind, 1.)]
+    return [_trained(longer, longest, rule), _above_trivial(own, trivial, rule),
             _above_rivals(own, rivals, rule)]
 
 # %% ../../nbs/14_instrument.ipynb #2014bf64
 def _points(f1: float) -> str: return f'{100*f1:.1f}'
 
 
-def _trained(change: float, longest: float, rule: RuleConfig) -> Guard:
-    "Would longer training help?"
-    limit = rule.most_from_training
-    result = 'holds' if change <= limit else 'fails'
-    plain = f'Training {longest:g} times as long changes the validation score by {100*change:+.1f} points.'
-    measured = f'macro F1 changes by {100*change:+.1f} points'
-    return Guard('trained to the end', plain.replace('-', '−'), measured.replace('-', '−'),
-                 f'at most {100*limit:.1f} points more', result)
+def _trained(changes: pd.Series, longest: float, rule: RuleConfig) -> Guard:
+    "Would longer training help? Fails if the mean over seeds exceeds the limit by more than its standard error."
+    limit, change = rule.most_from_training, changes.mean()
+    error = changes.sem() if len(changes) > 1 else 0.
+    points = f'{100*change:+.1f} (standard error {100*error:.1f}) points'.replace('-', '−')
+    return Guard('trained to the end', f'Training {longest:g} times as long changes the validation score by {points}.',
+                 f'macro F1 changes by {points}', f'at most {100*limit:.1f} points more',
+                 'fails' if change - error > limit else 'holds')
 
 
 def _above_trivial(own: float, trivial: pd.Series, rule: RuleConfig) -> Guard:
