@@ -112,8 +112,8 @@ def _points(f1: float) -> str: return f'{100*f1:.1f}'
 
 def _trained(changes: pd.Series, longest: float, rule: RuleConfig) -> Guard:
     "Would longer training help? Fails if the mean over seeds exceeds the limit by more than its standard error."
-    limit, change = rule.most_from_training, changes.mean()
-    error = changes.sem() if len(changes) > 1 else 0.
+    limit, change = rule.most_from_training, float(changes.mean())
+    error = float(changes.to_numpy().std(ddof=1))/len(changes)**.5 if len(changes) > 1 else 0.
     points = f'{100*change:+.1f} (standard error {100*error:.1f}) points'.replace('-', '−')
     return Guard('trained to the end', f'Training {longest:g} times as long changes the validation score by {points}.',
                  f'macro F1 changes by {points}', f'at most {100*limit:.1f} points more',
