@@ -96,13 +96,13 @@ def entry_conditions(
     folder, rule = check_instrument(study.whole).path, study.config.rule
     scores = pd.read_csv(folder/'scores.csv')
     f1 = scores.groupby(['classifier', 'training']).validation_f1.mean()
-    by_seed = scores.pivot(index=['classifier', 'training'], columns='seed', values='validation_f1')
+    by_seed = scores.pivot(index='seed', columns=['classifier', 'training'], values='validation_f1')
     trivial = pd.Series(trivial_f1(study))
     kind = study.config.classifier.kind
     own = f1[kind, 1.]
     longest = max(study.config.instrument.lengths)
     rivals = f1.drop(kind, level='classifier').groupby('classifier').max()
-    longer = by_seed.loc[(kind, longest)] - by_seed.loc[(kind, 1.)]
+    longer = by_seed[kind, longest] - by_seed[kind, 1.]
     return [_trained(longer, longest, rule), _above_trivial(own, trivial, rule),
             _above_rivals(own, rivals, rule)]
 
