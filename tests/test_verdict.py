@@ -278,7 +278,7 @@ def gain_over_real(gain, welds, fits, groups=16):
 @pytest.mark.parametrize(('decision', 'gain', 'says'), [
     ('INCONCLUSIVE', gain_over_real(.02, .02, .001), 'test welds instead of 16'),
     ('INCONCLUSIVE', gain_over_real(.02, .02, .03), 'More test welds alone will not settle'),
-    ('INCONCLUSIVE', gain_over_real(.03, .001, .001), 'the doubt is about safety checks'),
+    ('INCONCLUSIVE', gain_over_real(.03, .001, .001), 'what is open is something else'),
     ('INCONCLUSIVE', gain_over_real(.03, .001, .001, groups=2), 'An interval needs 4 test welds, and there are 2.'),
     ('DO NOT SHIP', gain_over_real(-.2, .01, .01), 'would not change')])
 def test_what_would_decide(decision, gain, says):
