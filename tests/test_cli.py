@@ -1,4 +1,5 @@
 """The command: what it prints, where, and its exit code."""
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -167,6 +168,27 @@ def test_config_lists_every_field_as_it_can_be_set(capsys):
     config = choose_profile('smoke', dict(line.split(' = ', 1) for line in lines))
     assert len(lines) == len(config_table(config))
     assert config == choose_profile('smoke', {'denoiser.steps': 9})
+
+
+def test_a_field_without_its_section_is_told_where_it_may_stand(capsys):
+    assert main(['config', '--set', 'seeds=9']) == 1
+    line = capsys.readouterr().err
+    assert 'a name has its section before it: ' in line
+    assert 'classifier.seeds' in line
+
+
+def test_a_reader_of_the_output_may_stop_before_its_end():
+    code = 'import sys; from weldsynth.cli import main; sys.exit(main(["config"]))'
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        assert run.stderr.read() == b''
+    assert run.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_pipe_that_breaks_elsewhere_is_no_silent_end(monkeypatch):
+    def broken(argv): raise BrokenPipeError
+    monkeypatch.setattr(cli, '_run', broken)
+    with pytest.raises(BrokenPipeError): main(['config'])
 
 
 @pytest.mark.parametrize('argv, message', [

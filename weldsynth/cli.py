@@ -161,6 +161,13 @@ def _stoppable():
     finally: signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 # %% ../nbs/cli.ipynb #656d98f3
+def _reader_has_gone() -> bool:
+    "Does nobody read what is printed any more?"
+    try: sys.stdout.flush()
+    except BrokenPipeError: return True
+    return False
+
+
 def main(
     argv: list | None = None,  # the arguments; those of the process if not given
 ) -> int:                      # exit code
@@ -171,6 +178,7 @@ def main(
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # as with `weldsynth config | head`: who reads has seen enough
+        if not _reader_has_gone(): raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as e:

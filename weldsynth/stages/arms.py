@@ -197,8 +197,8 @@ def _generators(study: Study) -> range: return range(study.config.sampler.genera
 
 def arm_inputs(study: Study) -> list:
     "The artefacts that the arms are made of."
-    drawn = [copies_of(one, draw_study_samples(one, g)) for one in each_generator(study).values()
-             for g in _generators(study)]
+    of_study = [(one, draw_study_samples(one, g)) for one in each_generator(study).values() for g in _generators(study)]
+    drawn = [artefact for one, samples in of_study for artefact in (samples, copies_of(one, samples))]
     drawn += [draw_study_cleans(with_chosen_generator(study), g) for g in _generators(study)]
     return [prepare(study), train_judges(study), *drawn]
 

@@ -95,15 +95,14 @@ def entry_conditions(
     "What the instrument must fulfil before it may answer, as `Guard`s: trained enough, above the trivial and others."
     folder, rule = check_instrument(study.whole).path, study.config.rule
     scores = pd.read_csv(folder/'scores.csv')
-    f1 = scores.groupby(['classifier', 'training']).validation_f1.mean()
     by_seed = scores.pivot(index='seed', columns=['classifier', 'training'], values='validation_f1')
+    f1 = by_seed.mean()
     trivial = pd.Series(trivial_f1(study))
     kind = study.config.classifier.kind
     own = f1[kind, 1.]
     longest = max(study.config.instrument.lengths)
     rivals = f1.drop(kind, level='classifier').groupby('classifier').max()
-    longer = by_seed[kind, longest] - by_seed[kind, 1.]
-    return [_trained(longer, longest, rule), _above_trivial(own, trivial, rule),
+    return [_trained(by_seed[kind, longest] - by_seed[kind, 1.], longest, rule), _above_trivial(own, trivial, rule),
             _above_rivals(own, rivals, rule)]
 
 # %% ../../nbs/14_instrument.ipynb #2014bf64
@@ -112,8 +111,9 @@ def _points(f1: float) -> str: return f'{100*f1:.1f}'
 
 def _trained(changes: pd.Series, longest: float, rule: RuleConfig) -> Guard:
     "Would longer training help? Fails if the mean over seeds exceeds the limit by more than its standard error."
+    from scipy.stats import sem
     limit, change = rule.most_from_training, float(changes.mean())
-    error = float(changes.to_numpy().std(ddof=1))/len(changes)**.5 if len(changes) > 1 else 0.
+    error = float(sem(changes)) if len(changes) > 1 else 0.
     points = f'{100*change:+.1f} (standard error {100*error:.1f}) points'.replace('-', '−')
     return Guard('trained to the end', f'Training {longest:g} times as long changes the validation score by {points}.',
                  f'macro F1 changes by {points}', f'at most {100*limit:.1f} points more',
