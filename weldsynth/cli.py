@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -163,9 +164,9 @@ def _stoppable():
 # %% ../nbs/cli.ipynb #656d98f3
 def _reader_has_gone() -> bool:
     "Does nobody read what is printed any more?"
-    try: sys.stdout.flush()
-    except BrokenPipeError: return True
-    return False
+    output = select.poll()
+    output.register(sys.stdout, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def main(
