@@ -68,7 +68,7 @@ def test_variations_keep_class_and_source_and_lie_on_other_welds(study):
     assert (real.label[table.mask_of].to_numpy() == table.label).all()
     assert set(table.guidance) == {.3}
     masks = fold.masks[[fold.table.id.tolist().index(i) for i in table.mask_of]]
-    bent = torch.stack([bend_masks(m, table.seed.tolist(), study.config.inserter) for m in mirror_images(masks)])
+    bent = torch.stack([bend_masks(m, table.seed.tolist(), study.config.masks) for m in mirror_images(masks)])
     assert (bent == samples.masks).flatten(2).all(2).any(0).all(), 'the mask is that of the source, mirrored and bent'
     stronger = load_samples(draw_defects(other, .6, 20), fold.classes)
     assert torch.equal(stronger.masks, samples.masks)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from weldsynth.core.config import InserterConfig, SamplerConfig, StudyError
+from weldsynth.core.config import InserterConfig, MasksConfig, SamplerConfig, StudyError
 from weldsynth.core.random import stream_seed
 from weldsynth.data.patches import PatchSet
 from weldsynth.models.autoencoder import make_autoencoder, whiten
@@ -29,7 +29,7 @@ from weldsynth.models.layers import flaw_layers, holes
 from weldsynth.models.training import seeded_weights, train
 from weldsynth.stages.insertion import plan_insertions, planned_masks
 
-PX, QUICK = 32, InserterConfig(heads=2, layers=2, steps=40, batch=16)
+PX, QUICK, MASKS = 32, InserterConfig(heads=2, layers=2, steps=40, batch=16), MasksConfig()
 
 
 @pytest.fixture(scope='module')
@@ -225,20 +225,20 @@ def test_a_class_without_any_mask_is_refused_in_one_line(fold):
 
 def test_a_bent_mask_follows_its_seed_and_is_never_empty(fold):
     masks = fold.masks[40:]
-    bent = bend_masks(masks, range(48), QUICK)
-    assert torch.equal(bent[3:5], bend_masks(masks[3:5], [3, 4], QUICK))
+    bent = bend_masks(masks, range(48), MASKS)
+    assert torch.equal(bent[3:5], bend_masks(masks[3:5], [3, 4], MASKS))
     assert (bent.flatten(1).amax(1) == 255).all()
     assert not torch.equal(bent, masks)
-    far = bend_masks(masks, range(48), replace(QUICK, shift=3.))
+    far = bend_masks(masks, range(48), replace(MASKS, shift=3.))
     assert (far.flatten(1).amax(1) == 255).all(), 'what would leave the patch stays as it was'
 
 
 def test_a_flaw_is_bent_with_its_mask(fold):
     masks = fold.masks[40:]
-    greys, bent = bend_flaws(masks.float(), masks, range(48), QUICK)
-    assert torch.equal(bent, bend_masks(masks, range(48), QUICK))
+    greys, bent = bend_flaws(masks.float(), masks, range(48), MASKS)
+    assert torch.equal(bent, bend_masks(masks, range(48), MASKS))
     assert ((greys > 127) == (bent > 0)).float().mean() > .98, 'what is flaw in one is flaw in the other'
-    far, same = bend_flaws(masks.float(), masks, range(48), replace(QUICK, shift=3.))
+    far, same = bend_flaws(masks.float(), masks, range(48), replace(MASKS, shift=3.))
     assert torch.equal(far[(same == masks).flatten(1).all(1)], masks[(same == masks).flatten(1).all(1)].float())
 
 
@@ -259,9 +259,9 @@ def test_some_flaws_are_two_of_a_kind(fold):
     assert .15 < two.float().mean() < .35
     assert (plan.flaws.labels[plan.second_rows[two]] == torch.tensor([1, 2]*100)[two]).all()
     which = two.nonzero()[:20, 0].tolist()
-    both = planned_masks(plan, which, [seeds[i] for i in which], QUICK)
+    both = planned_masks(plan, which, [seeds[i] for i in which], MASKS)
     one = plan._replace(second_rows=torch.full_like(plan.second_rows, -1))
-    first = planned_masks(one, which, [seeds[i] for i in which], QUICK)
+    first = planned_masks(one, which, [seeds[i] for i in which], MASKS)
     assert (both >= first).all()
     assert (both > 0).sum() > (first > 0).sum()
 

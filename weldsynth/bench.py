@@ -151,7 +151,7 @@ def inserted_samples(
     sampler: SamplerConfig,
 ):
     "The flaws of `rows`, drawn, inserted and written as a study does."
-    config, labels, seeds = study.config.inserter, rows.number.tolist(), rows.seed.tolist()
+    config, labels, seeds = study.config.masks, rows.number.tolist(), rows.seed.tolist()
     plan = plan_insertions(masked_fold(study), labels, seeds, max(study.config.sweep.neighbours), config.several)
     both = insert_planned(inserter, plan, list(range(len(rows))), labels, seeds, guidance, config, sampler)
     marked = rows.assign(checkpoint='', weights='', guidance=guidance, steps=sampler.steps, solver='')

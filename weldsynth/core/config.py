@@ -10,11 +10,12 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
-           'InserterConfig', 'StudentConfig', 'VariationConfig', 'TokenConfig', 'TextConfig', 'SnapshotConfig',
-           'SamplerConfig', 'GuidanceConfig', 'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig',
-           'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig',
-           'RobustnessConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig',
-           'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text', 'config_from_dict']
+           'InserterConfig', 'MasksConfig', 'StudentConfig', 'VariationConfig', 'TokenConfig', 'TextConfig',
+           'SnapshotConfig', 'SamplerConfig', 'GuidanceConfig', 'ClassifierConfig', 'classifier_of_kind',
+           'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'FilterConfig', 'AuditConfig',
+           'StressConfig', 'RobustnessConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig', 'RuleConfig',
+           'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text',
+           'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -90,7 +91,7 @@ class DenoiserConfig:
 # %% ../../nbs/core/01_config.ipynb #30c015f3
 @dataclass(frozen=True)
 class InserterConfig:
-    "The diffusion transformer that draws layers of flaws, its training, and the masks of new flaws."
+    "The diffusion transformer that draws layers of flaws, its training, and weak masks."
     heads: int = 4                      # attention heads of 32 channels each
     layers: int = 6                     # transformer blocks
     steps: int = 1_000
@@ -99,15 +100,20 @@ class InserterConfig:
     ema_decay: float = .999
     time_spread: float = 1.2            # standard deviation of the logit of a training time
     outline_hidden: float = .5          # share of the training pairs whose outline the network does not see
-    rotation: float = 4.                # of a mask, degrees at most
-    scale: float = 1.25                 # factor by which a mask grows or shrinks at most
-    shift: float = .02                  # of a mask at most, sides of a patch
-    elastic: float = .005               # standard deviation of its distortion, sides of a patch
-    several: float = .1                 # share of the new flaws that are two of a kind
     twins: int = 4                      # weak masks: clean patches most like a flaw's, whose mean it is compared with
     weak_quantile: float = .99          # weak masks: of clean patches' deviations; above it a pixel stands out
     weak_over: float = .9               # weak masks: share of clean patches in which less stands out
     weak_weight: float = .3             # weak masks: weight in the loss, that of a real mask being 1
+
+
+@dataclass(frozen=True)
+class MasksConfig:
+    "The masks of new flaws: those of real ones, bent. Changing them trains no inserter anew."
+    rotation: float = 4.                # degrees at most
+    scale: float = 1.25                 # factor of growing or shrinking at most
+    shift: float = .02                  # at most, sides of a patch
+    elastic: float = .005               # standard deviation of the distortion, sides of a patch
+    several: float = .1                 # share of the new flaws that are two of a kind
 
 
 @dataclass(frozen=True)
@@ -427,6 +433,7 @@ class StudyConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     inserter: InserterConfig = field(default_factory=InserterConfig)
+    masks: MasksConfig = field(default_factory=MasksConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     variation: VariationConfig = field(default_factory=VariationConfig)
     token: TokenConfig = field(default_factory=TokenConfig)

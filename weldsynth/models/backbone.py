@@ -160,7 +160,7 @@ def frozen_backbone(
     return _frozen(device(), *_body_values(config))
 
 # %% ../../nbs/models/09_backbone.ipynb #7c35e6fd
-BATCH = 64  # images; the features are kept, so every batch must be as large as any other
+BATCH = 16  # images: maps of more stay in no cache. Features are kept, so every batch must be as large as any other
 
 
 def compute_features(

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import affine_grid, grid_sample, interpolate, max_pool2d, pixel_unshuffle
 
 # %% ../../nbs/models/13_insertion.ipynb #36ec2f20
-from ..core.config import InserterConfig, SamplerConfig, StudyError
+from ..core.config import InserterConfig, MasksConfig, SamplerConfig, StudyError
 from ..core.random import torch_stream
 from ..data.patches import BalancedRows, PatchSet, mirror_images
 from .autoencoder import BLOCK, BlockAutoencoder, StockAutoencoder, pixel_batches
@@ -223,7 +223,7 @@ def draw_masks(
 def bend_masks(
     masks: torch.Tensor,   # uint8, N x 1 x H x W
     seeds: Sequence[int],  # one per mask
-    config: InserterConfig,
+    config: MasksConfig,
 ) -> torch.Tensor:
     "Each mask turned, scaled, shifted and distorted; as it was where little would be left of it. As `masks`."
     return _bend(masks, seeds, config)[0]
@@ -233,7 +233,7 @@ def bend_flaws(
     greys: torch.Tensor,   # float, N x 1 x H x W: patches with a flaw
     masks: torch.Tensor,   # uint8, as `greys`: of these flaws
     seeds: Sequence[int],  # one per flaw
-    config: InserterConfig,
+    config: MasksConfig,
 ) -> tuple:
     "Patches and masks, bent together as `bend_masks` bends masks, mirrored at their edges; as `greys` and `masks`."
     bent, places, lost = _bend(masks, seeds, config)
@@ -241,7 +241,7 @@ def bend_flaws(
     return torch.where(lost, greys, moved), bent
 
 
-def _bend(masks: torch.Tensor, seeds: Sequence[int], config: InserterConfig) -> tuple:
+def _bend(masks: torch.Tensor, seeds: Sequence[int], config: MasksConfig) -> tuple:
     "Bent masks, where each of their pixels comes from, and which are left as they were, N x 1 x 1 x 1."
     places = torch.cat([_bent_grid(masks.shape[-1], seed, config) for seed in seeds])
     bent = grid_sample(masks.float(), places, align_corners=False).gt(127).to(torch.uint8)*255
@@ -249,7 +249,7 @@ def _bend(masks: torch.Tensor, seeds: Sequence[int], config: InserterConfig) -> 
     return torch.where(lost, masks, bent), places, lost
 
 
-def _bent_grid(px: int, seed: int, config: InserterConfig) -> torch.Tensor:
+def _bent_grid(px: int, seed: int, config: MasksConfig) -> torch.Tensor:
     "Where each pixel of a bent mask comes from, 1 x px x px x 2, the patch from -1 to 1."
     rng = torch.Generator().manual_seed(seed)
     turn, grow, right, down = (2*torch.rand(4, generator=rng) - 1).tolist()

@@ -195,7 +195,7 @@ class Hand:
         px, rng = self.masks.shape[-1], np.random.default_rng(request.seed)
         if request.mask is not None: return _site_of_mask(request.mask, grey.shape, side, px)
         row = draw_masks(self.masks, self.flaws.labels, [label], [request.seed])
-        mask = bend_masks(self.masks[row], [request.seed], self.study.config.inserter)
+        mask = bend_masks(self.masks[row], [request.seed], self.study.config.masks)
         real = self.flaws.take(row.numpy())
         behind = _relief(background_profiles(fill_holes(real.greys, holes(self.masks[row]))))[0]
         extent = request.size and request.size*px/side

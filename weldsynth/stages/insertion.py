@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/18_insertion.ipynb #2bc2c782
-from ..core.config import InserterConfig, SamplerConfig
+from ..core.config import MasksConfig, SamplerConfig
 from ..core.random import numpy_stream, stream_seed, torch_stream
 from ..core.runtime import device, log, on_all_cores, process
 from ..core.store import Artefact, Study, stage
@@ -161,7 +161,7 @@ def planned_masks(
     plan: InsertionPlan,
     which: Sequence[int],    # rows of the plan
     seeds: Sequence[int],    # of these
-    config: InserterConfig,
+    config: MasksConfig,
 ) -> torch.Tensor:
     "Masks of the plan, mirrored and bent; uint8, N x 1 x H x W."
     def bent(rows, seeds):
@@ -179,7 +179,7 @@ def insert_planned(
     labels: Sequence[int],    # class number of each of these
     seeds: Sequence[int],     # likewise
     guidance: float,          # guidance scale; 1 is none
-    config: InserterConfig,
+    config: MasksConfig,
     sampler: SamplerConfig,
     outlined: bool = True,    # does the network see the outlines of the masks?
 ) -> torch.Tensor:
@@ -207,7 +207,7 @@ def vary_planned(
     seeds: Sequence[int],     # likewise
     strength: float,          # from 0, the real flaw, to 1, entirely new
     guidance: float,          # guidance scale
-    config: InserterConfig,   # how flaws are bent
+    config: MasksConfig,   # how flaws are bent
     sampler: SamplerConfig,
 ) -> torch.Tensor:
     "Real flaws of the plan, mirrored, bent, varied and inserted into its welds, with masks, uint8, N x 2 x H x W."
@@ -281,11 +281,11 @@ def teach(
     config = study.config.student
     seeds = [stream_seed('lesson', seed, i) for i in range(config.lessons)]
     labels = [i % len(fold.classes) for i in range(config.lessons)]
-    plan = plan_insertions(fold, labels, seeds, selected_neighbours(study), study.config.inserter.several)
+    plan = plan_insertions(fold, labels, seeds, selected_neighbours(study), study.config.masks.several)
     hidden = torch.rand(config.lessons, generator=torch_stream('lesson outlines', seed))
     hidden = hidden < study.config.inserter.outline_hidden
     def lesson(which):
-        masks = planned_masks(plan, which, [seeds[i] for i in which], study.config.inserter)
+        masks = planned_masks(plan, which, [seeds[i] for i in which], study.config.masks)
         sites, _ = open_sites(inserter.autoencoder, plan.cleans.take(plan.clean_rows[which].numpy()).greys, masks)
         sites = sites.hide_outlines(hidden[which])
         numbers, own = torch.tensor([labels[i] for i in which]), [seeds[i] for i in which]
@@ -298,7 +298,7 @@ def teach(
     return Lessons(*(torch.cat(parts) for parts in zip(*taught, strict=True)))
 
 
-@stage('insert/student', version=3, shared=True, reads=('student', 'optimiser', *SOLVER_FIELDS),
+@stage('insert/student', version=3, shared=True, reads=('student', 'masks', 'optimiser', *SOLVER_FIELDS),
        needs=lambda study, generator, fraction: [train_inserter(study, generator, fraction), *background_inputs(study)])
 def train_student(
     study: Study,

@@ -79,7 +79,7 @@ def inserted_sets(
     n: int,         # flaws of each set, even over the classes
 ) -> dict:
     "title -> (images and masks, uint8, n x 2 x H x W; class numbers asked for; class numbers of the masks)."
-    fold, config, sampler = masked_fold(study), study.config.inserter, study.config.sampler
+    fold, config, sampler = masked_fold(study), study.config.masks, study.config.sampler
     plan_of_classes = class_plan(fold.classes, n)
     labels = [fold.classes.index(label) for label, k in plan_of_classes.items() for _ in range(k)]
     seeds = [stream_seed('insertion audit', study.seed, i) for i in range(len(labels))]
@@ -196,7 +196,7 @@ AUDIT_COLUMNS = ['set', 'class', 'n', 'asked', 'mask', 'clean', 'rim', 'frechet'
 SIZES = ('small', 'medium', 'large')  # thirds of the masks of held-out real flaws of a class
 
 
-@stage('insert/audit', version=4, reads=('audit', 'variation', 'rule.level', *SOLVER_FIELDS),
+@stage('insert/audit', version=4, reads=('audit', 'masks', 'variation', 'rule.level', *SOLVER_FIELDS),
        needs=lambda study, n: [train_inserter(study), train_student(study), train_judges(study)])
 def audit_insertions(
     study: Study,

@@ -95,6 +95,8 @@ class LatentDiffusion:
 # %% ../../nbs/03_sample.ipynb #d50d39e2
 class Insertion:
     "Flaws drawn by a diffusion model and inserted into real clean welds: [insertion](18_insertion.ipynb)."
+    reads: tuple = ('masks',)
+
     def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_inserter(study, seed, fraction)
 
     def guidances(self, study: Study) -> tuple: return study.config.sweep.insert_guidances
@@ -102,15 +104,15 @@ class Insertion:
     def solver(self, guidance: float, sampler: SamplerConfig) -> tuple: return guidance, sampler
 
     def draw(self, study: Study, inserter, plan, which, labels, seeds, guidance: float, sampler) -> torch.Tensor:
-        return insert_planned(inserter, plan, which, labels, seeds, guidance, study.config.inserter, sampler)
+        return insert_planned(inserter, plan, which, labels, seeds, guidance, study.config.masks, sampler)
 
     def sample(self, study: Study, model: Artefact, rows: pd.DataFrame, guidance: float, resume: Path) -> PatchSet:
-        call, config = model.info['args'], study.config.inserter
+        call = model.info['args']
         guidance, sampler = self.solver(guidance, study.config.sampler)
         inserter = load_inserter(study, **call, model=model)
         labels, seeds = rows.number.tolist(), rows.seed.tolist()
         fold = masked_fold(study, call['fraction'])
-        plan = plan_insertions(fold, labels, seeds, selected_neighbours(study), config.several)
+        plan = plan_insertions(fold, labels, seeds, selected_neighbours(study), study.config.masks.several)
         def draw(which, seeds):
             return self.draw(study, inserter, plan, which, [labels[i] for i in which], seeds, guidance, sampler)
         both = draw_batches(draw, list(range(len(rows))), seeds, sampler.batch, resume)
@@ -136,7 +138,7 @@ class Variation(Insertion):
     """Real flaws, bent and varied by the same model and inserted into other welds.
 
     The strength of the variation takes the place of the guidance scale."""
-    reads = ('variation.guidance',)
+    reads = ('masks', 'variation.guidance')
 
     def train(self, study: Study, seed: int, fraction: float) -> Artefact:
         "A network that knows classes with few flaws by their tokens, where there are any."
@@ -148,12 +150,12 @@ class Variation(Insertion):
     def draw(self, study: Study, inserter, plan, which, labels, seeds, strength: float, sampler) -> torch.Tensor:
         if not any(labels): return super().draw(study, inserter, plan, which, labels, seeds, 1., sampler)
         guidance = study.config.variation.guidance
-        return vary_planned(inserter, plan, which, labels, seeds, strength, guidance, study.config.inserter, sampler)
+        return vary_planned(inserter, plan, which, labels, seeds, strength, guidance, study.config.masks, sampler)
 
 
 class TextToImage:
     "A pretrained text-to-image model, adapted by LoRA: [a generator from text](23_text.ipynb)."
-    reads = ('text.solver_steps',)
+    reads = ('masks', 'text.solver_steps')
 
     def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_text(study, seed, fraction)
 
@@ -349,9 +351,9 @@ def _draw(study: Study, folder: Path, plan: dict, guidance: float, generator: in
 SAMPLER_FIELDS = ('sampler.generator', 'sampler.steps', 'sampler.guidance_interval', 'sampler.latent_cutoff')
 
 def _own_fields(study: Study, **_) -> dict:
-    "The fields of the configuration that only the study's generator reads: those in its `reads`."
-    values = config_table(study.config)
-    return {name: values[name] for name in getattr(study_generator(study), 'reads', ())}
+    "What only the study's generator reads of the configuration: the sections and fields in its `reads`."
+    reads = set(getattr(study_generator(study), 'reads', ()))
+    return {name: value for name, value in config_table(study.config).items() if reads & {name, name.split('.')[0]}}
 
 
 @stage('samples/defects', version=3, reads=SAMPLER_FIELDS, needs=_trained, also=_own_fields, shared=True)

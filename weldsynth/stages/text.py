@@ -107,7 +107,7 @@ def draw_text_planned(
 ) -> torch.Tensor:
     "Images and their masks, uint8, N x 2 x H x W; the masks of a model that paints whole images are empty."
     config = study.config.text
-    masks = planned_masks(plan, which, seeds, study.config.inserter)
+    masks = planned_masks(plan, which, seeds, study.config.masks)
     clean = plan.cleans.take(plan.clean_rows[which].numpy()).images
     drawn = draw_by_text(pipe, text, labels, seeds, guidance, config.solver_steps, config.px, clean, holes(masks))
     if not inpaints(pipe): return torch.cat([window(drawn), torch.zeros_like(masks)], 1)
