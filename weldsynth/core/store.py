@@ -20,7 +20,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['STAGES', 'Artefact', 'Study', 'artefact_key', 'only_makes', 'make_artefact', 'artefact_folders', 'outdated', 'Stage',
-           'stage', 'one_call', 'once_in_call']
+           'config_read', 'stage', 'one_call', 'once_in_call']
 
 # %% ../../nbs/core/05_store.ipynb #4a5caa14
 from .config import StudyConfig, StudyError, config_table
@@ -301,7 +301,10 @@ class Stage:
 STAGES: dict[str, Stage] = {}
 
 # %% ../../nbs/core/05_store.ipynb #adbec183
-def _config_read(config: StudyConfig, reads: tuple) -> dict:
+def config_read(
+    config: StudyConfig,
+    reads: tuple,  # sections of the configuration, or 'section.field'
+) -> dict:
     "The parts of `config` that `reads` names, as plain values."
     def value(name):
         section, _, key = name.partition('.')
@@ -367,7 +370,7 @@ def _run_stage(declared: Stage, study: Study, args: dict) -> Artefact:
 
 def _find_or_make(declared: Stage, study: Study, args: dict) -> Artefact:
     "The artefact of a declared stage and of what it needs."
-    config = _config_read(study.config, declared.reads) | declared.also(study, **args)
+    config = config_read(study.config, declared.reads) | declared.also(study, **args)
     if study.outer >= 0: config['outer'] = study.outer
     def build(folder): declared.build(study, folder, **args)
     inputs = [i for i in declared.needs(study, **args) if i is not None]

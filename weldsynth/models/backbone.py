@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['PACKAGED', 'PACKAGED_SHA256', 'POOLING', 'BODY_FIELDS', 'BATCH', 'packaged_weights', 'Backbone', 'frozen_backbone',
-           'compute_features', 'FeatureTable', 'pixel_hashes', 'embed', 'Inception']
+__all__ = ['PACKAGED', 'PACKAGED_SHA256', 'POOLING', 'BODY_FIELDS', 'GPU_BATCH', 'CPU_BATCH', 'packaged_weights', 'Backbone',
+           'frozen_backbone', 'compute_features', 'FeatureTable', 'pixel_hashes', 'embed', 'Inception']
 
 # %% ../../nbs/models/09_backbone.ipynb #037ae193
 import numpy as np
@@ -160,7 +160,7 @@ def frozen_backbone(
     return _frozen(device(), *_body_values(config))
 
 # %% ../../nbs/models/09_backbone.ipynb #7c35e6fd
-BATCH = 16  # images: maps of more stay in no cache. Features are kept, so every batch must be as large as any other
+GPU_BATCH, CPU_BATCH = 64, 16  # images; the features are kept, so every batch must be as large as any other
 
 
 def compute_features(
@@ -170,8 +170,9 @@ def compute_features(
 ) -> torch.Tensor:
     "The features of each image, float16, N x D, on the CPU."
     place = next(net.parameters()).device
-    short = -len(images) % BATCH
-    batches = torch.cat([images, images[:1].expand(short, -1, -1, -1)]).split(BATCH)
+    n = CPU_BATCH if place.type == 'cpu' else GPU_BATCH
+    short = -len(images) % n
+    batches = torch.cat([images, images[:1].expand(short, -1, -1, -1)]).split(n)
     @torch.inference_mode()
     def features(x): return net(to_unit(x.to(place))).half().cpu()
     if place.type == 'cpu': rows = on_all_cores(features, [(x,) for x in batches], label)

@@ -207,7 +207,7 @@ def vary_planned(
     seeds: Sequence[int],     # likewise
     strength: float,          # from 0, the real flaw, to 1, entirely new
     guidance: float,          # guidance scale
-    config: MasksConfig,   # how flaws are bent
+    config: MasksConfig,      # how flaws are bent
     sampler: SamplerConfig,
 ) -> torch.Tensor:
     "Real flaws of the plan, mirrored, bent, varied and inserted into its welds, with masks, uint8, N x 2 x H x W."

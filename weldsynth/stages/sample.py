@@ -28,11 +28,11 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 # %% ../../nbs/03_sample.ipynb #b47aa590
-from ..core.config import SamplerConfig, StudyError, config_table, with_overrides
+from ..core.config import SamplerConfig, StudyError, with_overrides
 from ..core.files import file_hash, load_state, save_state
 from ..core.random import stream_seed
 from ..core.runtime import barrier, cores, process, progress
-from ..core.store import Artefact, Study, stage
+from ..core.store import Artefact, Study, config_read, stage
 from ..data.images import read_grey
 from ..data.patches import PatchSet, class_plan
 from ..models.denoiser import generate, sample_condition_ids, with_oom_retry
@@ -352,8 +352,7 @@ SAMPLER_FIELDS = ('sampler.generator', 'sampler.steps', 'sampler.guidance_interv
 
 def _own_fields(study: Study, **_) -> dict:
     "What only the study's generator reads of the configuration: the sections and fields in its `reads`."
-    reads = set(getattr(study_generator(study), 'reads', ()))
-    return {name: value for name, value in config_table(study.config).items() if reads & {name, name.split('.')[0]}}
+    return config_read(study.config, getattr(study_generator(study), 'reads', ()))
 
 
 @stage('samples/defects', version=3, reads=SAMPLER_FIELDS, needs=_trained, also=_own_fields, shared=True)
