@@ -133,6 +133,22 @@ def _used(node, module: str):
         if place and place[1]: yield place
 
 
+def _defines_stage(module: str, name: str) -> bool:
+    return any(map(_is_stage, getattr(_definitions(module)[0][name], 'decorator_list', [])))
+
+
+@lru_cache(maxsize=None)
+def _read(module: str, name: str) -> tuple:
+    "The text of a definition, and what it uses in the package."
+    stripped = _stripped(_definitions(module)[0][name])
+    return ast.unparse(stripped), tuple(_used(stripped, module))
+
+
+def forget():
+    "Read every module anew."
+    for remembered in (_definitions, _read): remembered.cache_clear()
+
+
 def reached(module: str, name: str) -> dict:
     "(module, name) -> text of all that a function reaches in the package, itself included."
     found: dict = {}
@@ -140,11 +156,9 @@ def reached(module: str, name: str) -> dict:
     while to_follow:
         place = to_follow.pop()
         if place in found or place[0] in PLUMBING: continue
-        node = _definitions(place[0])[0][place[1]]
-        if place != (module, name) and any(map(_is_stage, getattr(node, 'decorator_list', []))): continue
-        stripped = _stripped(node)
-        found[place] = ast.unparse(stripped)
-        to_follow += _used(stripped, place[0])
+        if place != (module, name) and _defines_stage(*place): continue
+        found[place], used = _read(*place)
+        to_follow += used
     return found
 
 

@@ -74,14 +74,14 @@ def hash_of(tmp_path, monkeypatch):
         return path if path.exists() else None
     monkeypatch.setattr(stage_hashes, '_module_file', find)
     def hash_with(*replacements):
-        stage_hashes._definitions.cache_clear()
+        stage_hashes.forget()
         for name, text in BASE.items():
             for old, new in replacements: text = text.replace(old, new)
             (tmp_path/name).parent.mkdir(exist_ok=True)
             (tmp_path/name).write_text(textwrap.dedent(text))
         return sorted(reached('weldsynth.stages.made', 'it').values())
     yield hash_with
-    stage_hashes._definitions.cache_clear()
+    stage_hashes.forget()
 
 
 @pytest.mark.parametrize(('old', 'new'), [

@@ -51,7 +51,7 @@ from .models.classifier import classifier_batch, make_classifier, penultimate
 from .models.denoiser import denoiser_batch, denoiser_loss, generate, make_denoiser
 from .models.film_noise import FilmNoise, add_film_noise
 from .models.fit_speed import compare_embedding, compare_fits, comparison
-from .models.insertion import Inserter, make_inserter
+from .models.insertion import Inserter, make_inserter, student_of
 from .models.training import train
 from .stages.audit import load_judge, unseen_defects
 from .stages.data import prepare, study_patches, training_fold
@@ -168,12 +168,14 @@ def compare_insertion(
     config, sampler, classes = study.config, study.config.sampler, study_patches(study).classes
     rows = sample_rows(classes, class_plan(classes, many), 'speed').sample(frac=1, random_state=0)
     net = make_inserter(config.data.px, config.autoencoder.latents, config.inserter.heads, config.inserter.layers)
-    spread = torch.ones(config.autoencoder.latents, 1, 1)
-    inserter = Inserter(net.to(device()), load_autoencoder(study), spread)
+    spread, autoencoder = torch.ones(config.autoencoder.latents, 1, 1), load_autoencoder(study)
+    teacher, student = (Inserter(x.to(device()), autoencoder, spread)
+                        for x in (net, student_of(net, config.student.layers)))
     stock_pipe = stock.stock_pipeline(train_denoiser(study).path/'pipeline')
     found = []
-    for what, guidance, steps in (('insertion', 1.5, sampler.steps), ('insertion, one step', 1., 1)):
-        def ours(guidance=guidance, steps=steps):
+    for what, inserter, guidance, steps in (('insertion', teacher, 1.5, sampler.steps),
+                                            ('insertion, one step', student, 1., 1)):
+        def ours(inserter=inserter, guidance=guidance, steps=steps):
             inserted_samples(study, inserter, rows, guidance, replace(sampler, steps=steps))
         seconds = _sampling_seconds(stock_pipe, rows[:one_by_one], 2., ours, many, rounds)
         about = f'{type(stock_pipe.scheduler).__name__} 50, one by one, against {steps} steps, {config.data.px} px'

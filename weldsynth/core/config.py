@@ -76,9 +76,9 @@ class AutoencoderConfig:
 class DenoiserConfig:
     "The diffusion transformer and its training."
     heads: int = 4                      # attention heads of 32 channels each
-    layers: int = 6                     # transformer blocks
-    steps: int = 1_000
-    batch: int = 64
+    layers: int = 4                     # transformer blocks
+    steps: int = 1_200
+    batch: int = 32
     lr: float = 2e-3                    # peak learning rate
     ema_decay: float = .999
     flaw_weight: float = 3.             # of the loss on a flaw, over that of bare metal, less 1
@@ -119,6 +119,7 @@ class MasksConfig:
 @dataclass(frozen=True)
 class StudentConfig:
     "The one-step student of an inserter, and its training."
+    layers: int = 3                     # transformer blocks, taken from its teacher
     lessons: int = 2_000                # flaws that its teacher shows it
     guidance: float = 2.                # guidance scale of its teacher
     steps: int = 600                    # of its training
@@ -280,7 +281,7 @@ class SweepConfig:
     fractions: tuple = ()               # parts of the real defects for which autoencoder and denoiser are trained anew
     part_guidances: tuple = (2., 3., 5.)  # guidance scales tried for each of these
     curve_fractions: tuple = (.05, .1, .25, .5, 1.)  # parts of the real defects on the learning curve of real images
-    samples: int = 500                  # synthetic defects per guidance scale tried
+    samples: int = 300                  # synthetic defects per guidance scale tried
     seeds: int = 3                      # classifier seeds per value tried
 
 # %% ../../nbs/core/01_config.ipynb #acc84120
@@ -328,7 +329,7 @@ class StressConfig:
 @dataclass(frozen=True)
 class RobustnessConfig:
     "How every fit is disturbed and attacked on validation."
-    images: int = 600                   # half of them flaws, at most
+    images: int = 300                   # half of them flaws, at most
     attacked: int = 40                  # of these, half of them flaws
     pgd_bounds: tuple = (.25, .5, 1.)   # projected gradient descent: change of a pixel at most, grey levels
     pgd_steps: int = 5

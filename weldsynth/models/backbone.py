@@ -13,7 +13,8 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['PACKAGED', 'PACKAGED_SHA256', 'POOLING', 'BODY_FIELDS', 'GPU_BATCH', 'CPU_BATCH', 'packaged_weights', 'Backbone',
-           'frozen_backbone', 'compute_features', 'FeatureTable', 'pixel_hashes', 'embed', 'Inception']
+           'fold_batch_norms', 'frozen_backbone', 'compute_features', 'FeatureTable', 'pixel_hashes', 'embed',
+           'Inception']
 
 # %% ../../nbs/models/09_backbone.ipynb #037ae193
 import numpy as np
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn.functional import interpolate
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # %% ../../nbs/models/09_backbone.ipynb #dfc55793
 from ..core.config import ClassifierConfig, StudyError
@@ -130,6 +132,22 @@ class Backbone(nn.Module):
     def forward(self, x):
         return torch.cat([POOLING[name](m) for m in self.maps(x) for name in self.config.pooling], 1)
 
+
+def fold_batch_norms(
+    body: Backbone,  # changed in place; never to be trained again
+) -> Backbone:
+    "`body` in evaluation mode, each batch norm that follows a convolution folded into its weights."
+    graph = body.eval().net
+    modules = dict(graph.named_modules())
+    for node in graph.graph.nodes:
+        norm, before = modules.get(str(node.target)), node.all_input_nodes[:1]
+        convolution = modules.get(str(before[0].target)) if before else None
+        if not (isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d)): continue
+        if len(before[0].users) > 1: continue  # its own map is used as well
+        graph.set_submodule(before[0].target, fuse_conv_bn_eval(convolution, norm))
+        graph.set_submodule(node.target, getattr(norm, 'act', nn.Identity()))  # timm's batch norm ends in an activation
+    return body
+
 # %% ../../nbs/models/09_backbone.ipynb #c26e08a1
 BODY_FIELDS = ('backbone', 'weights', 'backbone_px', 'input_gain', 'layers', 'pooling')
 
@@ -150,7 +168,7 @@ def _body_values(config: ClassifierConfig) -> tuple:
 def _frozen(place: torch.device, *values) -> Backbone:
     config = ClassifierConfig(**dict(zip(BODY_FIELDS, values, strict=False)))  # a hash may follow
     with torch.random.fork_rng():  # a head made after it has the weights of one made without it
-        return Backbone(config).eval().requires_grad_(False).to(place)
+        return fold_batch_norms(Backbone(config)).requires_grad_(False).to(place)
 
 
 def frozen_backbone(
@@ -234,7 +252,7 @@ def embed(
     label: str = '',       # of the progress bar; '' for none
 ) -> torch.Tensor:
     "Frozen features of the images, float16, N x D: those that are kept, and those of new images, which are kept now."
-    table = _table(home()/'features'/digest(_body_values(config))[:10])
+    table = _table(home()/'features'/digest(('folded', *_body_values(config)))[:10])
     hashes = pixel_hashes(images)
     table.read_new_files()
     new = {h: i for i, h in enumerate(hashes) if h not in table.place}

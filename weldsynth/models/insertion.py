@@ -5,6 +5,7 @@
 # %% ../../nbs/models/13_insertion.ipynb #bf6eb20d
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 # %% auto #0
 __all__ = ['Sites', 'encode_units', 'open_sites', 'InsertionPairs', 'flaws_with_masks', 'mask_bank', 'insertion_pairs',
            'make_inserter', 'predict_velocity', 'inserter_loss', 'inserter_batch', 'draw_masks', 'bend_masks',
-           'bend_flaws', 'initial_noise', 'draw_layers', 'unsharpness', 'Inserter', 'Lessons', 'student_loss',
-           'student_batch']
+           'bend_flaws', 'initial_noise', 'draw_layers', 'unsharpness', 'Inserter', 'Lessons', 'student_of',
+           'student_loss', 'student_batch']
 
 # %% ../../nbs/models/13_insertion.ipynb #2390ac0c
 import numpy as np
@@ -393,6 +394,18 @@ class Lessons(NamedTuple):
     outline: torch.Tensor     # N x 16 x h x w
     noise: torch.Tensor       # N x C x h x w, 0 outside the cells
     labels: torch.Tensor      # N class numbers
+
+
+def student_of(
+    teacher: DiTTransformer2DModel,
+    layers: int,  # transformer blocks, at most the teacher's
+) -> DiTTransformer2DModel:
+    "A copy of `teacher` with `layers` of its blocks, evenly spaced, the first and the last among them."
+    student, blocks = copy.deepcopy(teacher), teacher.config.num_layers
+    kept = torch.linspace(0, blocks - 1, min(layers, blocks)).round().int().tolist()
+    student.transformer_blocks = torch.nn.ModuleList(student.transformer_blocks[i] for i in kept)
+    student.register_to_config(num_layers=len(kept))
+    return student
 
 
 def student_loss(

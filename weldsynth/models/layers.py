@@ -5,6 +5,8 @@
 # %% ../../nbs/models/12_layers.ipynb #0d75b77b
 from __future__ import annotations
 
+from collections.abc import Callable
+
 # %% auto #0
 __all__ = ['dilate', 'rim_width', 'holes', 'feathers', 'fill_holes', 'flaw_layers', 'contrasts', 'background_profiles',
            'draw_backgrounds', 'lay']
@@ -23,7 +25,13 @@ def dilate(
     radius: int,          # pixels
 ) -> torch.Tensor:
     "Masks grown by `radius` in all directions, a square's neighbourhood."
-    return max_pool2d(masks.float(), 2*radius + 1, 1, radius)
+    return _pooled(masks.float(), lambda x: max_pool2d(x, 2*radius + 1, 1, radius))
+
+
+def _pooled(x: torch.Tensor, pool: Callable) -> torch.Tensor:
+    "`pool(x)` for N x 1 x H x W, with the images as channels: the same numbers, several images to an instruction."
+    as_channels = x.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    return pool(as_channels).transpose(0, 1).contiguous()
 
 
 def rim_width(
@@ -67,22 +75,22 @@ def fill_holes(
     middle = (images*known).sum((2, 3), keepdim=True)/known.sum((2, 3), keepdim=True).clamp(min=1)
     filled = filled + middle*(1 - seen)
     x, (inside, neighbours) = torch.where(hole > 0, filled, images).flatten(), _hole_pixels(hole)
-    for _ in range(steps): x[inside] = x[neighbours].mean(0)
+    for _ in range(steps): x.index_copy_(0, inside, x.index_select(0, neighbours).view(4, -1).mean(0))
     return x.view_as(images)
 
 
 def _window_means(x: torch.Tensor, side: int) -> torch.Tensor:
     "The mean of the square window around each pixel, 0 beyond the edge of the image."
-    return avg_pool2d(avg_pool2d(x, (side, 1), 1, (side//2, 0)), (1, side), 1, (0, side//2))
+    return _pooled(x, lambda x: avg_pool2d(avg_pool2d(x, (side, 1), 1, (side//2, 0)), (1, side), 1, (0, side//2)))
 
 
 def _hole_pixels(hole: torch.Tensor) -> tuple:
-    "Places of the pixels in holes, P, and of their four neighbours, 4 x P; at an edge a pixel is its own neighbour."
+    "Places of the pixels in holes, P, and of their four neighbours, 4P; at an edge a pixel is its own neighbour."
     place = torch.arange(hole.numel(), dtype=torch.float64, device=hole.device).view_as(hole)
     wider = pad(place, (1, 1, 1, 1), mode='replicate')
     around = wider[..., :-2, 1:-1], wider[..., 2:, 1:-1], wider[..., 1:-1, :-2], wider[..., 1:-1, 2:]
     inside = hole.flatten().nonzero()[:, 0]
-    return inside, torch.stack(around).flatten(1)[:, inside].long()
+    return inside, torch.stack(around).flatten(1)[:, inside].long().flatten()
 
 # %% ../../nbs/models/12_layers.ipynb #81f01be9
 def flaw_layers(

@@ -223,7 +223,7 @@ def _training_sets(study: Study, jobs: dict) -> dict:
     return {name: all_arms()[arm].make(pools[int(name.rsplit('/', 1)[1])]) for name, arm in arm_of.items()}
 
 # %% ../../nbs/07_arms.ipynb #999897b3
-@stage('eval/fits', version=6, needs=arm_inputs, also=arm_facts, shared=True,
+@stage('eval/fits', version=7, needs=arm_inputs, also=arm_facts, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'classifier.seeds', 'controls',
               'audit.filter_quantile', 'audit.filter_min_kept'))
 def fit_arms(study: Study, folder):
@@ -366,7 +366,7 @@ def predict(
     save_file(predicted, folder/'predicted.safetensors')
 
 # %% ../../nbs/07_arms.ipynb #d2550b31
-@stage('eval/test', version=4, needs=lambda study: [fit_arms(study)])
+@stage('eval/test', version=5, needs=lambda study: [fit_arms(study)])
 def _predict_test(study: Study, folder):
     "Every fit's probabilities and predictions on the test fold and on held-out films."
     plan = freeze(study)

@@ -54,7 +54,7 @@ from .sweep import draw_study_samples, usable_patches
 # %% ../../nbs/06_audit.ipynb #2aed7f37
 JUDGE_SEED = 1_000_000  # beyond the classifier seeds of the arms
 
-@stage('eval/judges', version=4, reads=FIT_FIELDS, needs=lambda study: [prepare(study)], shared=True)
+@stage('eval/judges', version=5, reads=FIT_FIELDS, needs=lambda study: [prepare(study)], shared=True)
 def train_judges(study: Study, folder):
     "Reference classifier k, trained on the half of the training fold that is not k, and its probabilities on half k."
     fold = training_fold(study)
@@ -337,7 +337,7 @@ def _audit_figures(study: Study, tables: dict, kept_ratio: tuple) -> dict:
         filter_kept=table.kept.sum()/table.drawn.sum(), label_agreement=agreement)
 
 # %% ../../nbs/06_audit.ipynb #99f9efce
-@stage('eval/audit', version=3, reads=(*POINT_FIELDS, 'audit', 'rule.level', 'rule.least_welds'),
+@stage('eval/audit', version=4, reads=(*POINT_FIELDS, 'audit', 'rule.level', 'rule.least_welds'),
        needs=lambda study: [train_judges(study), *(copies_of(study, drawn) for drawn in _generator_samples(study))],
        also=lambda study: dict(inception=os.environ.get('WELDSYNTH_INCEPTION'), metrics=list(METRICS)))
 def audit_samples(study: Study, folder):

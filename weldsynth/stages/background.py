@@ -64,7 +64,7 @@ def has_masks(
     return bool(patches.masks.flatten(1).any(1).numpy()[patches.table.fold == 'train'].any())
 
 
-@stage('eval/background', version=2, shared=True,
+@stage('eval/background', version=3, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.neighbours', 'sweep.samples'),
        needs=lambda study: [prepare(study)])
 def sweep_background(study: Study, folder):

@@ -74,7 +74,7 @@ def _bad_sets(study: Study, synthetic: PatchSet) -> dict:
     return sets | {'no weld': values_of(ood_images(flaws.images, study.seed)['shuffled'], config)}
 
 # %% ../../nbs/21_contrastive.ipynb #22e5f11b
-@stage('eval/contrastive', version=1, reads=(*FIT_FIELDS, *POINT_FIELDS, 'contrastive'),
+@stage('eval/contrastive', version=2, reads=(*FIT_FIELDS, *POINT_FIELDS, 'contrastive'),
        needs=lambda study: [prepare(study), draw_study_samples(with_chosen_generator(study))])
 def try_contrastive(study: Study, folder):
     "`scores.csv`: macro F1 on validation of each set, dose and seed. Raises `StudyError` without frozen features."

@@ -114,7 +114,7 @@ def suspect_table(
     return named[SUSPECT_COLUMNS]
 
 # %% ../../nbs/28_errors.ipynb #d913c464
-@stage('eval/suspects', version=1, needs=lambda study: [prepare(study)], shared=True, reads=(*FIT_FIELDS, 'suspects'))
+@stage('eval/suspects', version=2, needs=lambda study: [prepare(study)], shared=True, reads=(*FIT_FIELDS, 'suspects'))
 def find_suspects(study: Study, folder):
     "`suspects.csv`: real training images with a doubtful label, of `suspect_table`; `judged.csv`: how many there are."
     patches, how = training_fold(study), study.config.suspects

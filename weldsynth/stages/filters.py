@@ -105,7 +105,7 @@ def _per_class(study: Study, predictions: dict) -> list:
     return rows
 
 
-@stage('eval/filters', version=2, reads=(*FIT_FIELDS, *POINT_FIELDS, 'filters'), shared=True,
+@stage('eval/filters', version=3, reads=(*FIT_FIELDS, *POINT_FIELDS, 'filters'), shared=True,
        also=lambda study: dict(criteria=list(CRITERIA)),
        needs=lambda study: [prepare(study), train_judges(study), draw_study_samples(with_chosen_generator(study))])
 def try_filters(study: Study, folder):

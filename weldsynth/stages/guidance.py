@@ -193,7 +193,7 @@ def _cost(study: Study, pipe, kinds: dict, rows: pd.DataFrame) -> pd.DataFrame:
                          for kind in kinds])
 
 # %% ../../nbs/27_classifier_guidance.ipynb #06303685
-@stage('eval/guidance-kinds', version=1, shared=True,
+@stage('eval/guidance-kinds', version=2, shared=True,
        reads=('guidance.scales', 'guidance.images', 'guidance.rounds', 'audit', 'rule.level', *SAMPLER_FIELDS[1:]),
        needs=lambda study: [train_denoiser(study), train_noise_classifier(study), train_judges(study)])
 def compare_guidance(study: Study, folder):

@@ -5,7 +5,6 @@
 # %% ../../nbs/18_insertion.ipynb #38ff9a1b
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -44,6 +43,7 @@ from weldsynth.models.insertion import (
     open_sites,
     student_batch,
     student_loss,
+    student_of,
 )
 from ..models.layers import background_profiles, draw_backgrounds, fill_holes, holes, lay
 from ..models.tokens import classes_with_few, only_tokens, token_pairs
@@ -164,12 +164,16 @@ def planned_masks(
     config: MasksConfig,
 ) -> torch.Tensor:
     "Masks of the plan, mirrored and bent; uint8, N x 1 x H x W."
-    def bent(rows, seeds):
-        turned = torch.stack(mirror_images(plan.masks[rows]))[plan.mirrors[which], torch.arange(len(which))]
+    def bent(bank_rows, which, seeds):
+        turned = torch.stack(mirror_images(plan.masks[bank_rows]))[plan.mirrors[which], torch.arange(len(which))]
         return bend_masks(turned, seeds, config)
-    second = plan.second_rows[which]
-    others = bent(second.clamp(min=0), [stream_seed('second mask', seed) for seed in seeds])
-    return bent(plan.mask_rows[which], seeds).maximum(others*(second >= 0).view(-1, 1, 1, 1))
+    masks = bent(plan.mask_rows[which], which, seeds)
+    twice = (plan.second_rows[which] >= 0).nonzero()[:, 0].tolist()
+    if not twice: return masks
+    their_rows = [which[i] for i in twice]
+    others = bent(plan.second_rows[their_rows], their_rows, [stream_seed('second mask', seeds[i]) for i in twice])
+    masks[twice] = masks[twice].maximum(others)
+    return masks
 
 
 def insert_planned(
@@ -298,7 +302,7 @@ def teach(
     return Lessons(*(torch.cat(parts) for parts in zip(*taught, strict=True)))
 
 
-@stage('insert/student', version=3, shared=True, reads=('student', 'masks', 'optimiser', *SOLVER_FIELDS),
+@stage('insert/student', version=4, shared=True, reads=('student', 'masks', 'optimiser', *SOLVER_FIELDS),
        needs=lambda study, generator, fraction: [train_inserter(study, generator, fraction), *background_inputs(study)])
 def train_student(
     study: Study,
@@ -310,7 +314,7 @@ def train_student(
     config, seed = study.config.student, [study.seed, generator]
     teacher = load_inserter(study, generator, fraction)
     lessons = teach(study, teacher, masked_fold(study, fraction), seed)
-    net, curve = train(copy.deepcopy(teacher.net), student_loss, student_batch(lessons, config.batch, seed),
-                       config.steps, config.lr, study.config.optimiser, 'training student',
-                       resume=folder/'resume')
+    net, curve = train(student_of(teacher.net, config.layers), student_loss,
+                       student_batch(lessons, config.batch, seed), config.steps, config.lr, study.config.optimiser,
+                       'training student', resume=folder/'resume')
     _save_inserter(folder, net, teacher.spread, curve)

@@ -196,7 +196,7 @@ AUDIT_COLUMNS = ['set', 'class', 'n', 'asked', 'mask', 'clean', 'rim', 'frechet'
 SIZES = ('small', 'medium', 'large')  # thirds of the masks of held-out real flaws of a class
 
 
-@stage('insert/audit', version=4, reads=('audit', 'masks', 'variation', 'rule.level', *SOLVER_FIELDS),
+@stage('insert/audit', version=5, reads=('audit', 'masks', 'variation', 'rule.level', *SOLVER_FIELDS),
        needs=lambda study, n: [train_inserter(study), train_student(study), train_judges(study)])
 def audit_insertions(
     study: Study,

@@ -61,7 +61,7 @@ def real_scores(
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 
 # %% ../../nbs/14_instrument.ipynb #fd907345
-@stage('eval/instrument', version=4, needs=lambda study: [prepare(study)], shared=True,
+@stage('eval/instrument', version=5, needs=lambda study: [prepare(study)], shared=True,
        reads=(*FIT_FIELDS, 'instrument', 'rule.prevalence'))
 def check_instrument(study: Study, folder):
     "`scores.csv`: classifier, training (1: its own number of steps) and `SCORE_COLUMNS`; `trivial.csv`."

@@ -82,7 +82,7 @@ def _scores_of(study: Study, values, member: list, validation: PatchSet, seen, s
     return rows
 
 # %% ../../nbs/25_ood.ipynb #00ead12d
-@stage('eval/ood', version=2, needs=lambda study: [*arm_inputs(study), *background_inputs(study), *_opened(study)],
+@stage('eval/ood', version=3, needs=lambda study: [*arm_inputs(study), *background_inputs(study), *_opened(study)],
        reads=(*FIT_FIELDS, 'controls', 'audit.filter_quantile', 'audit.filter_min_kept', 'ood', 'rule.level',
               'rule.least_welds'),
        also=lambda study: dict(arm_facts(study), scores=list(OOD_SCORES)))

@@ -78,7 +78,7 @@ def _outside_inputs(study: Study) -> list:
     return [prepare_outside(study), open_test(study), *map(fit_arms, study.parts())]
 
 
-@stage('eval/outside', version=1, reads=('rule',), needs=_outside_inputs)
+@stage('eval/outside', version=2, reads=('rule',), needs=_outside_inputs)
 def _score_outside(study: Study, folder):
     "Every fit's predictions for the outside set, `tidy.csv` (all scores of each fit), `effects.csv` and `plan.json`."
     plan = json.loads((open_test(study).path/'plan.json').read_text())

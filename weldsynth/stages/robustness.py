@@ -103,7 +103,7 @@ def _robustness_rows(study: Study, results: dict) -> list:
     return rows
 
 # %% ../../nbs/26_robustness.ipynb #7c65b2dc
-@stage('eval/robustness', version=1, needs=lambda study: [fit_arms(study)],
+@stage('eval/robustness', version=2, needs=lambda study: [fit_arms(study)],
        reads=('stress', 'robustness.images', 'rule.prevalence', 'rule.level', 'rule.least_welds'),
        also=lambda study: dict(strengths=strengths(study.config.stress)))
 def measure_robustness(study: Study, folder):
@@ -154,7 +154,7 @@ def _called(fits: dict, resume: Path) -> dict:
     return predicted
 
 # %% ../../nbs/26_robustness.ipynb #ab6e6728
-@stage('eval/attacks', version=1, needs=lambda study: [fit_arms(study)],
+@stage('eval/attacks', version=2, needs=lambda study: [fit_arms(study)],
        reads=('robustness', 'rule.level', 'rule.least_welds'))
 def attack_classifiers(study: Study, folder):
     "`attacks.csv`: escapes and false calls of each arm under each attack, bounds in grey levels."

@@ -45,7 +45,7 @@ def _swept_samples(study: Study, fraction: float) -> dict:
     return {g: draw_defects(study, g, n, fraction=fraction) for g in tried_guidances(study, fraction)}
 
 # %% ../../nbs/05_sweep.ipynb #003b23e0
-@stage('eval/guidance', version=6, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds'), shared=True,
+@stage('eval/guidance', version=7, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds'), shared=True,
        needs=lambda study, fraction: [copies_of(study, s) for s in _swept_samples(study, fraction).values()])
 def sweep_guidance(
     study: Study,
@@ -111,7 +111,7 @@ def usable_patches(
                      'train it for fewer steps, or on more images')
 
 # %% ../../nbs/05_sweep.ipynb #ca479901
-@stage('eval/share', version=6, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.shares'), shared=True,
+@stage('eval/share', version=7, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.shares'), shared=True,
        needs=lambda study: [copies_of(study, draw_study_samples(study))])
 def sweep_share(study: Study, folder):
     "`scores.csv`: real + synthetic for each share of the configuration; share 0 is real alone."
@@ -201,7 +201,7 @@ def _defects_per_class(study: Study, fraction: float) -> float:
     return (fold.table.label != 'clean').sum()/(len(fold.classes) - 1)
 
 # %% ../../nbs/05_sweep.ipynb #26bb46c1
-@stage('eval/learning', version=7, shared=True,
+@stage('eval/learning', version=8, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'controls', 'sweep.seeds', 'sweep.curve_fractions'),
        needs=_curve_inputs)
 def fit_learning_curve(study: Study, folder):
