@@ -116,14 +116,15 @@ def _trained(changes: pd.Series, longest: float, rule: RuleConfig) -> Guard:
     error = float(sem(changes)) if len(changes) > 1 else 0.
     points = f'{100*change:+.1f} (standard error {100*error:.1f}) points'.replace('-', '−')
     return Guard('trained to the end', f'Training {longest:g} times as long changes the validation score by {points}.',
-                 f'macro F1 changes by {points}', f'at most {100*limit:.1f} points more',
+                 f'macro F1 changes by {points}', f'at most {100*limit:.1f} points more, less one standard error',
                  'fails' if change - error > limit else 'holds')
 
 
 def _above_trivial(own: float, trivial: pd.Series, rule: RuleConfig) -> Guard:
     "Is the classifier well above what needs no training?"
     limit = trivial.max() + rule.least_over_trivial
-    plain = f'Macro F1 on validation is {_points(own)} %; {trivial.idxmax()} would score {_points(trivial.max())} %.'
+    plain = (f'Macro F1 on validation is {_points(own)} % at its best threshold; {trivial.idxmax()} would score '
+             f'{_points(trivial.max())} %.')
     return Guard('better than no training', plain, f'macro F1 {_points(own)} %', f'at least {_points(limit)} %',
                  'holds' if own >= limit else 'fails')
 
@@ -134,7 +135,8 @@ def _above_rivals(own: float, rivals: pd.Series, rule: RuleConfig) -> Guard:
     if rivals.empty: return Guard(name, 'No other classifier is at hand to compare with.', 'none', 'any other', 'holds')
     best, f1 = rivals.idxmax(), rivals.max()
     limit = f1 - rule.most_under_rival
-    plain = f'Macro F1 on validation is {_points(own)} %, and {_points(f1)} % with the classifier {best}.'
+    plain = (f'Macro F1 on validation is {_points(own)} % at its best threshold, and {_points(f1)} % with the classifier '
+             f'{best}.')
     return Guard(name, plain, f'macro F1 {_points(own)} %', f'at least {_points(limit)} %',
                  'holds' if own >= limit else 'fails')
 
