@@ -15,7 +15,16 @@ from safetensors.torch import load_file, save_file
 from weldsynth.core.config import ClassifierConfig, StudyError
 from weldsynth.data.patches import to_unit
 from weldsynth.models import backbone
-from weldsynth.models.backbone import PACKAGED, FeatureTable, embed, frozen_backbone, packaged_weights, pixel_hashes
+from weldsynth.models.backbone import (
+    PACKAGED,
+    Backbone,
+    FeatureTable,
+    embed,
+    fold_batch_norms,
+    frozen_backbone,
+    packaged_weights,
+    pixel_hashes,
+)
 
 CONFIG = ClassifierConfig(backbone_px=32)
 OWN = ClassifierConfig(backbone='resnet18', backbone_px=32, layers=('layer1', 'layer2', 'layer3'))
@@ -112,9 +121,20 @@ def test_the_copy_that_is_kept_is_made_again_if_it_is_damaged(tmp_path):
 # --- other weights ---
 
 def test_own_weights_are_loaded_whatever_they_were_trained_to_tell_apart(own_weights):
-    body = frozen_backbone(replace(OWN, weights=str(own_weights)))
+    body = Backbone(replace(OWN, weights=str(own_weights)))
     assert body.width == 2*(64 + 128 + 256)
     assert torch.equal(body.net.conv1.weight.cpu(), load_file(own_weights)['conv1.weight'])
+
+
+@pytest.mark.parametrize('layers', [OWN.layers, ('conv1', 'layer1')])
+def test_folded_batch_norms_leave_the_features_as_they_were(own_weights, layers):
+    "Also where the map of a convolution is wanted itself, as that of the second is."
+    config = replace(OWN, weights=str(own_weights), layers=layers)
+    body, folded = Backbone(config).eval(), fold_batch_norms(Backbone(config))
+    x = noise(3).float()/127.5 - 1
+    with torch.inference_mode(): assert torch.allclose(body(x), folded(x), rtol=1e-4, atol=1e-4)
+    left = [name for name, module in folded.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert left == (['net.bn1'] if 'conv1' in layers else [])
 
 
 def test_features_follow_the_contents_of_the_file_and_not_its_name(own_weights):

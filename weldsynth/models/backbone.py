@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import fx, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -99,7 +99,7 @@ def _from_hub(backbone: str) -> nn.Module:
                          'and set HF_HUB_OFFLINE=0 with a network') from None
 
 # %% ../../nbs/models/09_backbone.ipynb #208117cb
-def _layers_of(net: nn.Module, config: ClassifierConfig) -> nn.Module:
+def _layers_of(net: nn.Module, config: ClassifierConfig) -> fx.GraphModule:
     "The part of a network up to the chosen layers, which returns their maps. `StudyError` for a layer it lacks."
     from timm.models import create_feature_extractor
     names = [name for name, _ in net.named_modules()]
@@ -137,15 +137,15 @@ def fold_batch_norms(
     body: Backbone,  # changed in place; never to be trained again
 ) -> Backbone:
     "`body` in evaluation mode, each batch norm that follows a convolution folded into its weights."
-    graph = body.eval().net
-    modules = dict(graph.named_modules())
-    for node in graph.graph.nodes:
+    net = body.eval().net
+    modules = dict(net.named_modules())
+    for node in net.graph.nodes:
         norm, before = modules.get(str(node.target)), node.all_input_nodes[:1]
         convolution = modules.get(str(before[0].target)) if before else None
         if not (isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d)): continue
         if len(before[0].users) > 1: continue  # its own map is used as well
-        graph.set_submodule(before[0].target, fuse_conv_bn_eval(convolution, norm))
-        graph.set_submodule(node.target, getattr(norm, 'act', nn.Identity()))  # timm's batch norm ends in an activation
+        net.set_submodule(before[0].target, fuse_conv_bn_eval(convolution, norm))
+        net.set_submodule(node.target, getattr(norm, 'act', nn.Identity()))  # timm's batch norm ends in an activation
     return body
 
 # %% ../../nbs/models/09_backbone.ipynb #c26e08a1

@@ -135,8 +135,8 @@ def _above_rivals(own: float, rivals: pd.Series, rule: RuleConfig) -> Guard:
     if rivals.empty: return Guard(name, 'No other classifier is at hand to compare with.', 'none', 'any other', 'holds')
     best, f1 = rivals.idxmax(), rivals.max()
     limit = f1 - rule.most_under_rival
-    plain = (f'Macro F1 on validation is {_points(own)} % at its best threshold, and {_points(f1)} % with the classifier '
-             f'{best}.')
+    plain = (f'Macro F1 on validation is {_points(own)} % at its best threshold, and {_points(f1)} % with the '
+             f'classifier {best}.')
     return Guard(name, plain, f'macro F1 {_points(own)} %', f'at least {_points(limit)} %',
                  'holds' if own >= limit else 'fails')
 
