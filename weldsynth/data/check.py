@@ -42,7 +42,7 @@ def count_issues(
         what = f'has {plural(n, "image")}, and a class needs {least}'
         yield Issue(f"class '{label}'", what, 'add images, or merge it with another class')
     defects = counts.drop('clean', errors='ignore').sum()
-    batch = config.denoiser.batch
+    batch = max(config.denoiser.batch, config.inserter.batch)
     if defects < batch:
         what = f"{defects} defects are too few for the profile '{config.profile}', which trains on batches of {batch}"
         yield Issue('images', what, 'choose a smaller profile, or add images')
