@@ -166,7 +166,7 @@ class Toy(Simulated):
 def test_a_source_from_outside_goes_first(monkeypatch):
     monkeypatch.setitem(SOURCES, 'toy', Toy)
     assert titles('toy:1', 'simulated') == ['toy', 'toy']
-    study = open_study('toy', 'simulated', 'fixture', overrides={'denoiser.batch': 4})
+    study = open_study('toy', 'simulated', 'fixture', overrides={'denoiser.batch': 4, 'inserter.batch': 4})
     assert study_source(study).title == 'toy'
     assert len(study_patches(study)) == 20
 
