@@ -105,8 +105,8 @@ def test_the_networks_of_the_full_profile_run(tmp_path):
     "Each at its own size, on few images and for a step or two."
     small = {'data.defects': 60, 'data.cleans': 40, 'data.plates': 6, 'autoencoder.steps': 1, 'autoencoder.batch': 4,
              'denoiser.steps': 1, 'denoiser.batch': 4, 'denoiser.augment_copies': 1, 'inserter.batch': 4,
-             'snapshots.images': 1, 'snapshots.steps': 2, 'sampler.steps': 2, 'classifier.steps': 2, 'classifier.batch': 12,
-             'sweep.seeds': 1}
+             'snapshots.images': 1, 'snapshots.steps': 2, 'sampler.steps': 2, 'classifier.steps': 2,
+             'classifier.batch': 12, 'sweep.seeds': 1}
     study = Study('full', tmp_path, choose_profile('full', small))
     assert load_pipeline(study).transformer.config.sample_size == 24
     drawn = load_samples(draw_defects(study, 2., 5), study_patches(study).classes)

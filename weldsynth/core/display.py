@@ -118,12 +118,13 @@ def patch_rows(
     wide = columns*step/max(len(names), 1)
     for i, name in enumerate(names):
         text = name.replace('_', ' ').replace(' of ', ' of\n')
-        ax.annotate(text, (wide*(i + .5), -.05*step), ha='center', va='bottom', fontsize=1.4*width, annotation_clip=False)
+        ax.annotate(text, (wide*(i + .5), -.05*step), ha='center', va='bottom', fontsize=1.4*width,
+                    annotation_clip=False)
     if scale: _draw_scale(ax, scale, step - 2, len(sheet) + .1*step, .05*step)
     ax.imshow(sheet, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
     titles = [title.replace('_', ' ').replace(', ', ',\n') for title in rows]
     ax.set(xticks=[], yticks=[step*(r + .5) for r in range(len(rows))], yticklabels=titles)
-    ax.tick_params(length=0, labelsize=1.6*width)  # legible where the figure is as wide as a phone
+    ax.tick_params(length=0, labelsize=1.6*width)
     sns.despine(ax=ax, left=True, bottom=True)
     return fig
 

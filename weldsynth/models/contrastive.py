@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 # %% auto #0
-__all__ = ['supervised_contrastive', 'ContrastiveHead', 'fit_contrastive']
+__all__ = ['supervised_contrastive', 'ContrastiveHead', 'ContrastiveBackbone', 'fit_contrastive']
 
 # %% ../../nbs/models/15_contrastive.ipynb #84a8a276
 import torch
@@ -20,7 +20,14 @@ from torch.nn.functional import cross_entropy, normalize
 # %% ../../nbs/models/15_contrastive.ipynb #04741a54
 from ..core.config import ClassifierConfig, ContrastiveConfig, OptimiserConfig
 from ..core.random import stream_seed, torch_stream
-from .classifier import FeatureHead, classifier_batch, draw_disturbance
+from weldsynth.models.classifier import (
+    FeatureHead,
+    FinetunedClassifier,
+    augment_mildly,
+    classifier_batch,
+    draw_disturbance,
+    logits,
+)
 from .training import seeded_weights, train
 
 # %% ../../nbs/models/15_contrastive.ipynb #01e7c570
@@ -50,49 +57,74 @@ class ContrastiveHead(FeatureHead):
         width: int,     # of the space in which images are compared
     ):
         super().__init__(features, classes, config)
+        self.config = config
         self.project = nn.Linear(config.hidden, width)
 
-    def both(self, x, noise=0., keep=1., keep_hidden=1.):  # from `draw_disturbance`
-        "Logits, N x K, and points on the unit sphere, N x width."
+    def both(self, x):
+        "Logits, N x K, and points on the unit sphere, N x width, of disturbed features."
+        noise, keep, keep_hidden = draw_disturbance(len(x), x.shape[1], self.config)
         hidden = self.hidden((self.standardise(x) + noise)*keep).relu()*keep_hidden
         return self.out(hidden), normalize(self.project(hidden))
 
+
+class ContrastiveBackbone(FinetunedClassifier):
+    "A backbone, all of it trained, that also gives the numbers in which images are compared."
+    def __init__(
+        self,
+        classes: int,  # number of classes
+        config: ClassifierConfig,
+        width: int,    # of the space in which images are compared
+    ):
+        super().__init__(classes, config)
+        self.project = nn.Linear(self.body.width, width)
+
+    def both(self, x):
+        "Logits, N x K, and points on the unit sphere, N x width, of images in [-1, 1]."
+        standardised = self.head[0](self.body(x))
+        return self.head[1:](standardised), normalize(self.project(standardised))
+
 # %% ../../nbs/models/15_contrastive.ipynb #2cee4824
-def _with_bad(batch: Callable, bad: torch.Tensor, label: int, n: int, seed: int) -> Callable:
-    "The function `step -> (x, labels)` with `n` bad images beside each batch, under `label`."
+def _with_bad(batch: Callable, bad: torch.Tensor, label: int, n: int, config: ClassifierConfig, seed: int) -> Callable:
+    "The function `step -> (x, labels)` with `n` bad images beside each batch, under `label`, disturbed as the others."
     if not len(bad): return batch
     def draw_batch(step):
         x, labels = batch(step)
-        rows = torch.randint(len(bad), (n,), generator=torch_stream('bad images', seed, step))
-        return torch.cat([x, bad[rows].float()]), torch.cat([labels, torch.full((n,), label)])
+        rng = torch_stream('bad images', seed, step)
+        drawn = bad[torch.randint(len(bad), (n,), generator=rng)]
+        drawn = drawn.float() if drawn.ndim == 2 else augment_mildly(drawn, config, rng)
+        return torch.cat([x, drawn]), torch.cat([labels, torch.full((n,), label)])
     return draw_batch
 
 # %% ../../nbs/models/15_contrastive.ipynb #5b0b9087
 def fit_contrastive(
-    features: torch.Tensor,  # float16, N x D: those of a training set
-    labels: torch.Tensor,    # int64, N class numbers
-    bad: torch.Tensor,       # float16, M x D: those of bad images; M may be 0
-    classes: int,            # number of classes
+    values: torch.Tensor,  # of a training set: features, float16, N x D, or images, uint8, N x 1 x H x W
+    labels: torch.Tensor,  # int64, N class numbers
+    bad: torch.Tensor,     # those of bad images, as `values`; there may be none
+    classes: int,          # number of classes
     config: ClassifierConfig,
     contrastive: ContrastiveConfig,  # with weight 0 it is cross-entropy alone
     optimiser: OptimiserConfig,
     seed: int,
     bad_class: bool = False,  # are bad images a class of their own, or negatives only?
 ) -> Callable:
-    "Train a head; returns the function features -> class probabilities, N x K, without the class of bad images."
+    """Train a head on features, or a backbone on images.
+
+    Returns the function values -> class probabilities, N x K, without the class of bad images."""
     def loss(net, x, y):
-        logits, z = net.both(x, *draw_disturbance(len(x), x.shape[1], config))
-        named = cross_entropy(logits, y, ignore_index=-1, label_smoothing=config.label_smoothing)
+        named, z = net.both(x)
+        named = cross_entropy(named, y, ignore_index=-1, label_smoothing=config.label_smoothing)
         return named + contrastive.weight*supervised_contrastive(z, y, contrastive.temperature)
-    net = seeded_weights(seed, 'classifier weights', lambda: ContrastiveHead(
-        features.shape[1], classes + bad_class, config, contrastive.width))
-    batch = classifier_batch(features, torch.arange(len(labels)), labels, config, seed)
-    batch = _with_bad(batch, bad, classes if bad_class else -1, contrastive.bad_batch, seed)
-    optimiser = replace(optimiser, weight_decay=config.weight_decay, clip_norm=math.inf)
+    def made():
+        if values.ndim > 2: return ContrastiveBackbone(classes + bad_class, config, contrastive.width)
+        return ContrastiveHead(values.shape[1], classes + bad_class, config, contrastive.width)
+    net = seeded_weights(seed, 'classifier weights', made)
+    batch = classifier_batch(values, torch.arange(len(labels)), labels, config, seed)
+    batch = _with_bad(batch, bad, classes if bad_class else -1, contrastive.bad_batch, config, seed)
+    optimiser = replace(optimiser, weight_decay=config.weight_decay)
+    if values.ndim == 2: optimiser = replace(optimiser, clip_norm=math.inf)  # as `fit` trains heads
     with torch.random.fork_rng():  # dropout and noise draw from PyTorch's global generator
         torch.manual_seed(stream_seed('classifier training', seed))
         train(net.train(), loss, batch, config.steps, config.lr, optimiser, distributed=False)
     net.eval()
-    @torch.inference_mode()
-    def predict(x): return normalize(net(x.float()).softmax(1)[:, :classes], p=1, dim=1)
+    def predict(values): return normalize(logits(net, values).softmax(1)[:, :classes], p=1, dim=1)
     return predict

@@ -15,11 +15,12 @@ import pandas as pd
 import torch
 
 # %% ../../nbs/21_contrastive.ipynb #0c64f59f
-from ..core.config import StudyError
+from ..core.config import ClassifierConfig, StudyError, classifier_of_kind
 from ..core.store import Study, stage
 from ..data.patches import PatchSet, head_per_class
 from ..metrics.classification import POINTS, clean_weight, decide, macro_f1, operating_points
 from ..metrics.fidelity import distance_to_class
+from ..models.backbone import embed
 from ..models.classifier import is_frozen, mirrored_flaws
 from ..models.contrastive import fit_contrastive
 from ..models.fits import FIT_FIELDS, values_of
@@ -56,40 +57,41 @@ def _jobs(config, doses: list) -> list:
     return [(*job, s) for job in plain + dosed for s in range(config.contrastive.seeds)]
 
 
-def _values(study: Study, patches: PatchSet) -> tuple:
-    "Features and labels of a training set, with the views of its flaws."
-    seen = mirrored_flaws(patches, study.config.classifier.views)
-    return values_of(seen.images, study.config.classifier), seen.labels
+def _values(patches: PatchSet, config: ClassifierConfig) -> tuple:
+    "Features, with the views of flaws, or images of a training set, and its labels."
+    if is_frozen(config): patches = mirrored_flaws(patches, config.views)
+    return values_of(patches.images, config), patches.labels
 
 
-def _bad_sets(study: Study, synthetic: PatchSet) -> dict:
-    "Dose -> features of bad images: parts of the synthetic defects from the best to the worst, and no weld."
-    real, config = training_fold(study), study.config.classifier
+def _bad_sets(study: Study, synthetic: PatchSet, config: ClassifierConfig) -> dict:
+    "Dose -> values of bad images: parts of the synthetic defects from the best to the worst, and no weld."
+    real, doses = training_fold(study), study.config.contrastive.doses
     flaws = real.take((real.labels > 0).numpy())
-    drawn = values_of(synthetic.images, config)
-    far = distance_to_class(drawn, synthetic.labels, values_of(flaws.images, config), flaws.labels)
-    part = dosed(far, synthetic.labels, study.config.contrastive.doses)
-    sets = {f'{i + 1} of {study.config.contrastive.doses}': drawn[part == i]
-            for i in range(study.config.contrastive.doses)}
-    return sets | {'no weld': values_of(ood_images(flaws.images, study.seed)['shuffled'], config)}
+    drawn, given = (embed(patches.images, config, 'features') for patches in (synthetic, flaws))
+    part = dosed(distance_to_class(drawn, synthetic.labels, given, flaws.labels), synthetic.labels, doses)
+    sets = {f'{i + 1} of {doses}': synthetic.images[part == i] for i in range(doses)}
+    sets['no weld'] = ood_images(flaws.images, study.seed)['shuffled']
+    return {dose: values_of(images, config) for dose, images in sets.items()}
 
 # %% ../../nbs/21_contrastive.ipynb #22e5f11b
 @stage('eval/contrastive', version=2, reads=(*FIT_FIELDS, *POINT_FIELDS, 'contrastive'),
        needs=lambda study: [prepare(study), draw_study_samples(with_chosen_generator(study))])
 def try_contrastive(study: Study, folder):
-    "`scores.csv`: macro F1 on validation of each set, dose and seed. Raises `StudyError` without frozen features."
+    "`scores.csv`: macro F1 on validation of each set, dose and seed. Raises `StudyError` for other classifiers."
     config = study.config
-    if not is_frozen(config.classifier):
-        raise StudyError("the contrastive sets are learnt on frozen features: choose --set classifier.kind=features")
+    classifier = classifier_of_kind(config.contrastive.kind or config.classifier.kind, config.classifier)
+    if classifier.kind not in ('features', 'finetune'):
+        raise StudyError(f'the contrastive loss is not made for the classifier {classifier.kind}: choose '
+                         '--set contrastive.kind=features or finetune')
     one, real = with_chosen_generator(study), training_fold(study)
     synthetic, validation = usable_patches(one), study_patches(study).fold('validation')
-    sets = {False: _values(study, real),
-            True: _values(study, real + head_per_class(synthetic, selected(one)['added']))}
-    bad, seen = _bad_sets(study, synthetic), values_of(validation.images, config.classifier)
+    sets = {False: _values(real, classifier),
+            True: _values(real + head_per_class(synthetic, selected(one)['added']), classifier)}
+    bad, seen = _bad_sets(study, synthetic, classifier), values_of(validation.images, classifier)
     weight, none = clean_weight(validation.labels, config.rule.prevalence), seen[:0]
     def score(name, dose, with_synthetic, loss_weight, as_class, s):
         contrastive = replace(config.contrastive, weight=loss_weight)
-        predict = fit_contrastive(*sets[with_synthetic], bad.get(dose, none), len(real.classes), config.classifier,
+        predict = fit_contrastive(*sets[with_synthetic], bad.get(dose, none), len(real.classes), classifier,
                                   contrastive, config.optimiser, s, as_class)
         probs = predict(seen)
         threshold = operating_points(probs, validation.labels, config.rule)[POINTS[0]]
