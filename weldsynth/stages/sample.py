@@ -66,7 +66,9 @@ def sample_rows(
 
 # %% ../../nbs/03_sample.ipynb #1e44ba9b
 class Generator(Protocol):
-    "What a member of `GENERATORS` can do. It may have `guidances(study)`, the guidance scales to try, and `reads`."
+    """What a member of `GENERATORS` can do.
+
+    It may have `guidances(study)`, the guidance scales to try, `reads`, and `needs`, words on what it is made from."""
     def train(self, study: Study, seed: int, fraction: float) -> Artefact:
         "The artefact of the trained model; `seed` numbers the study's generators, `fraction` is of the real defects."
 
@@ -76,6 +78,8 @@ class Generator(Protocol):
 # %% ../../nbs/03_sample.ipynb #65be4cfd
 class LatentDiffusion:
     "The class-conditional latent diffusion model of [02_ldm](02_ldm.ipynb)."
+    needs = 'flawed and clean patches'
+
     def train(self, study: Study, seed: int, fraction: float) -> Artefact:
         return train_denoiser(study, seed, fraction)
 
@@ -96,6 +100,7 @@ class LatentDiffusion:
 class Insertion:
     "Flaws drawn by a diffusion model and inserted into real clean welds: [insertion](18_insertion.ipynb)."
     reads: tuple = ('masks',)
+    needs = 'flaws with masks (without them, weak ones are made) and clean welds'
 
     def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_inserter(study, seed, fraction)
 
@@ -127,6 +132,8 @@ class Insertion:
 
 class OneStepInsertion(Insertion):
     "The same with a student model that draws a flaw in one step; the guidance is that of its teacher."
+    needs = 'the network of insert, which teaches it'
+
     def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_student(study, seed, fraction)
 
     def guidances(self, study: Study) -> tuple: return (study.config.student.guidance,)
@@ -139,6 +146,7 @@ class Variation(Insertion):
 
     The strength of the variation takes the place of the guidance scale."""
     reads = ('masks', 'variation.guidance')
+    needs = 'the network of insert, and a real flaw for each image'
 
     def train(self, study: Study, seed: int, fraction: float) -> Artefact:
         "A network that knows classes with few flaws by their tokens, where there are any."
@@ -156,6 +164,7 @@ class Variation(Insertion):
 class TextToImage:
     "A pretrained text-to-image model, adapted by LoRA: [a generator from text](23_text.ipynb)."
     reads = ('masks', 'text.solver_steps')
+    needs = 'a pretrained model with its licence, and a GPU'
 
     def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_text(study, seed, fraction)
 
