@@ -296,7 +296,8 @@ def data_card(
     varied = isinstance(study_generator(with_chosen_generator(study.first)), Variation)
     kind = 'strength' if varied else 'guidance scale'
     px = study.config.data.px
-    drawn = pd.crosstab(rows.label, rows.generator.map('generator {}'.format)).rename_axis(columns=None)
+    labels, generators = rows.label.str.replace('_', ' '), rows.generator.map('generator {}'.format)
+    drawn = pd.crosstab(labels, generators).rename_axis(columns=None)
     return _card(
         _data_front(study, len(rows)), f'# Synthetic weld defects, study {escape(study.name)}',
         f'{len(rows):,} synthetic patches of {px} x {px} pixels, 8-bit grey, drawn by the models of this study at '
