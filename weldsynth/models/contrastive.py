@@ -62,7 +62,7 @@ class ContrastiveHead(FeatureHead):
 
     def both(self, x):
         "Logits, N x K, and points on the unit sphere, N x width, of disturbed features."
-        noise, keep, keep_hidden = draw_disturbance(len(x), x.shape[1], self.config)
+        noise, keep, keep_hidden = (d.to(x.device) for d in draw_disturbance(len(x), x.shape[1], self.config))
         hidden = self.hidden((self.standardise(x) + noise)*keep).relu()*keep_hidden
         return self.out(hidden), normalize(self.project(hidden))
 

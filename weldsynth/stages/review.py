@@ -198,19 +198,18 @@ def reviewed(study: Study) -> dict:
     return json.loads((scores.path/'review.json').read_text()) if scores else {}
 
 # %% ../../nbs/08_review.ipynb #951e8252
-_LARGER = 'For larger ones, make a study with --set data.px={}, if your images have as many pixels.'
-
-
 def export_text(study: Study, to: str = '') -> str:
     "Write the page; returns lines that say where it is, which images it shows and what to do with it."
     file = export_review(study, to)
     data, key = load_set(sealed_set(study).path)
     config = study.config.review
     few = shortage(key, config.items_per_source - config.cleans)
+    least = data['least_px']
+    larger = f'For larger ones, make a study with --set data.px={least}, if your images have as many pixels.'
     lines = [f'Set {data["set"]}: {_set_text(data, key)} {few}'.strip(),
              f'Page: {file}',
              f'{_size_text(data)} {_time_text(data)}',
-             *([_LARGER.format(data['least_px'])] if data['px'] < data['least_px'] else []),
+             *([larger] if data['px'] < least else []),
              'Send that file, and nothing else of the study, to three inspectors as reviewers A, B and C. '
              f'Then: weldsynth review score {study.name} FILES']
     return '\n'.join(lines)
