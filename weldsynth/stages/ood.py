@@ -5,6 +5,8 @@
 # %% ../../nbs/25_ood.ipynb #545c5259
 from __future__ import annotations
 
+from pathlib import Path
+
 # %% auto #0
 __all__ = ['OOD_COLUMNS', 'without', 'measure_ood']
 
@@ -16,12 +18,11 @@ import torch
 # %% ../../nbs/25_ood.ipynb #d856dd2e
 from ..core.config import StudyError
 from ..core.random import numpy_stream
-from ..core.runtime import progress
 from ..core.store import Study, stage
 from ..data.patches import PatchSet
 from ..metrics.intervals import interval
-from ..models.classifier import fit, is_frozen
-from ..models.fits import FIT_FIELDS, training_table, values_of
+from ..models.classifier import is_frozen, load_classifier
+from ..models.fits import FIT_FIELDS, fit_all, training_table, values_of
 from ..models.ood import OOD_SCORES, auroc, fpr95, over_welds, see
 from ..models.stress import ood_images
 from .arms import Pool, all_arms, arm_facts, arm_inputs, open_test, study_arms
@@ -64,6 +65,15 @@ def _far(study: Study) -> dict:
 OOD_COLUMNS = ['arm', 'images', 'score', 'measure', 'n', 'mean', 'low', 'high']
 
 
+def _nets(study: Study, sets: dict, validation: PatchSet, title: str, resume: Path) -> dict:
+    "Arm -> its trained classifiers, one for each seed."
+    classifier, nets = study.config.classifier, {}  # type: ignore[var-annotated]
+    jobs = [(arm, s) for arm in sets for s in range(study.config.ood.seeds)]
+    for arm, _, weights, _ in fit_all(sets, jobs, classifier, study.config.optimiser, validation, title, resume):
+        nets.setdefault(arm, []).append(load_classifier(classifier, len(validation.classes), weights))
+    return nets
+
+
 def _scores_of(study: Study, values, member: list, validation: PatchSet, seen, shown: dict, config) -> list:
     "Rows of one training set, fitted with several seeds: images, score, measure, n, mean, low, high."
     of_known = [(see(net, values[rows]), labels) for net, (rows, labels) in member]
@@ -96,16 +106,16 @@ def measure_ood(study: Study, folder):
     arms = {arm: all_arms()[arm].make(pool) for arm in study_arms(study)}
     far = {kind: (values_of(images, classifier), welds) for kind, (images, welds) in _far(study).items()}
     rows = []
-    for label in progress(['', *validation.classes[1:]], 'leaving classes out'):
-        values, members = training_table({arm: without(made, label) for arm, made in arms.items()}, classifier)
+    for number, label in enumerate(['', *validation.classes[1:]]):
         of_label = validation.table.label.to_numpy() == label
+        if label and not of_label.any(): continue
         near = {label: (seen[torch.from_numpy(of_label)], groups[of_label], np.flatnonzero(~of_label))}
         everything = {kind: (*x, np.arange(len(seen))) for kind, x in far.items()}
-        fits = [fit(values, list(members.values()), len(validation.classes), classifier, study.config.optimiser, s)
-                for s in range(config.seeds)]
-        for i, (arm, member) in enumerate(members.items()):
-            nets = [(nets[i], member) for nets in fits]
-            shown = near if label else everything
-            if label and not of_label.any(): continue
-            rows += [(arm, *row) for row in _scores_of(study, values, nets, validation, seen, shown, config)]
+        sets = {arm: without(made, label) for arm, made in arms.items()}
+        values, members = training_table(sets, classifier)
+        title = f'leaving out {label}' if label else 'fitting with all classes'
+        for arm, nets in _nets(study, sets, validation, title, folder/'resume'/str(number)).items():
+            fitted = [(net, members[arm]) for net in nets]
+            rows += [(arm, *row) for row in _scores_of(study, values, fitted, validation, seen,
+                                                       near if label else everything, config)]
     pd.DataFrame(rows, columns=OOD_COLUMNS).to_csv(folder/'ood.csv', index=False)
