@@ -150,7 +150,7 @@ def test_memory_is_the_peak_of_a_job_and_not_what_went_before():
 
 
 def test_stages_are_measured_in_a_process_of_their_own():
-    grown = bench.growth(660, 16, 0, (), (1,), 1)
+    grown = bench.growth(660, 16, 0, (), (1,))
     assert len(grown) == 10
     assert grown.stage.is_unique
     assert (grown.axis == 'images').all()

@@ -337,18 +337,16 @@ def growth(
     few: int = 2_000,             # images at which the size of patches varies
     sides: tuple = (32, 64, 96, 128),
     parts: tuple = (8, 4, 2, 1),  # the whole is divided by
-    rounds: int = 2,              # of all points, the best of which count
 ) -> pd.DataFrame:
     "Time and memory of each stage at several numbers of images (axis 'images') and sizes of patch (axis 'pixels')."
     points = [(images//k, px) for k in parts] + [(few, side) for side in sides]
     at_once = max(1, cores()//2)
     with (patch.dict(os.environ, TQDM_DISABLE='1', WELDSYNTH_CORES='1'),  # for the processes of the pool
           multiprocessing.get_context('spawn').Pool(at_once, maxtasksperchild=1) as pool):
-        largest_first = pool.imap(_stage_growth, points[::-1]*rounds)
-        made = list(progress(largest_first, 'how cost grows', rounds*len(points)))[::-1]
-    axes = (['images']*len(parts) + ['pixels']*len(sides))*rounds
-    table = pd.DataFrame([dict(axis=axis, **row) for axis, rows in zip(axes, made, strict=True) for row in rows])
-    return table.groupby(['axis', 'images', 'px', 'stage'], sort=False, as_index=False).min()
+        largest_first = pool.imap(_stage_growth, points[::-1])
+        made = list(progress(largest_first, 'how cost grows', len(points)))[::-1]
+    axes = ['images']*len(parts) + ['pixels']*len(sides)
+    return pd.DataFrame([dict(axis=axis, **row) for axis, rows in zip(axes, made, strict=True) for row in rows])
 
 # %% ../nbs/11_speed.ipynb #4225ff92
 RECORD = 'nbs/records/speed.json'
@@ -362,10 +360,10 @@ def recorded() -> dict:
 # %% ../nbs/11_speed.ipynb #a616b6dd
 EFFORT: dict[str, dict[str, tuple]] = dict(
     quick=dict(sampling=(2, 20, 1, (2,)), training=(4, 1), fits=(.02, 2, 1), features=(64, 1),
-               growth=(1_600, 16, 800, (16, 32), (2, 1), 1)),
+               growth=(1_600, 16, 800, (16, 32), (2, 1))),
     cpu=dict(sampling=(4, 256, 8), training=(6, 2), fits=(.1, 8, 2), features=(512, 2), growth=()),
     gpu=dict(sampling=(4, 2_000, 3), training=(60, 3), fits=(.3, 10, 2), features=(20_000, 2),
-             growth=(20_000, 32, 2_000, (32, 64, 96, 128), (4, 2, 1), 1)))
+             growth=(20_000, 32, 2_000, (32, 64, 96, 128), (4, 2, 1))))
 
 
 def measure(

@@ -99,7 +99,7 @@ class Study:
         return [replace(self, path=self.path/f'fold-{i + 1}', outer=i) for i in range(folds)]
 
     def _repr_markdown_(self):
-        profile, px, today = self.config.profile, self.config.data.px, time.strftime('%Y-%m-%d')
+        profile, px, today = self.config.profile, self.config.data.px, time.strftime('%d %B %Y').lstrip('0')
         part = f', fold {self.outer + 1} of {self.config.data.folds}' if self.outer >= 0 else ''
         return (f'Study **{escape(self.name)}**{part}: profile {profile}, {px} px, seed {self.seed}, '
                 f'on {escape(hardware())}, {today}.')
