@@ -4,7 +4,7 @@ BIN     := .venv/bin
 READY   := .venv/.ready
 given    = $(foreach o,$1,$(if $($(lastword $(subst :, ,$o))),--$(firstword $(subst :, ,$o)) '$($(lastword $(subst :, ,$o)))'))
 STUDY    = $(if $(DATA),'$(DATA)') $(call given,name:NAME profile:PROFILE group:GROUP seed:SEED clean:CLEAN split:SPLIT)
-OPTIONS  = $(STUDY) $(call given,prevalence:PREVALENCE missed-cost:MISSED_COST false-cost:FALSE_COST outside:OUTSIDE outside-map:OUTSIDE_MAP) $(foreach s,$(SET),--set '$s')
+OPTIONS  = $(STUDY) $(call given,prevalence:PREVALENCE missed-cost:MISSED_COST false-cost:FALSE_COST outside:OUTSIDE outside-map:OUTSIDE_MAP) $(if $(PRETRAINED),--set sampler.generator=text --set 'text.pretrained=$(PRETRAINED)') $(foreach s,$(SET),--set '$s')
 
 # one process per test worker; the smallest profile
 TESTING  = OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=2 WELDSYNTH_CORES=1 WELDSYNTH_PROFILE=fixture
@@ -16,7 +16,7 @@ $(READY): setup.py settings.ini pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo GROUP=film SEED=0 CLEAN=name SPLIT=given PREVALENCE=0.02 MISSED_COST=100 FALSE_COST=1 OUTSIDE=folder OUTSIDE_MAP='crack=crack,other=-' SET='denoiser.steps=9000 data.px=96'
+report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo GROUP=film SEED=0 CLEAN=name SPLIT=given PREVALENCE=0.02 MISSED_COST=100 FALSE_COST=1 OUTSIDE=folder OUTSIDE_MAP='crack=crack,other=-' PRETRAINED=folder SET='denoiser.steps=9000 data.px=96'
 	@$(BIN)/weldsynth report $(OPTIONS)
 
 check: $(READY)  ## all that is wrong with a data set: DATA=folder PROFILE=demo GROUP=film SEED=0 CLEAN=name SPLIT=given

@@ -3,12 +3,13 @@ import pandas as pd
 import pytest
 import torch
 
-from weldsynth.core.config import with_overrides
+from weldsynth.core.config import SamplerConfig, with_overrides
 from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
+from weldsynth.models.insertion import draw_layers, flaws_with_masks, open_sites
 from weldsynth.models.layers import holes
 from weldsynth.stages.data import training_fold
-from weldsynth.stages.insertion import load_inserter, teach, train_student
+from weldsynth.stages.insertion import load_inserter, masked_fold, teach, train_student
 from weldsynth.stages.insertion_audit import (
     AUDIT_COLUMNS,
     SIZES,
@@ -48,6 +49,19 @@ def test_the_student_has_its_own_weights_and_the_teachers_scale(study):
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 
+def test_class_and_mask_change_what_the_student_draws(study):
+    student = load_inserter(study, model=train_student(study))
+    clean, (_, masks) = training_fold(study).of('clean').take(range(4)), flaws_with_masks(masked_fold(study))
+    def drawn(masks, label):
+        sites, _ = open_sites(student.autoencoder, clean.greys, masks)
+        return draw_layers(student.net, sites, torch.tensor([label]*4), [1]*4, 1., SamplerConfig(steps=1))
+    first = drawn(masks[:4], 1)
+    assert torch.equal(first, drawn(masks[:4], 1))
+    least = .001*first.abs().amax()
+    for other in (drawn(masks[:4], 2), drawn(masks[-4:], 1)):
+        assert ((other - first).flatten(1).abs().amax(1) > least).all()
+
+
 def test_the_one_step_generator_takes_one_step_without_guidance(study):
     drawn = draw_defects(study, 3., 10)
     manifest = pd.read_csv(drawn.path/'manifest.csv')
@@ -61,14 +75,16 @@ def test_the_table_holds_every_set_and_class_with_shares(study):
     table = pd.read_csv(audit_insertions(study, 40).path/'sets.csv')
     assert list(table) == AUDIT_COLUMNS
     classes = (*training_fold(study).classes[1:], 'all', *SIZES)
-    assert len(table) == 9*len(classes)
+    assert len(table) == 10*len(classes)
     shares = table[['asked', 'mask', 'clean']]
     assert shares.ge(0).all(axis=None)
     assert shares.le(1).all(axis=None)
     unswapped = table[~table.set.str.contains('swapped|other classes')]
     assert (unswapped.asked == unswapped['mask']).all()
     every = table[table['class'] == 'all'].set_index('set')
-    assert every.n.drop('real, unseen').eq(40).all()
+    unfiltered = every.n.drop('real, unseen').filter(regex='^(?!.*filtered)')
+    assert unfiltered.eq(40).all()
+    assert 4 < every.n.filter(like='filtered').item() <= 40
     assert every.rim.gt(0).all()
     of_sizes = table[table['class'].isin(SIZES)].groupby('set').n.sum()
     assert (of_sizes == every.n[of_sizes.index]).all(), 'each flaw has a size'

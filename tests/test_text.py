@@ -11,8 +11,11 @@ from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
 from weldsynth.models.layers import holes
 from weldsynth.models.text import class_prompts, draw_by_text, embed_prompts, inpaints, load_pretrained
+from weldsynth.report import cards
+from weldsynth.stages.audit import audit_samples
 from weldsynth.stages.data import study_patches, training_fold
 from weldsynth.stages.sample import draw_defects, load_samples, sample_issues
+from weldsynth.stages.sweep import usable_patches
 from weldsynth.stages.text import load_text, train_text
 
 pytest.importorskip('transformers')
@@ -159,3 +162,16 @@ def test_pickled_weights_are_not_read(tmp_path):
 def test_without_weights_the_generator_says_what_it_needs(study, tmp_path):
     bare = Study('bare', tmp_path, with_overrides(study.config, {'text.pretrained': ''}))
     with pytest.raises(StudyError, match='--set text.pretrained=FOLDER'): train_text(bare)
+
+
+def test_what_a_text_model_draws_is_audited_and_has_a_card(study, monkeypatch):
+    monkeypatch.setenv('WELDSYNTH_CORES', '1')
+    audit = audit_samples(study).path
+    judged = pd.read_csv(audit/'filter.csv')
+    assert judged.drawn.sum() == len(usable_patches(study)) >= 30
+    assert pd.read_csv(audit/'fidelity.csv').value.notna().any()
+    fingerprint = train_text(study).info['config']['pretrained']
+    use = cards._use_text(study)
+    assert f'fingerprint `{fingerprint}`' in use
+    assert 'from_pretrained' not in use, 'the folder holds no pipeline'
+    assert cards._licence(study) == dict(license='other', license_name='that-of-the-pretrained-weights')

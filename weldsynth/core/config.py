@@ -149,6 +149,7 @@ class TextConfig:
     pretrained: str = ''                # the folder of a Stable Diffusion pipeline, for images or for inpainting
     prompt: str = 'x-ray radiograph of a weld with {}'  # where {} stands, the class is named
     clean: str = 'no flaw'              # what a clean weld is said to have
+    phrases: str = ''                   # what to say for a class instead of its name: CLASS=PHRASE;CLASS=PHRASE
     px: int = 512                       # side to which a patch is enlarged for the model
     rank: int = 8                       # of the matrices that are learnt
     steps: int = 800

@@ -63,8 +63,12 @@ def class_prompts(
     classes: tuple,  # label names, 'clean' first
     config: TextConfig,
 ) -> list:
-    "The prompt of each class."
-    return [config.prompt.format(label) for label in (config.clean, *(c.replace('_', ' ') for c in classes[1:]))]
+    "The prompt of each class. Raises `StudyError` for a phrase of no class."
+    phrases = dict(phrase.strip().partition('=')[::2] for phrase in config.phrases.split(';') if phrase.strip())
+    if odd := sorted(set(phrases) - set(classes[1:])):
+        raise StudyError(f"text.phrases names '{odd[0]}': write CLASS=PHRASE for the classes {', '.join(classes[1:])}")
+    named = [phrases.get(c, c.replace('_', ' ')) for c in classes[1:]]
+    return [config.prompt.format(label) for label in (config.clean, *named)]
 
 
 @torch.inference_mode()

@@ -26,15 +26,17 @@ from ..metrics.classification import short_number
 from ..stages.audit import audit_samples
 from ..stages.data import prepare, study_patches, study_source
 from ..stages.ldm import train_autoencoder
-from ..stages.sample import Variation, study_generator, weights_hash
+from ..stages.sample import Variation, generator_names, study_generator, weights_hash
 from ..stages.sweep import draw_study_samples, with_chosen_generator
 from ..stages.verdict import recommend
 
 # %% ../../nbs/report/02_cards.ipynb #5d9790e7
 def _licence(study: Study) -> dict:
     "The licence fields. The simulator's images are as free as the simulator; others depend on rights we cannot know."
-    if study_source(study).is_simulated: return dict(license='apache-2.0')
-    return dict(license='other', license_name='that-of-the-training-images')
+    unknown = [*(['pretrained-weights'] if 'text' in generator_names(study) else []),
+               *([] if study_source(study).is_simulated else ['training-images'])]
+    if not unknown: return dict(license='apache-2.0')
+    return dict(license='other', license_name='that-of-the-' + '-and-the-'.join(unknown))
 
 # %% ../../nbs/report/02_cards.ipynb #68fe44c6
 def _source_text(study: Study) -> str:
@@ -198,7 +200,11 @@ def _model_text(study: Study) -> str:
 
 def _use_text(study: Study) -> str:
     "What the model may be used for."
-    return ('`DiffusionPipeline.from_pretrained(folder, use_safetensors=True)` loads it. Samples may be used to train '
+    pretrained = _models(study)[0].info['config'].get('pretrained')
+    loads = '`DiffusionPipeline.from_pretrained(folder, use_safetensors=True)` loads it.' if not pretrained else (
+        'The folder holds the matrices of LoRA alone; they belong to a pretrained pipeline whose files have the '
+        f'fingerprint `{pretrained}`. The licence of its weights binds what is drawn with them.')
+    return (f'{loads} Samples may be used to train '
             "a classifier under the conditions of the study's report. **Not for** validation or test of any "
             f'inspection system, nor as evidence about any weld. It was trained on {_source_text(study)}.')
 

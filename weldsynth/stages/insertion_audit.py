@@ -26,9 +26,16 @@ from ..metrics.fidelity import compare_features, principal_projection
 from ..metrics.fingerprint import PROBE_COLUMNS, mean_over_classes, probe_halves, probe_row
 from ..models.controls import cut_paste
 from ..models.insertion import flaws_with_masks
-from ..models.layers import dilate, feathers, fill_holes, flaw_layers, holes, lay, rim_width
+from ..models.layers import contrasts, dilate, feathers, fill_holes, flaw_layers, holes, lay, rim_width
 from ..models.weak_masks import completed_masks
-from .audit import judge_probabilities, probe_columns, study_features, train_judges, unseen_defects
+from weldsynth.stages.audit import (
+    filter_thresholds,
+    judge_probabilities,
+    probe_columns,
+    study_features,
+    train_judges,
+    unseen_defects,
+)
 from .background import selected_neighbours
 from .data import study_patches, training_fold
 from weldsynth.stages.insertion import (
@@ -192,11 +199,12 @@ def _layer_copies(study: Study, sets: dict) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=['set', 'n', 'median', 'limit', 'near'])
 
 # %% ../../nbs/20_insertion_audit.ipynb #0387aea2
-AUDIT_COLUMNS = ['set', 'class', 'n', 'asked', 'mask', 'clean', 'rim', 'frechet', 'kid']
+AUDIT_COLUMNS = ['set', 'class', 'n', 'asked', 'mask', 'clean', 'rim', 'contrast',
+                 'frechet', 'frechet_low', 'frechet_high', 'kid', 'kid_low', 'kid_high']
 SIZES = ('small', 'medium', 'large')  # thirds of the masks of held-out real flaws of a class
 
 
-@stage('insert/audit', version=5, reads=('audit', 'masks', 'variation', 'rule.level', *SOLVER_FIELDS),
+@stage('insert/audit', version=6, reads=('audit', 'masks', 'variation', 'rule.level', *SOLVER_FIELDS),
        needs=lambda study, n: [train_inserter(study), train_student(study), train_judges(study)])
 def audit_insertions(
     study: Study,
@@ -207,6 +215,8 @@ def audit_insertions(
     held_out, pasted = _held_out(study), cut_paste(masked_fold(study), n, study.seed, selected_neighbours(study))
     sets = {'real, unseen': (_with_masks(held_out), *[held_out.labels.tolist()]*2),
             'cut and paste': (_with_masks(pasted), *[pasted.labels.tolist()]*2), **inserted_sets(study, n)}
+    title = f'inserted, {study.config.sampler.steps} steps'
+    sets[f'{title}, filtered'] = _passed(study, *sets[title])
     _traces(study, sets).to_csv(folder/'traces.csv', index=False)
     _layer_copies(study, sets).to_csv(folder/'copies.csv', index=False)
     real, (_, extract) = unseen_defects(study), study_features(study)
@@ -217,6 +227,15 @@ def audit_insertions(
     rows = [row for title, some in sets.items()
             for row in _rows_of(study, title, real, project(features), seen, thirds, *some)]
     pd.DataFrame(rows, columns=AUDIT_COLUMNS).to_csv(folder/'sets.csv', index=False)
+
+
+def _passed(study: Study, both: torch.Tensor, asked: list, of_mask: list) -> tuple:
+    "Of a set what the study's filter lets pass, and the best of each class."
+    classes, least = study_patches(study).classes, filter_thresholds(study)
+    numbers = torch.tensor(asked)
+    score = judge_probabilities(study, both[:, :1]).gather(1, numbers[:, None])[:, 0]
+    kept = [i for i, c in enumerate(asked) if score[i] >= min(least[classes[c]], score[numbers == c].max())]
+    return both[kept], [asked[i] for i in kept], [of_mask[i] for i in kept]
 
 
 def _held_out(study: Study) -> PatchSet:
@@ -245,6 +264,7 @@ def _rows_of(
     seen = extract(both[:, :1])
     probs, numbers, of = judge_probabilities(study, both[:, :1]), np.array(asked), np.array(of_mask)
     rims, areas = rim_steps(both[:, :1], both[:, 1:]).numpy(), (both[:, 1:] > 0).flatten(1).sum(1).numpy()
+    contrast = contrasts(flaw_layers(both[:, :1], both[:, 1:])[0], both[:, 1:]).numpy()
     size = np.array([np.searchsorted(thirds.get(c, (np.inf, np.inf)), a) for c, a in zip(of, areas, strict=True)])
     groups = {label: numbers == real.classes.index(label) for label in real.classes[1:]} | {'all': numbers > 0}
     groups |= {name: size == i for i, name in enumerate(SIZES)}
@@ -253,12 +273,13 @@ def _rows_of(
         here = np.flatnonzero(chosen)
         of_real = (real.table.label == label).to_numpy() | (label not in real.classes)
         shares = judged(probs[here], numbers[here].tolist(), of[here].tolist())
-        distances = [np.nan]*2 if label in SIZES else _distances(study, reference[of_real], seen[here])
-        rows.append([title, label, len(here), *shares.values(), float(np.median(rims[here])), *distances])
+        distances = [np.nan]*6 if label in SIZES else _distances(study, reference[of_real], seen[here])
+        medians = [float(np.median(x[here])) for x in (rims, contrast)]
+        rows.append([title, label, len(here), *shares.values(), *medians, *distances])
     return rows
 
 
 def _distances(study: Study, real: np.ndarray, drawn: np.ndarray) -> list:
-    "Fréchet and kernel distance at equal numbers; NaN where there are too few."
-    measured = compare_features(real, drawn, study.seed, study.config.audit).set_index('metric').value
-    return [measured['frechet'], measured['kid']]
+    "Fréchet and kernel distance at equal numbers, each with low and high; NaN where there are too few."
+    measured = compare_features(real, drawn, study.seed, study.config.audit).set_index('metric')
+    return measured.loc[['frechet', 'kid'], ['value', 'low', 'high']].to_numpy().ravel().tolist()

@@ -54,7 +54,7 @@ def _weights_facts(study: Study, **_) -> dict:
     return dict(pretrained=files_fingerprint(files, folder))
 
 
-TEXT_FIELDS = tuple(f'text.{name}' for name in ('prompt', 'clean', 'px', 'rank', 'steps', 'batch', 'lr'))
+TEXT_FIELDS = tuple(f'text.{name}' for name in ('prompt', 'clean', 'phrases', 'px', 'rank', 'steps', 'batch', 'lr'))
 
 
 @stage('text/lora', version=1, shared=True, reads=(*TEXT_FIELDS, 'optimiser'), also=_weights_facts,
