@@ -65,7 +65,8 @@ def apart(
     series: np.ndarray,  # the series of each point, N
     step: float = .05,   # between neighbours, as a share
 ) -> np.ndarray:
-    "`sizes`, those of each series moved by a factor of its own around 1."
+    "`sizes`, those of each series but the first moved by a factor of its own, up and down in turn."
     names = list(dict.fromkeys(series))
-    place = np.array([names.index(s) for s in series]) - (len(names) - 1)/2
+    order = np.array([names.index(s) for s in series])
+    place = (order + 1)//2*np.where(order % 2, 1, -1)
     return sizes*(1 + step)**place

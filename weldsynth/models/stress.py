@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['CORRUPTIONS', 'add_noise', 'blur', 'scale_contrast', 'darken', 'blur_axis', 'unsharpen', 'quantise', 'invert',
-           'scratch', 'letter', 'Corruption', 'strengths', 'corrupted', 'all_corruptions', 'ood_images']
+           'scratch', 'letter', 'Corruption', 'strengths', 'shown_strengths', 'corrupted', 'all_corruptions',
+           'ood_images']
 
 # %% ../../nbs/models/07_stress.ipynb #246d22d5
 import numpy as np
@@ -182,6 +183,15 @@ def strengths(
 ) -> dict:
     "Name in `CORRUPTIONS` -> its strengths, from weak to strong."
     return {kind: getattr(config, kind, corruption.strengths) for kind, corruption in CORRUPTIONS.items()}
+
+
+def shown_strengths(
+    kind: str,       # a name in `CORRUPTIONS`
+    amounts: tuple,  # from `strengths`
+) -> tuple:
+    "Strengths and their unit as pages show them: a factor in percent."
+    unit = CORRUPTIONS[kind].unit
+    return ([100*v for v in amounts], '%') if unit == 'factor' else (list(amounts), unit)
 
 # %% ../../nbs/models/07_stress.ipynb #cf183628
 def corrupted(
