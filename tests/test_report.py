@@ -287,6 +287,14 @@ def test_a_heading_with_nothing_below_it_goes_with_its_entry(tmp_path, no_quarto
     assert [a.get_text() for a in soup.select('nav.side ul a')] == ['Text', 'Parts']
 
 
+def test_the_first_page_goes_from_verdict_and_figures_to_actions_then_checks_then_pictures():
+    page = str(body_html(prepare_page(nbformat.read(ROOT/'nbs'/'04_eval.ipynb', 4))))
+    order = ['class="verdict', 'missed flaws', 'What to do now', 'Next review of this page', 'Safety checks',
+             'Integration path', '<img']
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
+
+
 # --- numbers and sources ---
 
 def picture(alt='a line'):
@@ -452,7 +460,7 @@ def test_a_colon_must_announce_something(after, kept):
 
 
 CHAPTERS_OF_ANY_STUDY = (*CHAPTERS, report.OUTSIDE, report.INSERTED, report.COMPARED)
-COLONS = {'A set of noise shows what a sealed set holds:', 'The review for the terminal:', 'The stages at a point:',
+COLONS = {'A set of noise shows what a sealed set holds:', 'The stages at a point:',
           'All is timed and measured by the functions of'}  # how they begin
 
 

@@ -6,14 +6,47 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['OUTCOMES', 'Light', 'lights', 'risk_register', 'integration_path']
+__all__ = ['PLAIN_GENERATORS', 'OUTCOMES', 'plain_generators', 'plainer', 'Light', 'lights', 'welds_needed', 'to_have',
+           'flaws_until', 'risk_register', 'integration_path']
 
 # %% ../../nbs/metrics/12_actions.ipynb #f9b5d41e
 import math
 from typing import NamedTuple
 
 from ..core.config import RuleConfig
-from .rule import FOUND_TEXT, Evidence, Guard, found_name
+from .intervals import group_multiplier, interval
+from .rule import FOUND_TEXT, Evidence, Guard, found_name, is_clear
+
+# %% ../../nbs/metrics/12_actions.ipynb #1c13965e
+PLAIN_GENERATORS = {'ldm': 'whole patches', 'insert': 'inserted flaws', 'insert-1step': 'flaws inserted in one step',
+                    'vary': 'variations of real flaws', 'text': 'images drawn from text'}
+
+
+def plain_generators(
+    names,  # of generators, perhaps some of them several times
+    between: str = ' and ',
+) -> str:
+    "What the generators make, each once, with its name."
+    return between.join(f'{PLAIN_GENERATORS[n]} ({n})' if n in PLAIN_GENERATORS else n for n in dict.fromkeys(names))
+
+# %% ../../nbs/metrics/12_actions.ipynb #bbed6eac
+_PLAINER = {
+    'found as often as before, or nearly so': 'share found no worse than the limit allows',
+    'Predicted probabilities have no larger errors than with real images alone, or nearly so':
+        'Predicted probabilities have errors no worse than the limit allows',
+    'Samples are as different from training images as new real images are, or nearly so':
+        'Samples are no nearer to training images than the limit allows'}
+_OPEN = 'is not clear: the interval leaves both answers open'
+
+
+def plainer(
+    text: str,     # a finding or a reason, as recorded
+    gains=(),      # what it speaks of: (estimate, low, high) of each gain
+) -> str:
+    "`text` with plainer words for some."
+    for recorded, shown in _PLAINER.items(): text = text.replace(recorded, shown)
+    spread = all(low < 0 < high for _, low, high in gains)
+    return text.replace(_OPEN, 'is not clear: the intervals include both a gain and a loss') if spread else text
 
 # %% ../../nbs/metrics/12_actions.ipynb #8aab10ea
 class Light(NamedTuple):
@@ -32,7 +65,7 @@ def _line(guards: list, text: str, measured: list) -> Light:
     "Checks with one outcome and one limit as a line."
     first = guards[0]
     needed = dict.fromkeys(g.closing for g in guards if g.closing and first.outcome in ('in doubt', 'not assessed'))
-    return Light(first.outcome, text, tuple(measured), first.threshold, '; '.join(needed))
+    return Light(first.outcome, plainer(text), tuple(measured), first.threshold, '; '.join(needed))
 
 # %% ../../nbs/metrics/12_actions.ipynb #7bf5bb31
 _OF_CLASS = 'share of '
@@ -58,6 +91,34 @@ def lights(
     lines = [_class_line(alike) for result in OUTCOMES if (alike := [g for g in of_class if g.outcome == result])]
     lines += [_line([g], g.plain, [g.measured]) for g in guards if g not in of_class]
     return sorted(lines, key=lambda line: OUTCOMES.index(line.outcome))
+
+# %% ../../nbs/metrics/12_actions.ipynb #02058f8a
+def welds_needed(
+    gains: dict,  # arm -> `Jackknife` of the gain over it
+    rule: RuleConfig,
+) -> int | None:
+    "Test welds that would decide every gain, if the estimates stay; None where more welds alone would not, or are few."
+    welds = {int(x.welds) for x in gains.values()}
+    if min(welds) < rule.least_welds: return None
+    times = [1. if is_clear(interval(x, rule.level), rule) else group_multiplier(x, rule.least_gain, rule.level)
+             for x in gains.values()]
+    return None if math.isinf(max(times)) else math.ceil(max(1., *times)*max(welds))
+
+
+def to_have(
+    tested: float,  # how many of something the test needs
+    share: float,   # of all that are tested
+) -> int:
+    "How many to collect, so that enough of them are tested."
+    return math.ceil(round(tested/share, 6))
+
+
+def flaws_until(
+    counts,     # of flaws seen, by class
+    least: int,  # of each class
+) -> int:
+    "How many flaws will have been seen when there are `least` of each class, if classes occur as in `counts`."
+    return math.ceil(round(least*sum(counts)/max(min(counts), 1), 6))
 
 # %% ../../nbs/metrics/12_actions.ipynb #e59dfe2a
 def _worst_found(guards: list, found_changes: dict) -> str:

@@ -23,7 +23,7 @@ from ..core.config import RuleConfig
 from ..core.store import Study, stage
 from ..data.patches import PatchSet
 from ..data.sources import GUESSED_GROUP_PREFIX
-from ..metrics.actions import integration_path, risk_register
+from ..metrics.actions import integration_path, plain_generators, risk_register
 from ..metrics.classification import POINTS, bars, clean_weight, trivial_scores
 from ..metrics.errors import curve_bands, segment_scores
 from ..metrics.fidelity import nan_to_none
@@ -266,10 +266,10 @@ def _figures(study: Study, verdict: dict, table: pd.DataFrame) -> list:
 # %% ../../nbs/09_verdict.ipynb #24a39e61
 def plain_finding(
     verdict: dict,  # with decision, gains and reason
-    generator: str = '',  # which one it is about, where a study has several
+    generators=(),  # the names of those it is about, where a study has several
 ) -> str:
     "What to do, what was gained and why, in a sentence for those who decide."
-    defects = f'the synthetic defects of {generator}' if generator else 'synthetic defects'
+    defects = 'synthetic defects' + (f' made as {plain_generators(generators)}' if generators else '')
     lead = {'SHIP': f'Use {defects}.', 'DO NOT SHIP': f'Do not use {defects}.',
             'INCONCLUSIVE': 'Not decided.'}[verdict['decision']]
     mean, low, high = verdict['gains']['real']
@@ -293,7 +293,6 @@ def recommend(
     simulated = 'simulated radiographs, which say nothing about real welds'
     where = simulated if verdict['simulated'] else Path(study.data).name
     headline = verdict['decision'] + (' (provisional)' if verdict['provisional'] else '')
-    chosen = ' and '.join(dict.fromkeys(verdict.get('generator', [])))
-    finding = plain_finding(verdict, chosen if len(generator_names(study)) > 1 else '')
+    finding = plain_finding(verdict, verdict.get('generator', []) if len(generator_names(study)) > 1 else ())
     return dict(verdict, headline=headline, finding=finding, sentence=f'{headline}, on {where}: {finding}',
                 figures=_figures(study, verdict, table) + outside_figures(study))
