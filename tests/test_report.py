@@ -12,7 +12,7 @@ from bs4 import BeautifulSoup
 from nbformat import v4
 
 from weldsynth.core.config import StudyError
-from weldsynth.core.profiles import choose_profile
+from weldsynth.core.profiles import PROFILES, choose_profile
 from weldsynth.core.runtime import checkout
 from weldsynth.core.store import Study
 from weldsynth.report import pages as report
@@ -225,6 +225,17 @@ def test_every_kind_of_output_is_shown_once():
 
 
 # --- the built-in pages ---
+
+def test_other_uses_of_synthetic_images_are_left_to_the_larger_profiles(tmp_path):
+    def chapters(profile, **changed):
+        return report.study_chapters(Study('x', tmp_path, choose_profile(profile, changed)))
+    for profile in PROFILES:
+        extra = [c for c in chapters(profile) if c in report.EXTRAS]
+        assert extra == (list(report.EXTRAS) if profile in ('thorough', 'full') else [])
+    inserted = chapters('full', **{'sampler.generator': 'insert'})
+    assert '27_classifier_guidance' not in inserted, 'it guides whole patches'
+    assert not set(report.EXTRAS) & set(chapters('full', **{'classifier.kind': 'small'})), 'they need frozen features'
+
 
 def test_built_in_pages_hold_together(pages):
     assert page_issues(pages) == []

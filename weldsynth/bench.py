@@ -164,7 +164,7 @@ def compare_insertion(
     many: int = 256,      # ours, each round
     rounds: int = 3,
 ) -> list:
-    "Seconds per flaw of both sides, from labels and seeds to PNGs, as dicts: for all steps, and for one."
+    "Seconds per flaw of both sides, from labels and seeds to PNGs, as dicts: for all steps, for two, and for one."
     config, sampler, classes = study.config, study.config.sampler, study_patches(study).classes
     rows = sample_rows(classes, class_plan(classes, many), 'speed').sample(frac=1, random_state=0)
     net = make_inserter(config.data.px, config.autoencoder.latents, config.inserter.heads, config.inserter.layers)
@@ -174,6 +174,7 @@ def compare_insertion(
     stock_pipe = stock.stock_pipeline(train_denoiser(study).path/'pipeline')
     found = []
     for what, inserter, guidance, steps in (('insertion', teacher, 1.5, sampler.steps),
+                                            ('insertion, two steps', teacher, 1.5, 2),
                                             ('insertion, one step', student, 1., 1)):
         def ours(inserter=inserter, guidance=guidance, steps=steps):
             inserted_samples(study, inserter, rows, guidance, replace(sampler, steps=steps))

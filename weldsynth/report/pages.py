@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 # %% auto #0
-__all__ = ['CHAPTERS', 'CASES', 'OUTSIDE', 'INSERTED', 'COMPARED', 'study_chapters', 'execute_one', 'config_changes',
-           'study_parameters', 'execute', 'update_reference', 'prepare_page', 'link_pages', 'render', 'page_issues']
+__all__ = ['CHAPTERS', 'CASES', 'OUTSIDE', 'INSERTED', 'COMPARED', 'EXTRAS', 'EXTRA_PROFILES', 'study_chapters', 'execute_one',
+           'config_changes', 'study_parameters', 'execute', 'update_reference', 'prepare_page', 'link_pages', 'render',
+           'page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #d2dce056
 from .. import __version__
@@ -27,6 +28,7 @@ from ..core.files import explain_disk_full, remove_stale_staging, staging_dir, w
 from ..core.profiles import PROFILES
 from ..core.runtime import checkout, cores, progress
 from ..core.store import Study
+from ..models.classifier import is_frozen
 from .citations import link_citations, references_section
 from .enclosures import browser, card_pages, enclose_files, enclose_pdf, enclosures_section
 from .kernels import forked_kernels, ordinary_kernel, terminate_kernels
@@ -50,6 +52,8 @@ CASES = {'10_gdxray'}
 OUTSIDE = '15_outside'  # follows 09_verdict where a study has an outside set
 INSERTED = '20_insertion_audit'  # follows 06_audit where a study inserts flaws
 COMPARED = '24_comparison'  # follows 09_verdict where a study has several generators
+EXTRAS = ('21_contrastive', '22_filters', '25_ood', '26_robustness', '27_classifier_guidance')  # hours on a CPU
+EXTRA_PROFILES = ('thorough', 'full')  # in which `EXTRAS` follow the verdict, for classifiers on frozen features
 _ASSETS = checkout()/'weldsynth'/'assets'
 
 # %% ../../nbs/report/01_pages.ipynb #fab2f500
@@ -60,8 +64,11 @@ def study_chapters(
     names = generator_names(study)
     chapters = [c for c in CHAPTERS if c != '02_ldm' or 'ldm' in names]
     if {'insert', 'insert-1step'} & set(names): chapters.insert(chapters.index('06_audit') + 1, INSERTED)
-    if len(names) > 1: chapters.insert(chapters.index('09_verdict') + 1, COMPARED)
-    if study.config.outside.data: chapters.insert(chapters.index('09_verdict') + 1, OUTSIDE)
+    after = chapters.index('09_verdict') + 1
+    if study.config.profile in EXTRA_PROFILES and is_frozen(study.config.classifier):
+        chapters[after:after] = [c for c in EXTRAS if c != '27_classifier_guidance' or 'ldm' in names]
+    if len(names) > 1: chapters.insert(after, COMPARED)
+    if study.config.outside.data: chapters.insert(after, OUTSIDE)
     return tuple(chapters)
 
 
