@@ -121,7 +121,7 @@ class StudentConfig:
     "The one-step student of an inserter, and its training."
     layers: int = 3                     # transformer blocks, taken from its teacher
     lessons: int = 2_000                # flaws that its teacher shows it
-    guidance: float = 2.                # guidance scale of its teacher
+    guidance: float = 1.5               # guidance scale of its teacher
     steps: int = 600                    # of its training
     batch: int = 64
     lr: float = 5e-4                    # peak learning rate
