@@ -9,6 +9,7 @@ from torch.nn.functional import mse_loss
 
 from weldsynth.core import opening
 from weldsynth.core.config import ClassifierConfig, DataConfig, OptimiserConfig
+from weldsynth.core.display import patch_rows, titled_patches
 from weldsynth.core.files import remove_part
 from weldsynth.core.store import artefact_folders, make_artefact
 from weldsynth.data import flaws, simulate as simulator
@@ -164,3 +165,19 @@ def test_a_review_is_exported_and_counts_nothing_before_answers_come(study_copy)
 def test_the_key_of_a_set_names_real_and_synthetic_images(study_copy):
     key = pd.read_csv(sealed_set(study_copy).path/'key.csv')
     assert set(key.origin) == {'real', 'synthetic'}
+
+
+def test_pictures_are_left_out_where_the_terms_of_the_data_forbid_them(monkeypatch):
+    import matplotlib.pyplot as plt
+    patches = torch.arange(128, dtype=torch.uint8).reshape(2, 1, 8, 8)
+    def greys():
+        figures = patch_rows({'a': patches}, 2), titled_patches(patches, ['a', 'b'], 2)
+        drawn = [set(np.unique(im.get_array())) for fig in figures for ax in fig.axes for im in ax.images]
+        notes = [[text.get_text() for text in fig.texts] for fig in figures]
+        for fig in figures: plt.close(fig)
+        return set().union(*drawn), notes
+    shown, notes = greys()
+    assert len(shown) > 100
+    assert notes == [[], []]
+    monkeypatch.setenv('WELDSYNTH_PICTURES', 'no')
+    assert greys() == ({220, 255}, [['pictures are left out']]*2)

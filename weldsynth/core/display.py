@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import html
 import io
+import os
 import re
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['escape', 'show_figure', 'markdown_table', 'show_table', 'patch_rows', 'titled_patches', 'draw_bars']
+__all__ = ['escape', 'show_figure', 'markdown_table', 'show_table', 'pictures_left_out', 'shown_patches', 'patch_rows',
+           'titled_patches', 'draw_bars']
 
 # %% ../../nbs/core/06_display.ipynb #c5403ac9
 import numpy as np
@@ -83,6 +85,23 @@ def show_table(
     display(Markdown(markdown_table(table, digits)))
     _show_caption(caption)
 
+# %% ../../nbs/core/06_display.ipynb #c1864191
+def pictures_left_out() -> bool:
+    "Whether `$WELDSYNTH_PICTURES` is `no`: the terms of the data then allow no pictures on pages."
+    return os.environ.get('WELDSYNTH_PICTURES', '').casefold() == 'no'
+
+
+def shown_patches(
+    images,  # uint8, N x 1 x H x W
+):
+    "`images`, or light grey ones in their place where pictures are left out."
+    return np.full(images.shape, 220, np.uint8) if pictures_left_out() else images
+
+
+def _note_left_out(fig: Figure):
+    "Say across a figure why its patches are grey."
+    if pictures_left_out(): fig.text(.5, .5, 'pictures are left out', ha='center', va='center', fontsize=9)
+
 # %% ../../nbs/core/06_display.ipynb #48545ed6
 def _patch_sheet(rows: dict, columns: int) -> np.ndarray:
     "The patches of `rows` on one white sheet, two pixels apart."
@@ -90,7 +109,7 @@ def _patch_sheet(rows: dict, columns: int) -> np.ndarray:
     step = side + 2
     sheet = np.full((len(rows)*step, columns*step), 255, np.uint8)
     for r, images in enumerate(rows.values()):
-        for c, image in enumerate(images[:columns]):
+        for c, image in enumerate(shown_patches(images[:columns])):
             sheet[r*step:r*step + side, c*step:c*step + side] = np.asarray(image[0])
     return sheet
 
@@ -126,6 +145,7 @@ def patch_rows(
     ax.set(xticks=[], yticks=[step*(r + .5) for r in range(len(rows))], yticklabels=titles)
     ax.tick_params(length=0, labelsize=1.6*width)
     sns.despine(ax=ax, left=True, bottom=True)
+    _note_left_out(fig)
     return fig
 
 # %% ../../nbs/core/06_display.ipynb #8d89ba08
@@ -150,7 +170,7 @@ def titled_patches(
     height = rows*(width/columns + .15*lines)
     fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout='constrained')
     for ax in axes.flat: ax.axis('off')
-    for i, (ax, image, title) in enumerate(zip(axes.flat, images, titles, strict=False)):
+    for i, (ax, image, title) in enumerate(zip(axes.flat, shown_patches(images), titles, strict=False)):
         ax.imshow(np.asarray(image[0]), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
         ax.set_title(title, fontsize=8, pad=3, parse_math=False)
         if masks is not None and masks[i].any():
@@ -159,6 +179,7 @@ def titled_patches(
         side = images.shape[-1]
         axes[-1, 0].autoscale(False)  # the bar lies outside
         _draw_scale(axes[-1, 0], scale, side, 1.07*side, .05*side)
+    _note_left_out(fig)
     return fig
 
 # %% ../../nbs/core/06_display.ipynb #3122d67e
