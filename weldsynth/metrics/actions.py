@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['PLAIN_GENERATORS', 'OUTCOMES', 'plain_generators', 'plainer', 'Light', 'lights', 'welds_needed', 'to_have',
-           'flaws_until', 'risk_register', 'integration_path']
+__all__ = ['PLAIN_GENERATORS', 'OUTCOMES', 'plain_generators', 'Light', 'lights', 'welds_needed', 'to_have', 'flaws_until',
+           'risk_register', 'integration_path']
 
 # %% ../../nbs/metrics/12_actions.ipynb #f9b5d41e
 import math
@@ -29,25 +29,6 @@ def plain_generators(
     "What the generators make, each once, with its name."
     return between.join(f'{PLAIN_GENERATORS[n]} ({n})' if n in PLAIN_GENERATORS else n for n in dict.fromkeys(names))
 
-# %% ../../nbs/metrics/12_actions.ipynb #bbed6eac
-_PLAINER = {
-    'found as often as before, or nearly so': 'share found no worse than the limit allows',
-    'Predicted probabilities have no larger errors than with real images alone, or nearly so':
-        'Predicted probabilities have errors no worse than the limit allows',
-    'Samples are as different from training images as new real images are, or nearly so':
-        'Samples are no nearer to training images than the limit allows'}
-_OPEN = 'is not clear: the interval leaves both answers open'
-
-
-def plainer(
-    text: str,     # a finding or a reason, as recorded
-    gains=(),      # what it speaks of: (estimate, low, high) of each gain
-) -> str:
-    "`text` with plainer words for some."
-    for recorded, shown in _PLAINER.items(): text = text.replace(recorded, shown)
-    spread = all(low < 0 < high for _, low, high in gains)
-    return text.replace(_OPEN, 'is not clear: the intervals include both a gain and a loss') if spread else text
-
 # %% ../../nbs/metrics/12_actions.ipynb #8aab10ea
 class Light(NamedTuple):
     "A line of safety checks that came out alike."
@@ -65,7 +46,7 @@ def _line(guards: list, text: str, measured: list) -> Light:
     "Checks with one outcome and one limit as a line."
     first = guards[0]
     needed = dict.fromkeys(g.closing for g in guards if g.closing and first.outcome in ('in doubt', 'not assessed'))
-    return Light(first.outcome, plainer(text), tuple(measured), first.threshold, '; '.join(needed))
+    return Light(first.outcome, text, tuple(measured), first.threshold, '; '.join(needed))
 
 # %% ../../nbs/metrics/12_actions.ipynb #7bf5bb31
 _OF_CLASS = 'share of '

@@ -63,7 +63,7 @@ def _assess(measured: tuple | None, rule: RuleConfig, most: float = np.inf, leas
     return result, p_value(measured, limit, rule.level) if wrong_side else 1.
 
 # %% ../../nbs/metrics/07_rule.ipynb #f2a74de4
-FOUND_TEXT = {'holds': 'found as often as before, or nearly so', 'fails': 'found less often than before',
+FOUND_TEXT = {'holds': 'share found no worse than the limit allows', 'fails': 'found less often than before',
               'in doubt': 'may be found less often than before', 'not assessed': 'the change could not be measured'}
 
 # %% ../../nbs/metrics/07_rule.ipynb #9d844f0e
@@ -115,7 +115,7 @@ def guard_brier(
 ) -> Guard:
     "The Brier score may not be worse by more than a tenth."
     result, p = _assess(ratio, rule, most=rule.most_brier_ratio)
-    plain = {'holds': 'Predicted probabilities have no larger errors than with real images alone, or nearly so.',
+    plain = {'holds': 'Predicted probabilities have errors no worse than the limit allows.',
              'fails': 'Predicted probabilities have larger errors than with real images alone.',
              'in doubt': 'Predicted probabilities may have larger errors than with real images alone.',
              'not assessed': 'The errors of predicted probabilities could not be measured.'}
@@ -162,7 +162,7 @@ def guard_copies(
     same = {'holds': 'No sample has the same pixels as a training image.',
             'fails': 'Samples have the same pixels as training images.',
             'not assessed': 'Whether samples have the same pixels as training images was not assessed.'}
-    alike = {'holds': 'Samples are as different from training images as new real images are, or nearly so.',
+    alike = {'holds': 'Samples are no nearer to training images than the limit allows.',
              'fails': f'{near_share} are near copies of training images.',
              'not assessed': 'Whether samples are near copies of training images was not assessed.'}
     return [Guard('exact copies', same[exact_result], f'exact copies: {"not measured" if exact is None else exact}',
@@ -251,8 +251,8 @@ def guard_review(
     review: dict,  # {} where nobody has reviewed
     rule: RuleConfig,
 ) -> Guard:
-    """Three reviewers see the intended flaw in synthetic images as often as in real ones, or nearly so, and few
-    artefacts. The artefacts hold if their share is within the limit, as no few images could prove it."""
+    """Three reviewers see the intended flaw in synthetic images no less often than the limit allows, and
+    few artefacts. The artefacts hold if their share is within the limit, as no few images could prove it."""
     name = 'realism, three reviewers'
     limit = (f'labels right: no loss beyond {100*rule.most_labels_lost:.0f} points on real images; '
              f'gross artefacts: at most {100*rule.most_artefacts:.0f} %')
