@@ -9,10 +9,10 @@ from weldsynth.stages.verdict import recommend
 
 TESTS = Path(__file__).parent
 CASES = sorted(file.stem for file in (TESTS/'cases').glob('[a-z]*.py'))
-QUICK = {'autoencoder.steps': 5, 'denoiser.steps': 5, 'denoiser.heads': 1, 'denoiser.layers': 1,
-         'sampler.synthetics': 24, 'sampler.synthetic_cleans': 12, 'sampler.steps': 2, 'classifier.steps': 5,
-         'instrument.lengths': '1', 'instrument.rivals': '', 'sweep.guidances': '1.5', 'sweep.shares': '.5',
-         'sweep.samples': 12, 'audit.fidelity_resamples': 5, 'audit.probe_repeats': 2,
+QUICK = {'autoencoder.steps': 5, 'denoiser.steps': 5, 'denoiser.augment_copies': 1, 'denoiser.heads': 1,
+         'denoiser.layers': 1, 'sampler.synthetics': 24, 'sampler.synthetic_cleans': 12, 'sampler.steps': 2,
+         'classifier.steps': 5, 'instrument.lengths': '1', 'instrument.rivals': '', 'sweep.guidances': '1.5',
+         'sweep.shares': '.5', 'sweep.samples': 12, 'audit.fidelity_resamples': 5, 'audit.probe_repeats': 2,
          'rule.resamples': 50, 'rule.simulated_studies': 4}
 STUDIES = {'mvtec': 'group', 'riawelc_splits': 'group', 'film_over_class': 'group', 'mask_suffix_beside': 'group',
            'yolo_det_roboflow': 'group', 'severstal_rle': 'group', 'hf_metadata_csv': 'film', 'dicom_no_ext': 'group'}

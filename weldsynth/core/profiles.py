@@ -26,7 +26,8 @@ def _preset(
 FIXTURE = _preset(
     'fixture', data=dict(px=32, defects=300, cleans=300, plates=16),
     autoencoder=dict(steps=20, batch=16),
-    denoiser=dict(heads=2, layers=2, steps=20, batch=16), snapshots=dict(images=4, steps=4),
+    denoiser=dict(heads=2, layers=2, steps=20, batch=16, augment_copies=2),
+    snapshots=dict(images=4, steps=4),
     inserter=dict(heads=2, layers=2, steps=20, batch=16), student=dict(lessons=40, steps=10, batch=16),
     sampler=dict(steps=4, synthetics=40, synthetic_cleans=20),
     classifier=dict(kind='small', steps=20, batch=32, seeds=2),
