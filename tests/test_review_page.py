@@ -186,6 +186,7 @@ def test_138_images_by_keyboard_alone_through_reload_crash_and_offline(open_page
         page.keyboard.press('Tab')
         page.keyboard.type(text)
     for key in ('Tab', 'Enter'): page.keyboard.press(key)
+    sync_api.expect(page.locator('#item')).to_be_visible()
     pauses = 0
     for i, a in enumerate(typed):
         type_answer(page, data, a, skip=i == 51)
