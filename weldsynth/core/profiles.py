@@ -51,8 +51,8 @@ LONG = _preset(
 THOROUGH = _preset(
     'thorough', denoiser=dict(layers=6, steps=4_500, batch=64), inserter=dict(steps=3_000), classifier=dict(seeds=6),
     instrument=dict(seeds=5),
-    robustness=dict(images=600, attacked=120, pgd_steps=10, square_bounds=(2., 4.), square_queries=200),
-    sweep=dict(samples=500, shares=(.25, .5, 1., 2., 4.), fractions=(.1, .25)))
+    robustness=dict(images=600, attacked=60, pgd_steps=10, square_bounds=(2., 4.), square_queries=100),
+    sweep=dict(samples=500, shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5)))
 
 # %% ../../nbs/core/08_profiles.ipynb #e6a66c71
 FULL = _preset(

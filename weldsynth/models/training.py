@@ -128,6 +128,7 @@ def start_training(
     from accelerate import Accelerator
     device = process().device
     on_cpu = device.type == 'cpu'
+    torch.backends.cuda.enable_cudnn_sdp(False)  # its gradients are NaN for some batches (pytorch/pytorch#196678)
     accelerator = Accelerator(cpu=on_cpu, mixed_precision='no' if on_cpu else 'bf16')
     objective: torch.nn.Module = LossModule(net, loss).to(device)
     if distributed: objective = accelerator.prepare(objective)

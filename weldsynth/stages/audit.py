@@ -15,7 +15,7 @@ from pathlib import Path
 __all__ = ['JUDGE_SEED', 'FIDELITY_COLUMNS', 'train_judges', 'load_judge', 'unseen_probabilities', 'unseen_defects',
            'study_features', 'feature_extractors', 'fidelity', 'study_copies', 'probe_columns', 'fingerprint',
            'autoencoder_gate', 'filter_thresholds', 'judge_probabilities', 'filter_samples', 'filter_table',
-           'judge_samples', 'training_progress', 'audit_samples']
+           'judge_samples', 'training_progress', 'audit_samples', 'overall_realism']
 
 # %% ../../nbs/06_audit.ipynb #962355e7
 import numpy as np
@@ -49,6 +49,7 @@ from .background import POINT_FIELDS
 from .copies import copies_of
 from .data import prepare, study_patches, training_fold
 from .ldm import load_autoencoder, train_denoiser
+from .sample import each_generator
 from .sweep import draw_study_samples, usable_patches
 
 # %% ../../nbs/06_audit.ipynb #2aed7f37
@@ -349,3 +350,13 @@ def audit_samples(study: Study, folder):
     for name, table in tables.items(): table.to_csv(folder/f'{name}.csv', index=False)
     figures = nan_to_none(_audit_figures(study, tables, kept_ratio))
     (folder/'audit.json').write_text(json.dumps(figures, indent=1))
+
+# %% ../../nbs/06_audit.ipynb #e3af4a12
+def overall_realism(
+    study: Study,  # or one of its outer folds
+) -> pd.DataFrame:
+    "Over all classes, the measures of each generator that has any: generator, then `FIDELITY_COLUMNS`."
+    tables = {name: pd.read_csv(audit_samples(one).path/'fidelity.csv') for name, one in each_generator(study).items()}
+    table = pd.concat([t[t.features == t.features[0]].assign(generator=name) for name, t in tables.items()])
+    of_all = table[(table['class'] == 'all') & table.value.notna()]
+    return of_all[['generator', *FIDELITY_COLUMNS]].reset_index(drop=True)

@@ -9,9 +9,10 @@ import json
 from dataclasses import replace
 
 # %% auto #0
-__all__ = ['sweep_guidance', 'smallest_within_one_se', 'selected_guidance', 'draw_study_samples', 'usable_patches', 'sweep_share',
-           'share_scores', 'with_chosen_generator', 'selected', 'curve_arms', 'fraction_sets', 'fit_learning_curve',
-           'learning_curve', 'log_worth', 'real_equivalents', 'curve_worth', 'curve_gains']
+__all__ = ['COST_COLUMNS', 'sweep_guidance', 'smallest_within_one_se', 'selected_guidance', 'draw_study_samples',
+           'usable_patches', 'sweep_share', 'share_scores', 'with_chosen_generator', 'selected', 'generator_costs',
+           'curve_arms', 'fraction_sets', 'fit_learning_curve', 'learning_curve', 'log_worth', 'real_equivalents',
+           'curve_worth', 'curve_gains']
 
 # %% ../../nbs/05_sweep.ipynb #5ff3a6db
 import numpy as np
@@ -36,7 +37,7 @@ from weldsynth.stages.background import (
 )
 from .copies import copies_of, load_usable
 from .data import prepare, study_patches, training_fold
-from .sample import draw_defects, each_generator, tried_guidances
+from .sample import draw_defects, each_generator, study_generator, tried_guidances
 
 # %% ../../nbs/05_sweep.ipynb #ede0268e
 def _swept_samples(study: Study, fraction: float) -> dict:
@@ -148,6 +149,22 @@ def selected(
     share = float(means.index.to_numpy()[means.argmax()])
     return dict(generator=one.config.sampler.generator, guidance=selected_guidance(one), share=share,
                 added=round(share*real_defects(study)), neighbours=selected_neighbours(study))
+
+# %% ../../nbs/05_sweep.ipynb #a3407638
+COST_COLUMNS = ['generator', 'training_s', 'image_ms', 'setting', 'share', 'hardware']
+
+
+def generator_costs(
+    study: Study,  # or one of its outer folds
+) -> pd.DataFrame:
+    "`COST_COLUMNS` of each generator: seconds to train, milliseconds an image, and what validation chose for it."
+    rows = []
+    for name, one in each_generator(study).items():
+        model, drawn, chosen = study_generator(one).train(one, 0, 1.), draw_study_samples(one), selected(one)
+        milliseconds = 1e3*drawn.info['seconds']/drawn.info['args']['n']
+        rows.append((name, model.info['seconds'], milliseconds, chosen['guidance'], chosen['share'],
+                     model.info['hardware']))
+    return pd.DataFrame(rows, columns=COST_COLUMNS)
 
 # %% ../../nbs/05_sweep.ipynb #4f9f3e24
 def curve_arms(
