@@ -162,8 +162,6 @@ SETTINGS: dict[str, dict] = {
     'no noise': {'classifier.feature_noise': 0.},
     'label smoothing 0.05': {'classifier.label_smoothing': .05},
     'learning rate 0.001': {'classifier.lr': 1e-3},
-    'half the training': {'classifier.steps': ClassifierConfig().steps//2},
-    'twice the training': {'classifier.steps': ClassifierConfig().steps*2},
     'from scratch (small)': {'classifier.kind': 'small'},
 }
 
