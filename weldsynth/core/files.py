@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['file_hash', 'file_hashes', 'file_changes', 'require_writable', 'explain_disk_full', 'file_lock', 'staging_dir',
-           'remove_part', 'remove_stale_staging', 'empty_part', 'staging', 'process_folder', 'write_atomic',
-           'flush_folder', 'save_state', 'load_state']
+__all__ = ['file_hash', 'file_hashes', 'file_changes', 'touch_mark', 'require_writable', 'explain_disk_full', 'file_lock',
+           'staging_dir', 'remove_part', 'remove_stale_staging', 'empty_part', 'staging', 'process_folder',
+           'write_atomic', 'flush_folder', 'save_state', 'load_state']
 
 # %% ../../nbs/core/04_files.ipynb #ec9de764
 from filelock import FileLock, Timeout
@@ -59,6 +59,16 @@ def file_changes(
         if file not in now: return 'is missing'
         return 'was changed' if file in recorded else 'was not made by the study'
     return [(f, change(f)) for f in sorted({*recorded, *now}) if now.get(f) != recorded.get(f)]
+
+# %% ../../nbs/core/04_files.ipynb #38d8bf72
+def touch_mark(
+    folder: Path,
+) -> str:
+    "A hash over path, size and times of every file below `folder`, `artefact.json` left out: new once one is touched."
+    files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
+    facts = [(file[len(str(folder)):], s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file in files
+             if (s := os.stat(file)) and file != str(folder/'artefact.json')]
+    return hashlib.sha256(repr(sorted(facts)).encode()).hexdigest()
 
 # %% ../../nbs/core/04_files.ipynb #79240ae3
 def _is_disk_full(e: Exception) -> bool:

@@ -35,6 +35,7 @@ from weldsynth.core.files import (
     remove_part,
     require_writable,
     staging,
+    touch_mark,
     write_atomic,
 )
 from .legacy import config_of_plan, refuse_0_1
@@ -56,9 +57,12 @@ class Artefact:
 # %% ../../nbs/core/05_store.ipynb #9359e200
 @lru_cache(maxsize=None)
 def _checked(folder: Path, recorded: int) -> Path:
-    "`folder` if its files are those of its record, written at the time `recorded`; checked once in a process."
+    """`folder` if its files are those of its record, written at the time `recorded`; checked once in a process.
+
+    They are read only if one was touched after the record, by size and times; `weldsynth verify` reads them all."""
     info = Artefact(folder, '').info
-    changed = file_changes(folder, info['files']) if 'files' in info else []
+    if 'files' not in info or info.get('touched') == touch_mark(folder): return folder
+    changed = file_changes(folder, info['files'])
     if not changed: return folder
     file, what = changed[0]
     raise StudyError(f'{folder/file} {what}: remove the folder {folder.name}, and the next run makes it again')
@@ -156,8 +160,8 @@ def _only_run(study: Study, timeout: float):
 def _put_in_place(part: Path, path: Path, info: dict):
     "Record what made the folder `part`, and rename it to `path` once all of it is on the disk."
     shutil.rmtree(part/'resume', ignore_errors=True)
-    record = dict(info, files=file_hashes(part), processes=process().num_processes, hardware=hardware(),
-                  versions=versions(), made=time.strftime('%Y-%m-%d'))
+    record = dict(info, files=file_hashes(part), touched=touch_mark(part), processes=process().num_processes,
+                  hardware=hardware(), versions=versions(), made=time.strftime('%Y-%m-%d'))
     (part/'artefact.json').write_text(json.dumps(record, indent=1, default=str))
     flush_folder(part)
     part.rename(path)

@@ -83,6 +83,8 @@ def become_kernel(
 ):
     "Run a kernel in this fork, to its end."
     from ipykernel.kernelapp import IPKernelApp
+
+    from weldsynth.core.store import one_call
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
@@ -90,7 +92,8 @@ def become_kernel(
     sys.argv = ['ipykernel_launcher', *argv]
     _reset_signals()
     _reset_libraries(env)
-    IPKernelApp.launch_instance(argv=[*argv, f'--IPKernelApp.parent_handle={os.getppid()}'])
+    with one_call():  # a chapter looks for each artefact once
+        IPKernelApp.launch_instance(argv=[*argv, f'--IPKernelApp.parent_handle={os.getppid()}'])
 
 # %% ../../nbs/report/03_kernels.ipynb #2ffc60dd
 def _end_process():
