@@ -67,9 +67,9 @@ speed: $(READY)  ## the speed of this machine against the standard implementatio
 	@$(BIN)/weldsynth speed $(if $(DATA),'$(DATA)') $(call given,name:NAME profile:PROFILE group:GROUP seed:SEED)
 	$(BIN)/nbdev_clean
 
-reference: PROFILE = demo
-reference: SET     = sampler.generator=ldm,insert,insert-1step,vary classifier.seeds=6
-reference: report  ## the outputs that the committed notebooks carry; PROFILE=thorough is the full study, hours on 2 cores
+reference: PROFILE = thorough
+reference: SET     = sampler.generator=ldm,insert,insert-1step,vary
+reference: report  ## the outputs that the committed notebooks carry: a night on 2 cores
 	$(BIN)/weldsynth update-reference --name simulated-$(PROFILE)
 	$(BIN)/nbdev_clean
 
