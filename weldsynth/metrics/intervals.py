@@ -212,7 +212,8 @@ def format_points(
     unit: str = '',  # to be written after the estimate
 ) -> str:
     "A difference of two rates in percentage points with its interval, as text."
-    return f'{100*mean:+.1f}{unit} ({bounds_text(100*low, 100*high, "+.1f")})'.replace('-', '−')
+    mean, low, high = (round(100*x, 1) + 0. for x in (mean, low, high))  # a zero has no minus sign
+    return f'{mean:+.1f}{unit} ({bounds_text(low, high, "+.1f")})'.replace('-', '−')
 
 
 MORE_FITS = 'more classifiers for each training set'
