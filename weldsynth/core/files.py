@@ -41,12 +41,18 @@ def file_hash(
     return found.hexdigest()
 
 # %% ../../nbs/core/04_files.ipynb #1c7ae79f
+def _paths_in(folder: Path) -> list:
+    "The path in `folder` of every file below it, sorted; `artefact.json` itself is left out."
+    start = len(str(folder)) + 1
+    paths = (os.path.join(place, name)[start:] for place, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in paths if path != 'artefact.json')
+
+
 def file_hashes(
     folder: Path,
 ) -> dict:
     "The SHA-256 hash of every file below `folder`, under its path in it; `artefact.json` itself is left out."
-    files = sorted(p for p in folder.rglob('*') if p.is_file() and p != folder/'artefact.json')
-    return {str(p.relative_to(folder)): file_hash(p) for p in files}
+    return {path: file_hash(folder/path) for path in _paths_in(folder)}
 
 # %% ../../nbs/core/04_files.ipynb #a26e6164
 def file_changes(
@@ -64,11 +70,10 @@ def file_changes(
 def touch_mark(
     folder: Path,
 ) -> str:
-    "A hash over path, size and times of every file below `folder`, `artefact.json` left out: new once one is touched."
-    files = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names)
-    facts = [(file[len(str(folder)):], s.st_size, s.st_mtime_ns, s.st_ctime_ns) for file in files
-             if (s := os.stat(file)) and file != str(folder/'artefact.json')]
-    return hashlib.sha256(repr(sorted(facts)).encode()).hexdigest()
+    "A hash over path, size and times of every file that `file_hashes` reads: another one once a file is touched."
+    stats = [(path, os.stat(folder/path)) for path in _paths_in(folder)]
+    facts = [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in stats]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 # %% ../../nbs/core/04_files.ipynb #79240ae3
 def _is_disk_full(e: Exception) -> bool:

@@ -355,8 +355,8 @@ def audit_samples(study: Study, folder):
 def overall_realism(
     study: Study,  # or one of its outer folds
 ) -> pd.DataFrame:
-    "Over all classes, the measures of each generator that has any: generator, then `FIDELITY_COLUMNS`."
+    "Over all classes, in the first features, measures of each generator that has any: generator, `FIDELITY_COLUMNS`."
     tables = {name: pd.read_csv(audit_samples(one).path/'fidelity.csv') for name, one in each_generator(study).items()}
-    table = pd.concat([t[t.features == t.features[0]].assign(generator=name) for name, t in tables.items()])
-    of_all = table[(table['class'] == 'all') & table.value.notna()]
-    return of_all[['generator', *FIDELITY_COLUMNS]].reset_index(drop=True)
+    table = pd.concat([t.assign(generator=name) for name, t in tables.items()], ignore_index=True)
+    of_all = table[(table['class'] == 'all') & table.value.notna()].drop_duplicates(['generator', 'metric'])
+    return of_all[['generator', *FIDELITY_COLUMNS]]
