@@ -228,14 +228,15 @@ def test_nothing_is_left_at_the_end(tmp_path):
     before = descendants()
     with forked_kernels([]) as kernel:
         assert printed(execute(tmp_path, kernel, 'print(1)')) == '1'
-        assert descendants() > before
-    assert descendants() <= before
+        started = descendants() - before  # of `before` some may end meanwhile, such as idle workers
+        assert started
+    assert not started & descendants()
 
 
-def test_a_fork_server_that_nobody_asked_ends_at_once():
-    start = time.monotonic()
-    with forked_kernels(['torchvision', 'diffusers', 'sklearn']): pass
-    assert time.monotonic() - start < 1
+@needs_fork
+def test_a_fork_server_that_nobody_asked_does_not_import_to_the_end():
+    with forked_kernels(['torchvision', 'diffusers', 'sklearn']) as kernel: pass
+    assert kernel.server.process.returncode == -signal.SIGKILL
 
 
 KILLED = '''
