@@ -1,6 +1,7 @@
 """A rule that can say yes, no and perhaps, and says yes by mere chance in at most 2.5 of 100 studies."""
 import copy
 import json
+import math
 from dataclasses import replace
 
 import jsonschema
@@ -323,12 +324,14 @@ def test_a_broken_verdict_is_refused(verdict, damage):
     with pytest.raises(jsonschema.ValidationError): check_verdict(broken)
 
 
-def test_the_register_names_the_worst_class():
+def test_the_register_names_the_worst_class_and_no_share_of_nothing():
     changes = {'slag': ((-.01, -.02, 0), 50, 16), 'crack': ((-.1, -.2, 0), 50, 16)}
     found = [guard_found(label, *change, RULE) for label, change in changes.items()]
     others = [guard_false_calls((0, 0, 0), RULE), guard_film(None, 'films', RULE), *guard_copies({}, RULE),
               guard_fingerprint({}, RULE), guard_autoencoded(None, RULE), guard_review({}, RULE)]
-    assert 'crack' in risk_register(found + others, evidence(changes), .5, 16)[0]['measured']
+    rows = {row['risk']: row['measured'] for row in risk_register(found + others, evidence(changes), math.nan, 16)}
+    assert 'crack' in rows['escape: a flaw passes']
+    assert rows['wrong labels'].startswith('synthetic-only reaches an unknown share of a real-only score;')
 
 
 # --- a finished study ---

@@ -114,13 +114,14 @@ def _worst_found(guards: list, found_changes: dict) -> str:
 def risk_register(
     guards: list,
     evidence: Evidence,  # that they were assessed by
-    alone: float,        # macro F1 of synthetic over that of real
+    alone: float,        # macro F1 of synthetic over that of real; NaN if the latter is 0
     groups: int,         # test welds
 ) -> list:
     "Risks as dicts of risk, measured, action, owner, trigger."
     by = {g.name: g.measured for g in guards}
     seen = (evidence.audit.get('label_agreement') or {}).get('synthetic')
     agreement = 'an unknown share' if seen is None else f'{100*seen:.0f} %'
+    taught = f'{100*alone:.0f} % of the' if math.isfinite(alone) else 'an unknown share of a'
     keys = ('risk', 'measured', 'action', 'owner', 'trigger')
     rows = [
         ('escape: a flaw passes', _worst_found(guards, evidence.found_changes),
@@ -135,7 +136,7 @@ def risk_register(
          'score on a new batch below the interval of this report'),
         ('generator reproduces customer images', f'{by["exact copies"]}, {by["near copies"]}',
          'no synthetic image leaves the site; copies stay in quarantine', 'data owner', 'a copy is found'),
-        ('wrong labels', f'synthetic-only reaches {100*alone:.0f} % of the real-only score; reference classifiers see '
+        ('wrong labels', f'synthetic-only reaches {taught} real-only score; reference classifiers see '
          f'the intended class in {agreement} of samples; three reviewers (labels right, gross artefacts): '
          f'{by["realism, three reviewers"]}', 'retrain, look at samples, filter', 'model owner',
          'either figure falls after a retraining'),

@@ -172,7 +172,8 @@ def _verdict(study: Study, fold: PatchSet, results: dict, predictions: dict) -> 
     evidence = study_evidence(study, results, fold, predictions)
     guards, entry = assess_guards(evidence), entry_conditions(study)
     decision, reason = decide_shipping(gains, guards, facts['groups_known'], rule, entry)
-    alone = float(macro['synthetic'].estimate/macro['real'].estimate)
+    real = float(macro['real'].estimate)
+    alone = float(macro['synthetic'].estimate)/real if real else float('nan')
     false_calls = float(results['real']['false_call_rate'].estimate)
     verdict = dict(
         decision=decision, provisional=decision == 'SHIP' and bool(unassessed(guards)), reason=reason, gains=gains,
