@@ -333,11 +333,11 @@ def _stage_growth(point: tuple) -> list:
 
 # %% ../nbs/11_speed.ipynb #c2119330
 def growth(
-    images: int = 20_000,         # the whole of the data
-    px: int = 32,                 # at which the number of images varies
-    few: int = 2_000,             # images at which the size of patches varies
-    sides: tuple = (32, 64, 96, 128),
-    parts: tuple = (8, 4, 2, 1),  # the whole is divided by
+    images: int,   # the whole of the data
+    px: int,       # at which the number of images varies
+    few: int,      # images at which the size of patches varies
+    sides: tuple,  # those sizes, pixels
+    parts: tuple,  # the whole is divided by
 ) -> pd.DataFrame:
     "Time and memory of each stage at several numbers of images (axis 'images') and sizes of patch (axis 'pixels')."
     points = [(images//k, px) for k in parts] + [(few, side) for side in sides]
@@ -362,7 +362,8 @@ def recorded() -> dict:
 EFFORT: dict[str, dict[str, tuple]] = dict(
     quick=dict(sampling=(2, 20, 1, (2,)), training=(4, 1), fits=(.02, 2, 1), features=(64, 1),
                growth=(1_600, 16, 800, (16, 32), (2, 1))),
-    cpu=dict(sampling=(4, 256, 8), training=(6, 2), fits=(.1, 8, 2), features=(512, 2), growth=()),
+    cpu=dict(sampling=(4, 256, 8), training=(6, 2), fits=(.1, 8, 2), features=(512, 2),
+             growth=(8_000, 32, 1_000, (32, 48, 64, 96), (4, 2, 1))),
     gpu=dict(sampling=(4, 2_000, 3), training=(60, 3), fits=(.3, 10, 2), features=(20_000, 2),
              growth=(20_000, 32, 2_000, (32, 64, 96, 128), (4, 2, 1))))
 
