@@ -105,8 +105,8 @@ class Study:
     def _repr_markdown_(self):
         profile, px, today = self.config.profile, self.config.data.px, time.strftime('%d %B %Y').lstrip('0')
         part = f', fold {self.outer + 1} of {self.config.data.folds}' if self.outer >= 0 else ''
-        return (f'Study **{escape(self.name)}**{part}: profile {profile}, {px} px, seed {self.seed}, '
-                f'on {escape(hardware())}, {today}.')
+        return (f'Study **{escape(self.name)}**{part}: profile {profile}, {px} px, seed {self.seed}. '
+                f'This page was made on {escape(hardware())}, {today}.')
 
     def plan(self) -> dict:
         "What decides the outcome, as plain JSON."
