@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -42,6 +43,24 @@ def changed(study, section, **fields):
     "The study with other fields in a section of its configuration."
     part = replace(getattr(study.config, section), **fields)
     return replace(study, config=replace(study.config, **{section: part}))
+
+
+def test_the_seconds_of_a_stage_are_its_own(study_dir, monkeypatch):
+    "What another stage takes that is made meanwhile is recorded with that one alone."
+    clock = SimpleNamespace(now=0.)
+    monkeypatch.setattr(store, 'time', SimpleNamespace(perf_counter=lambda: clock.now, strftime=store.time.strftime))
+    monkeypatch.setattr(store, 'STAGES', dict(STAGES))
+
+    @stage('room/inner', version=1)
+    def inner(study, folder): clock.now += 3
+
+    @stage('room/outer', version=1)
+    def outer(study, folder):
+        clock.now += 1
+        inner(study)
+        clock.now += 1
+    assert outer(study_dir).info['seconds'] == 2
+    assert inner(study_dir).info['seconds'] == 3
 
 
 # --- keys ---

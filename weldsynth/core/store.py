@@ -220,19 +220,32 @@ def make_artefact(
     return Artefact(path, key)
 
 # %% ../../nbs/core/05_store.ipynb #0470c3f1
+_nested: list = []  # seconds of what was made inside each stage that runs, innermost last
+
+
+@contextmanager
+def _own_seconds():
+    "Yields the function that gives the seconds since then, less those of what was made meanwhile."
+    start = time.perf_counter()
+    _nested.append(0.)
+    try: yield lambda: time.perf_counter() - start - _nested[-1]
+    finally:
+        _nested.pop()
+        if _nested: _nested[-1] += time.perf_counter() - start
+
+
 def _build(study: Study, path: Path, build: Callable, shared: bool, info: dict):
     "Fill the folder `path`, in this process or in all of a launch."
     part = path.with_name(f'.part-{path.name}')
     name = info['stage']
-    start = time.perf_counter()
     wait = float(os.environ.get('WELDSYNTH_LOCK_TIMEOUT', 600))
-    with study.exclusive(wait), explain_disk_full(part), staging(study.path, part) as before:
+    with study.exclusive(wait), explain_disk_full(part), staging(study.path, part) as before, _own_seconds() as spent:
         barrier(f'the beginning of {name}')
         if not path.exists():  # else another notebook of this run was faster
             if shared or process().is_main_process:
                 with process_folder(part) as folder: build(folder)
             barrier(f'the end of {name}')
-            seconds = round(before + time.perf_counter() - start, 1)
+            seconds = round(before + spent(), 1)
             if process().is_main_process: _put_in_place(part, path, dict(info, seconds=seconds))
         barrier(f'what follows {name}')
 
