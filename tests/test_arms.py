@@ -188,9 +188,12 @@ def test_opening_the_test_leaves_predictions_and_the_plan(study):
 
 
 def test_false_calls_are_counted_before_and_after_the_autoencoder(study):
-    rates = pd.read_csv(fit_arms(study).path/'false_calls.csv')
-    assert len(rates) == 2*len(study_arms(study))
-    assert rates[['original', 'autoencoded']].stack().between(0, 1).all()
+    counted = pd.read_csv(fit_arms(study).path/'false_calls.csv')
+    clean = study_patches(study).fold('validation').of('clean').table
+    assert len(counted) == 2*len(study_arms(study))*clean.group.nunique()
+    assert (counted.groupby(['arm', 'seed']).cleans.sum() == len(clean)).all()
+    assert (counted.original <= counted.cleans).all()
+    assert (counted.autoencoded <= counted.cleans).all()
 
 
 # --- a planted duplicate ---

@@ -109,7 +109,8 @@ def audit_table(study, name): return pd.read_csv(audit_samples(study).path/f'{na
 
 
 def test_the_audit_has_all_figures_that_the_safeguards_need(figures):
-    assert set(figures) == {'exact_copies', 'near_copies', 'heldout_near', 'probe', 'probe_floor', 'gate',
+    assert set(figures) == {'exact_copies', 'near_copies', 'heldout_near', 'near_added', 'near_added_df', 'probe',
+                            'probe_floor', 'gate', 'gate_df',
                             'filter_kept', 'label_agreement'}
 
 
@@ -253,25 +254,28 @@ def with_trace(patches, level):
 
 @pytest.fixture(scope='module')
 def false_calls(tmp_path_factory):
-    "Training set -> false-call rates of three fits on cleans as they are, with the clear trace and with the faint one."
+    """Training set -> counts of three fits by weld: fits x welds x 4.
+
+    They are of clean patches, and of those called flawed as they are, with the clear trace and with the faint one."""
     real, unseen = made_welds(300, 500, seed=1), made_welds(0, 400, seed=2)
     defects, cleans = made_welds(300, 0, seed=3), made_welds(0, 300, seed=4)
     sets = {'real': real, 'trace on defects': real + with_trace(defects, 5), 'faint': real + with_trace(defects, 1),
             'trace on all': real + with_trace(defects, 5) + with_trace(cleans, 5)}
     shown = unseen + with_trace(unseen, 5) + with_trace(unseen, 1)
     config = ClassifierConfig(kind='small', steps=200, batch=32, lr=5e-3)
-    rates = {name: [] for name in sets}
+    counts, welds = {name: [] for name in sets}, pd.factorize(unseen.table.group)[0]
     jobs = [(name, s) for name in sets for s in range(3)]
     resume = tmp_path_factory.mktemp('fits')
     for name, _, _, probs in fit_all(sets, jobs, config, OptimiserConfig(), shown, 'fits', resume):
-        rates[name].append((probs.argmax(1) > 0).float().reshape(3, -1).mean(1).numpy())
-    return {name: np.stack(r) for name, r in rates.items()}
+        called = (probs.argmax(1) > 0).numpy().reshape(3, -1)
+        counts[name].append(np.stack([np.bincount(welds, x) for x in (np.ones(len(welds)), *called)], -1))
+    return {name: np.stack(c) for name, c in counts.items()}
 
 
 def short_cut(false_calls, name, trace):
     "The safeguard's outcome and the rise of false calls through that trace."
-    rows = [0, trace]
-    change = false_call_rise(false_calls['real'][:, rows], false_calls[name][:, rows], .95)
+    columns = [0, 1, 1 + trace]
+    change = false_call_rise(false_calls['real'][..., columns], false_calls[name][..., columns], .95, 4)
     return guard_autoencoded(change, RuleConfig()).outcome, change[0]
 
 

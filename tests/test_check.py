@@ -156,7 +156,7 @@ def test_the_check_says_what_gain_a_study_can_see(capsys):
 
 def test_the_check_says_that_an_interval_needs_welds(capsys):
     assert main(['check', 'simulated', '--profile', 'fixture', '--set', 'data.plates=12']) == 0
-    assert 'an interval needs 4: the answer will be INCONCLUSIVE' in capsys.readouterr().out.splitlines()[-1]
+    assert 'an interval needs 4 with flaws: the answer will be INCONCLUSIVE' in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_an_archive_is_not_unpacked(tmp_path):

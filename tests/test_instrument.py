@@ -115,7 +115,7 @@ def test_a_good_classifier_fulfils_all_conditions(conditions):
 
 FAILURES = {
     'trained to the end': ({('features', 2.): .64}, 'Training 2 times as long changes the validation score by +2.0 '
-                           '(standard error 0.0) points.'),
+                           'points, standard error 0.0.'),
     'better than no training': ({('features', 1.): .43, ('features', 2.): .43},
                                 f'Macro F1 on validation is 43.0 % at its best threshold; {NAMED} would score 34.0 %.'),
     'as good as other classifiers': ({('small', 1.): .65},
@@ -134,7 +134,8 @@ def test_each_condition_fails_alone(conditions, name):
 def test_longer_training_may_make_it_worse(conditions):
     found = conditions(GOOD | {('features', 2.): .5})['trained to the end']
     assert found.outcome == 'holds'
-    assert found.measured == 'macro F1 changes by −12.0 (standard error 0.0) points'
+    assert found.measured == ('macro F1 changes by −12.0 points, standard error 0.0: −12.0 points after taking off one '
+                              'standard error')
 
 
 def test_a_change_within_its_standard_error_of_the_limit_is_no_failure():
@@ -142,6 +143,7 @@ def test_a_change_within_its_standard_error_of_the_limit_is_no_failure():
     assert outcome(.0168, .0164, .0024) == 'holds', 'on average 1.2 points more, give or take half a point'
     assert outcome(.0168, .0164, .0154) == 'fails'
     assert outcome(.02) == 'fails', 'one seed has no standard error'
+    assert outcome(.06, -.01, .04) == 'in doubt', 'a standard error of two points lets anything pass'
 
 
 def test_the_best_rival_counts(conditions):

@@ -458,12 +458,24 @@ def test_a_half_with_too_few_images_is_not_probed():
     assert probe_halves(*welds_and_samples(4, 0., rng, per_weld=4), 4, 8, rng)[0] == 8
 
 
-def test_the_rise_of_false_calls_is_paired_by_fit():
-    real = np.array([[.1, .1], [.3, .35]])
-    assert false_call_rise(real, real + [0, .2], .95) == pytest.approx((.2, .2, .2))
-    change, low, high = false_call_rise(real[:1], real[:1] + [0, .2], .95)
+def test_the_rise_of_false_calls_is_paired_by_fit_and_weld():
+    real = np.array([[[10, 1, 1], [10, 3, 4], [10, 2, 2], [10, 0, 1]],
+                     [[10, 0, 2], [10, 1, 1], [10, 5, 5], [10, 2, 1]]])
+    assert false_call_rise(real, real + [0, 0, 2], .95, 4) == pytest.approx((.2, .2, .2))
+    change, low, high = false_call_rise(real[:, :3], real[:, :3] + [0, 0, 2], .95, 4)
     assert change == pytest.approx(.2)
-    assert np.isnan([low, high]).all(), 'one fit has no interval'
+    assert np.isnan([low, high]).all(), 'three welds have no interval'
+
+
+def test_a_trace_that_one_weld_in_five_shows_is_not_proven_harmless():
+    "More fits on the same welds do not make the welds more."
+    rng, holds = np.random.default_rng(0), 0
+    for _ in range(200):
+        rise = .15*(rng.random(9) < .2)
+        counts = np.stack([np.full((6, 9), 100), rng.binomial(100, .02, (6, 9)), rng.binomial(100, .02, (6, 9))], -1)
+        with_trace = counts + np.stack([np.zeros((6, 9)), np.zeros((6, 9)), rng.binomial(100, rise, (6, 9))], -1)
+        holds += false_call_rise(counts, with_trace.astype(int), .95, 4)[2] <= .02
+    assert holds <= 30, 'the true rise is 3 points, over the limit of 2'
 
 
 # --- spectra ---

@@ -1,4 +1,6 @@
 """What the stages compute for a finished study of fixture size, checked against simpler ways to the same figures."""
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -139,9 +141,12 @@ def test_without_held_out_films_nothing_speaks_for_them(study):
     assert film_gain(study) == (None, 'films that nothing has seen')
 
 
-def test_the_autoencoded_change_lies_within_its_interval(study):
+def test_the_autoencoded_change_has_an_interval_where_there_are_welds_enough(study):
     mean, low, high = autoencoded_change(study)
-    assert low <= mean <= high
+    few = replace(study.config.rule, least_welds=2)
+    mean_too, low_too, high_too = autoencoded_change(replace(study, config=replace(study.config, rule=few)))
+    assert np.isnan([low, high]).all(), 'three validation welds'
+    assert low_too <= mean == mean_too <= high_too
 
 
 def test_the_evidence_covers_every_class_and_every_guard(study, fold, predictions, results):

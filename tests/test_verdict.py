@@ -121,7 +121,7 @@ UNUSED = guard_autoencoded((0, -.01, .01), RULE)
 
 @pytest.mark.parametrize(('guard', 'holds', 'fails', 'doubt'), [
     (lambda x: guard_found('crack', x, 100, 16, RULE), (0, -.04, .1), (-.2, -.3, -.06), (-.04, -.1, .02)),
-    (lambda x: guard_false_calls(x, RULE), (0, -.01, .004), (.02, .006, .03), (.004, 0, .01)),
+    (lambda x: guard_false_calls(x, 900, 16, RULE), (0, -.01, .004), (.02, .006, .03), (.004, 0, .01)),
     (lambda x: guard_brier(x, RULE), (1., .9, 1.09), (1.3, 1.2, 1.4), (1.05, .9, 1.2)),
     (lambda x: guard_film(x, 'two films', RULE), (.01, -.01, .03), (-.1, -.2, -.03), (-.01, -.04, .02)),
     (lambda x: guard_autoencoded(x, RULE), (0, -.01, .01), (.1, .03, .2), (.02, 0, .04)),
@@ -134,13 +134,14 @@ def test_each_interval_guard_can_hold_fail_and_doubt(guard, holds, fails, doubt)
     assert guard(doubt).outcome == 'in doubt'
 
 
-NO_COPIES = dict(exact_copies=0, near_copies=.01, heldout_near=.005)
+NO_COPIES = dict(exact_copies=0, near_copies=.01, heldout_near=.005, near_added=[.005, -.01, .02])
 
 
 @pytest.mark.parametrize(('changes', 'exact', 'near'), [
     ({}, 'holds', 'holds'),
     (dict(exact_copies=1), 'fails', 'holds'),
-    (dict(near_copies=.02), 'holds', 'fails')])
+    (dict(near_copies=.02, near_added=[.015, .012, .018]), 'holds', 'fails'),
+    (dict(near_copies=.02, near_added=[.015, -.01, .04]), 'holds', 'in doubt')])
 def test_copies_are_counted(changes, exact, near):
     assert [g.outcome for g in guard_copies(NO_COPIES | changes, RULE)] == [exact, near]
 
@@ -208,7 +209,7 @@ def test_what_is_no_interval_is_not_corrected():
 
 
 def evidence(found_changes=None):
-    return Evidence(RULE, found_changes or {}, (0, 0, 0), (1, 1, 1), None, 'films', {}, None)
+    return Evidence(RULE, found_changes or {}, ((0, -.001, .001), 900, 16), (1, 1, 1), None, 'films', {}, None)
 
 
 def test_a_film_that_was_not_held_out_is_not_missed():
@@ -280,7 +281,8 @@ def gain_over_real(gain, welds, fits, groups=16):
     ('INCONCLUSIVE', gain_over_real(.02, .02, .001), 'test welds instead of 16'),
     ('INCONCLUSIVE', gain_over_real(.02, .02, .03), 'More test welds alone will not settle'),
     ('INCONCLUSIVE', gain_over_real(.03, .001, .001), 'what is open is something else'),
-    ('INCONCLUSIVE', gain_over_real(.03, .001, .001, groups=2), 'An interval needs 4 test welds, and there are 2.'),
+    ('INCONCLUSIVE', gain_over_real(.03, .001, .001, groups=2), 'An interval needs 4 test welds with flaws, and '
+     'there are 2.'),
     ('DO NOT SHIP', gain_over_real(-.2, .01, .01), 'would not change')])
 def test_what_would_decide(decision, gain, says):
     assert says in sample_size_note(decision, gain, RULE)
@@ -290,7 +292,7 @@ def test_what_would_decide(decision, gain, says):
 
 @pytest.fixture
 def verdict():
-    guards = [guard_found('crack', (0, -.01, .01), 50, 16, RULE), guard_false_calls((0, -.001, .001), RULE),
+    guards = [guard_found('crack', (0, -.01, .01), 50, 16, RULE), guard_false_calls((0, -.001, .001), 900, 16, RULE),
               guard_film((0, -.01, .01), 'welds', RULE), *guard_copies(NO_COPIES, RULE), guard_fingerprint({}, RULE),
               guard_autoencoded((0, -.01, .01), RULE), guard_review({}, RULE)]
     return dict(
@@ -327,7 +329,7 @@ def test_a_broken_verdict_is_refused(verdict, damage):
 def test_the_register_names_the_worst_class_and_no_share_of_nothing():
     changes = {'slag': ((-.01, -.02, 0), 50, 16), 'crack': ((-.1, -.2, 0), 50, 16)}
     found = [guard_found(label, *change, RULE) for label, change in changes.items()]
-    others = [guard_false_calls((0, 0, 0), RULE), guard_film(None, 'films', RULE), *guard_copies({}, RULE),
+    others = [guard_false_calls((0, 0, 0), 900, 16, RULE), guard_film(None, 'films', RULE), *guard_copies({}, RULE),
               guard_fingerprint({}, RULE), guard_autoencoded(None, RULE), guard_review({}, RULE)]
     rows = {row['risk']: row['measured'] for row in risk_register(found + others, evidence(changes), math.nan, 16)}
     assert 'crack' in rows['escape: a flaw passes']

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 # %% auto #0
-__all__ = ['CLASSIFIER_DEFAULTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
+__all__ = ['CLASSIFIER_DEFAULTS', 'SHARES', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
            'InserterConfig', 'MasksConfig', 'StudentConfig', 'VariationConfig', 'TokenConfig', 'TextConfig',
            'SnapshotConfig', 'SamplerConfig', 'GuidanceConfig', 'ClassifierConfig', 'classifier_of_kind',
            'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'FilterConfig', 'AuditConfig',
@@ -485,11 +485,14 @@ def _converted(
 def _as_text(value) -> str: return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 # %% ../../nbs/core/01_config.ipynb #bb5f9822
+SHARES = ('rule.false_calls', 'rule.prevalence', 'rule.plant_prevalence', 'rule.level')
+
+
 def with_overrides(
     config: StudyConfig,
     overrides: dict | None,  # dotted name -> value, such as {'denoiser.steps': 9000}
 ) -> StudyConfig:
-    "`config` with some fields changed. Raises `StudyError` for an unknown field or a value of the wrong type."
+    "`config` with some fields changed. Raises `StudyError` for unknown fields and values of the wrong type or range."
     for name, value in (overrides or {}).items():
         section, _, key = name.partition('.')
         known = _field_values(config)
@@ -497,6 +500,8 @@ def with_overrides(
             raise StudyError(f"'{name}' is not a field of the configuration: {_nearest_field(name, known)}")
         part = getattr(config, section)
         converted = _converted(name, value, getattr(part, key))
+        if name in SHARES and not 0 <= converted < 1:
+            raise StudyError(f'{name} is a share, at least 0 and below 1, not {converted:g}: write 0.05 for 5 %')
         is_kind = name == 'classifier.kind'
         new = classifier_of_kind(converted, part) if is_kind else replace(part, **{key: converted})
         config = replace(config, **{section: new})  # type: ignore[arg-type]

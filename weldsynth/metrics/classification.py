@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 
 # %% auto #0
-__all__ = ['POINTS', 'decide', 'clean_weight', 'macro_f1', 'choose_threshold', 'threshold_at_false_calls', 'operating_points',
-           'group_counts', 'undefined_is_nan', 'scores', 'trivial_scores', 'bars', 'brier', 'calibration',
-           'calibration_error', 'ranking', 'short_number', 'terciles', 'at_prevalence', 'plant_measure']
+__all__ = ['POINTS', 'SCORES', 'decide', 'clean_weight', 'macro_f1', 'choose_threshold', 'threshold_at_false_calls',
+           'operating_points', 'group_counts', 'undefined_is_nan', 'scores', 'trivial_scores', 'bars', 'brier',
+           'calibration', 'calibration_error', 'ranking', 'short_number', 'terciles', 'at_prevalence', 'plant_measure']
 
 # %% ../../nbs/metrics/01_classification.ipynb #830d7b30
 import warnings
@@ -143,6 +143,9 @@ def undefined_is_nan():
         yield
 
 # %% ../../nbs/metrics/01_classification.ipynb #f6373f07
+SCORES = ('macro_f1', 'binary_f1', 'found_any', 'false_call_rate', 'f1', 'found', 'named')  # the keys of `scores`
+
+
 def scores(
     counts: np.ndarray,  # ... x K x 4: correct, predicted, true, called; class 0 is clean
 ) -> dict[str, np.ndarray]:

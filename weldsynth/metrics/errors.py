@@ -138,12 +138,14 @@ def curve_bands(
     """Flaws found, and the precision of all calls, at each of `RATES` of false calls, with intervals.
 
     Columns: arm, false_call_rate, found, found_low, found_high, precision, precision_low, precision_high; shares from 0
-    to 1. Precision follows from both rates at `rule.prevalence` (Bayes). Bounds are NaN with too few welds."""
+    to 1. Precision follows from both rates (Bayes) at `rule.prevalence`, or at that of the fold if it is 0. Bounds are
+    NaN with too few welds."""
     tables = []
+    flawed = rule.prevalence or float((fold.labels > 0).float().mean())
     for arm, p in predictions.items():
         x = _roc_jackknife(fold, p, RATES)
         found = np.clip([interval(x[i], rule.level, rule.least_welds) for i in range(len(RATES))], 0, 1)
-        hits, false = found*rule.prevalence, RATES[:, None]*(1 - rule.prevalence)
+        hits, false = found*flawed, RATES[:, None]*(1 - flawed)
         with undefined_is_nan(): values = np.hstack([found, hits/(hits + false)])
         columns = [f'{name}{end}' for name in ('found', 'precision') for end in ('', '_low', '_high')]
         tables.append(pd.DataFrame(values, columns=columns).assign(arm=arm, false_call_rate=RATES))

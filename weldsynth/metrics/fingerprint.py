@@ -22,7 +22,7 @@ import torch
 # %% ../../nbs/metrics/04_fingerprint.ipynb #ccfbf05d
 from ..core.random import numpy_stream
 from ..data.patches import PatchSet
-from .intervals import Interval, student_interval
+from .intervals import Interval, interval, jackknife
 
 # %% ../../nbs/metrics/04_fingerprint.ipynb #9451b2c9
 def radial_bins(
@@ -304,13 +304,17 @@ def separation_interval(
     return auc, float(max(auc - half, 0)), float(min(auc + half, 1))
 
 # %% ../../nbs/metrics/04_fingerprint.ipynb #4f74ca83
+def _rise(counts: np.ndarray) -> dict:
+    "Share called flawed with the trace, less that without it."
+    return dict(rise=(counts[..., 2] - counts[..., 1])/counts[..., 0])
+
+
 def false_call_rise(
-    real: np.ndarray,       # fits x 2: false-call rates on clean images as they are, and on those with the trace
+    real: np.ndarray,       # fits x welds x 3: clean images, those called flawed as they are, and with the trace
     synthetic: np.ndarray,  # the same of the fits that have seen synthetic images too, in the same order
     level: float,           # of the interval
+    least_welds: int,       # under which there is no interval
 ) -> Interval:
-    "How much more the trace adds to false calls with synthetic images: mean over fits with Student's interval."
-    change = np.diff(synthetic)[:, 0] - np.diff(real)[:, 0]
-    n, mean = len(change), float(change.mean())
-    if n < 2: return Interval((mean, np.nan, np.nan))
-    return student_interval(mean, float(change.std(ddof=1)/np.sqrt(n)), n - 1, level)
+    "How much more the trace adds to false calls with synthetic images, with its interval over welds and fits."
+    results = jackknife(dict(real=real, synthetic=synthetic), np.zeros(len(real), int), _rise)
+    return interval(results['synthetic']['rise'] - results['real']['rise'], level, least_welds)

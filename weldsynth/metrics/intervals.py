@@ -7,8 +7,8 @@ from __future__ import annotations
 
 # %% auto #0
 __all__ = ['MORE_FITS', 'Jackknife', 'jackknife', 'Variance', 'variance', 'Interval', 'interval', 'student_interval',
-           'drop_elsewhere', 'p_value', 'holm_adjusted', 'bounds_text', 'format_points', 'narrower', 'standard_error',
-           'power', 'minimum_detectable', 'group_multiplier']
+           'drop_elsewhere', 'share_added', 'p_value', 'holm_adjusted', 'bounds_text', 'format_points', 'narrower',
+           'standard_error', 'power', 'minimum_detectable', 'group_multiplier']
 
 # %% ../../nbs/metrics/02_intervals.ipynb #830d7b30
 from collections.abc import Callable
@@ -20,7 +20,7 @@ import numpy as np
 
 # %% ../../nbs/metrics/02_intervals.ipynb #9a99017f
 from ..core.config import RuleConfig
-from .classification import scores
+from .classification import SCORES, scores
 
 # %% ../../nbs/metrics/02_intervals.ipynb #f4bea973
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Jackknife:
     "A score with each weld left out once; or the difference, or the ratio, of two arms' scores."
     values: np.ndarray      # S x (G + 1) x ...; entry 0 of the second axis has every weld
     generators: np.ndarray  # S, the generator behind each fit
-    welds: np.ndarray       # ..., how many the score rests on: for a class, those that have it
+    welds: np.ndarray       # ..., how many the score rests on: those that have what it counts
 
     @property
     def estimate(self) -> np.ndarray:
@@ -59,12 +59,19 @@ def jackknife(
 
 
 def _jackknife_arm(counts: np.ndarray, generators: np.ndarray, measure: Callable) -> dict[str, Jackknife]:
-    "The scores of one arm; those with an axis of defect classes rest on the welds that have the class."
+    "The scores of one arm."
     total = counts.sum(1, keepdims=True)
     measured = measure(np.concatenate([total, total - counts], 1))
-    groups = np.array(counts.shape[1])
-    def welds(values): return groups if values.ndim == 2 else (counts[0, :, 1:, 2] > 0).sum(0)
-    return {score: Jackknife(values, generators, welds(values)) for score, values in measured.items()}
+    return {score: Jackknife(values, generators, _welds_behind(score, values, counts))
+            for score, values in measured.items()}
+
+
+def _welds_behind(score: str, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    "How many welds a score rests on: those with its class, with flaws of any class, or with clean patches."
+    if score not in SCORES: return np.array(counts.shape[1])
+    true = counts[0, ..., 2]  # G x K
+    if score == 'false_call_rate': return (true[:, 0] > 0).sum()
+    return (true[:, 1:] > 0).sum(0) if values.ndim > 2 else (true[:, 1:].sum(-1) > 0).sum()
 
 # %% ../../nbs/metrics/02_intervals.ipynb #177219d3
 class Variance(NamedTuple):
@@ -103,7 +110,7 @@ def _weld_effects(x: Jackknife) -> np.ndarray:
 def _between_welds(x: Jackknife, effects: np.ndarray) -> float:
     "The variance of the mean of S x G effects that another draw of welds would bring."
     groups = effects.shape[1]
-    few = (1 - 1/x.welds)/(1 - 1/groups)  # 1 unless the class is missing from some welds
+    few = (1 - 1/x.welds)/(1 - 1/groups)  # 1 unless some welds lack what is counted
     return few*effects.mean(0).var(ddof=1)/groups
 
 # %% ../../nbs/metrics/02_intervals.ipynb #15ba2bdd
@@ -168,6 +175,33 @@ def drop_elsewhere(
     if min(own.welds, outside.welds) < least_welds: return Interval((drop, float('nan'), float('nan')))
     parts = variance(own, outside)
     return student_interval(drop, (parts.welds + parts.fits)**.5, parts.df, level)
+
+# %% ../../nbs/metrics/02_intervals.ipynb #69fc0047
+def share_added(
+    found: np.ndarray,  # N, bool: in a set of independent items
+    base: np.ndarray,   # M, bool: in a set of other items; M may be 0
+    welds: np.ndarray,  # M, the weld of each of these
+    level: float = RuleConfig().level,
+) -> Interval:
+    "The share of `found` less that of `base`, with its interval by Student's t."
+    one, other = (_adjusted_share(x) for x in (found, base))
+    welds, of_item = np.unique(welds, return_inverse=True)
+    between = len(welds)/max(len(welds) - 1, 1)*np.square(np.bincount(of_item, base - base.mean())).sum()/len(base)**2 \
+        if len(base) else 0.
+    uncertain = max(other[1], between)
+    total = one[1] + uncertain
+    df = total**2/(uncertain**2/max(len(welds) - 1, 1)) if uncertain else float('inf')
+    _, low, high = student_interval(one[0] - other[0], total**.5, df, level)
+    result = Interval((float(found.mean() - (base.mean() if len(base) else 0)), low, high))
+    result.df = df
+    return result
+
+
+def _adjusted_share(x: np.ndarray) -> tuple:
+    "A share with one case of each kind added, and its variance; 0 of nothing."
+    if not len(x): return 0., 0.
+    share = (x.sum() + 1)/(len(x) + 2)
+    return share, share*(1 - share)/(len(x) + 2)
 
 # %% ../../nbs/metrics/02_intervals.ipynb #ab73738f
 def p_value(

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['FOUND_TEXT', 'NO_FILM', 'GUARDS', 'PLAIN_ARMS', 'Guard', 'outcome', 'found_name', 'guard_found', 'guard_false_calls',
-           'guard_brier', 'guard_film', 'guard_copies', 'guard_fingerprint', 'guard_autoencoded', 'guard_gate',
-           'guard_review', 'Evidence', 'holm', 'assess_guards', 'unassessed', 'is_clear', 'plain_arms',
-           'decide_shipping', 'sample_size_note']
+__all__ = ['FOUND_TEXT', 'NO_FILM', 'GUARDS', 'PLAIN_ARMS', 'Guard', 'outcome', 'too_few', 'with_rule_of_three', 'found_name',
+           'guard_found', 'guard_false_calls', 'guard_brier', 'guard_film', 'saved_interval', 'guard_copies',
+           'guard_fingerprint', 'guard_autoencoded', 'guard_gate', 'guard_review', 'Evidence', 'holm', 'assess_guards',
+           'unassessed', 'is_clear', 'plain_arms', 'decide_shipping', 'sample_size_note']
 
 # %% ../../nbs/metrics/07_rule.ipynb #ba956c33
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from ..core.config import RuleConfig
 from weldsynth.metrics.intervals import (
     MORE_FITS,
+    Interval,
     bounds_text,
     format_points,
     group_multiplier,
@@ -67,6 +68,27 @@ FOUND_TEXT = {'holds': 'share found no worse than the limit allows', 'fails': 'f
               'in doubt': 'may be found less often than before', 'not assessed': 'the change could not be measured'}
 
 # %% ../../nbs/metrics/07_rule.ipynb #9d844f0e
+def too_few(
+    items: int,  # test images
+    welds: int,  # that they come from
+    rule: RuleConfig,
+) -> str:
+    "Why a rate on so few images or welds is not assessed; '' where they suffice."
+    if welds < rule.least_class_welds: return f'too few welds ({welds}, need {rule.least_class_welds})'
+    return f'too few test images ({items}, need {rule.least_items})' if items < rule.least_items else ''
+
+
+def with_rule_of_three(
+    change: tuple,  # of a rate
+    items: int,     # test images
+) -> tuple:
+    """The change; where no image shows any, with bounds of 3/n.
+
+    What was not seen in n images happens in up to 3 of n with 95 % confidence (Hanley and Lippman-Hand 1983)."""
+    estimate, low, high = change
+    return (estimate, estimate - 3/items, estimate + 3/items) if low == high and items else change
+
+
 def found_name(
     label: str,  # a defect class
 ) -> str:
@@ -84,8 +106,7 @@ def guard_found(
     "No class may be found less often by more than 5 points; one with few test images or welds is not assessed."
     title = label.replace('_', ' ')
     name, limit = found_name(label), f'no loss beyond {100*rule.most_found_lost:.0f} points'
-    few = (f'too few welds ({welds}, need {rule.least_class_welds})' if welds < rule.least_class_welds else
-           f'too few test images ({items}, need {rule.least_items})' if items < rule.least_items else '')
+    few, change = too_few(items, welds, rule), with_rule_of_three(change, items)
     welds_with = 'more test welds with such flaws'
     if few: return Guard(name, f'{title.capitalize()}: {few} to check.', few, limit, 'not assessed', closing=welds_with)
     result, p = _assess(change, rule, least=-rule.most_found_lost)
@@ -96,17 +117,23 @@ def guard_found(
 # %% ../../nbs/metrics/07_rule.ipynb #fa5e8977
 def guard_false_calls(
     change: tuple,  # of the false-call rate
+    items: int,     # clean test images
+    welds: int,     # the test welds that have any
     rule: RuleConfig,
 ) -> Guard:
-    "The false-call rate may not rise by more than half a point."
+    "The false-call rate may not rise by more than half a point; with few clean images or welds it is not assessed."
+    limit = f'no rise beyond {100*rule.most_false_calls_added:.1f} points'
+    clean_welds = 'more test welds with clean patches'
+    few, change = too_few(items, welds, rule), with_rule_of_three(change, items)
+    if few:
+        return Guard('false calls', f'Clean welds: {few} to check.', few, limit, 'not assessed', closing=clean_welds)
     result, p = _assess(change, rule, most=rule.most_false_calls_added)
     plain = {'holds': 'Clean welds are not called flawed more often.',
              'fails': 'Clean welds are called flawed more often.',
              'in doubt': 'Clean welds may be called flawed more often.',
              'not assessed': 'Whether clean welds are called flawed more often could not be measured.'}
     measured = f'false-call rate changes by {format_points(*change, unit=" points")}'
-    return Guard('false calls', plain[result], measured, f'no rise beyond {100*rule.most_false_calls_added:.1f} points',
-                 result, p, narrower(change, 'more test welds with clean patches'))
+    return Guard('false calls', plain[result], measured, limit, result, p, narrower(change, clean_welds))
 
 # %% ../../nbs/metrics/07_rule.ipynb #d6d56134
 def guard_brier(
@@ -144,31 +171,49 @@ def guard_film(
     return Guard('held-out films', plain[result], measured, limit, result, p, needed)
 
 # %% ../../nbs/metrics/07_rule.ipynb #ded0aec9
-def _copies_outcome(share, limit: float) -> str:
-    "Is a number or share of copies within its limit?"
-    if share is None: return 'not assessed'
-    return 'holds' if share <= limit else 'fails'
+def saved_interval(
+    audit: dict,
+    name: str,  # of a figure in it
+) -> Interval | None:
+    "An interval of `audit.json` with its degrees of freedom; None where it was not measured."
+    if audit.get(name) is None: return None
+    result = Interval(audit[name])
+    result.df = audit.get(f'{name}_df') or float('inf')
+    return result
+
+
+def _near_outcome(audit: dict, rule: RuleConfig) -> tuple:
+    "The outcome for near copies, and the p-value of a failure."
+    near, base = audit.get('near_copies'), audit.get('heldout_near') or 0
+    if near is None: return 'not assessed', float('nan')
+    added = saved_interval(audit, 'near_added') or Interval((near - base,)*3)  # audits before 0.2 have no interval
+    result, p = _assess(added, rule, most=rule.most_copies_added)
+    return ('holds', 1.) if near - base <= rule.most_copies_added else (result, p)
 
 # %% ../../nbs/metrics/07_rule.ipynb #cf26a3bb
 def guard_copies(
     audit: dict,
     rule: RuleConfig,
 ) -> list:
-    "No exact copies of training images; near copies at most as many as among held-out real images, and a point."
+    """No exact copies of training images; near copies at most as many as among held-out real images, and a point.
+
+    Near copies hold if their share is within the limit, and fail if the interval of the difference is beyond it."""
     exact, near, base = (audit.get(k) for k in ('exact_copies', 'near_copies', 'heldout_near'))
     limit = (base or 0) + rule.most_copies_added
-    exact_result, near_result = _copies_outcome(exact, 0), _copies_outcome(near, limit)
+    exact_result = 'not assessed' if exact is None else 'holds' if exact == 0 else 'fails'
+    near_result, p = _near_outcome(audit, rule)
     near_share = '' if near is None else f'{100*near:.1f} % of samples'
     same = {'holds': 'No sample has the same pixels as a training image.',
             'fails': 'Samples have the same pixels as training images.',
             'not assessed': 'Whether samples have the same pixels as training images was not assessed.'}
     alike = {'holds': 'Samples are no nearer to training images than the limit allows.',
              'fails': f'{near_share} are near copies of training images.',
+             'in doubt': f'{near_share} are near copies of training images, which may be chance.',
              'not assessed': 'Whether samples are near copies of training images was not assessed.'}
     return [Guard('exact copies', same[exact_result], f'exact copies: {"not measured" if exact is None else exact}',
                   'none', exact_result, closing='more validation welds'),
             Guard('near copies', alike[near_result], f'near copies: {near_share or "not measured"}',
-                  f'at most {100*limit:.1f} %', near_result, closing='more validation welds')]
+                  f'at most {100*limit:.1f} %', near_result, p, 'more validation welds')]
 
 # %% ../../nbs/metrics/07_rule.ipynb #c7f0933e
 def guard_fingerprint(
@@ -227,7 +272,7 @@ def guard_gate(
     rule: RuleConfig,
 ) -> Guard:
     "The reference classifiers' macro F1 on autoencoded validation images is at least .97 of that on the originals."
-    ratio = audit.get('gate')
+    ratio = saved_interval(audit, 'gate')
     result, p = _assess(ratio, rule, least=rule.least_gate)
     percent = [100*x for x in ratio] if ratio is not None else []
     measured = 'macro F1 kept: {:.1f} % ({:.1f} to {:.1f})'.format(*percent) if percent else 'not measured'
@@ -284,7 +329,7 @@ class Evidence:
     "What was measured of a study, as intervals and figures."
     rule: RuleConfig
     found_changes: dict      # class -> (change of the share found, test images, test welds)
-    false_call_change: tuple
+    false_calls: tuple[tuple, int, int]  # the change of their rate, clean test images, test welds that have any
     brier_ratio: tuple
     film_gain: tuple | None
     film_title: str          # which films or welds were held out
@@ -296,7 +341,7 @@ class Evidence:
 GUARDS: dict[str, Callable[[Evidence], list]] = {
     'found': lambda e: [guard_found(c, change, items, welds, e.rule)
                         for c, (change, items, welds) in e.found_changes.items()],
-    'false calls': lambda e: [guard_false_calls(e.false_call_change, e.rule)],
+    'false calls': lambda e: [guard_false_calls(*e.false_calls, e.rule)],
     'probabilities': lambda e: [guard_brier(e.brier_ratio, e.rule)],
     'films': lambda e: [guard_film(e.film_gain, e.film_title, e.rule)],
     'copies': lambda e: guard_copies(e.audit, e.rule),
@@ -365,12 +410,17 @@ def decide_shipping(
     groups_known: bool,   # were the welds named in the data?
     rule: RuleConfig,
     entry: tuple | list = (),  # of `Guard`: the entry conditions of the classifier
+    folds: int = 1,            # outer folds
 ) -> tuple:
-    "The rule: (decision, reason)."
+    """The rule: (decision, reason).
+
+    With outer folds the control is chosen on welds that other folds test, which flatters it: as a rival for SHIP that
+    is safe, but then only the gain over real images can be ruled out."""
     unfit = [g.name for g in entry if g.outcome != 'holds']
     if unfit: return 'INCONCLUSIVE', f'the classifier is not good enough to answer; not met: {", ".join(unfit)}'
     failing = [g for g in guards if g.outcome == 'fails']
-    hopeless = [arm for arm, (_, _, high) in gains.items() if high < rule.least_gain]
+    hopeless = [arm for arm, (_, _, high) in gains.items()
+                if high < rule.least_gain and (folds == 1 or arm == 'real')]
     if hopeless:
         also = f'; {_checks(failing)}' if failing else ''
         gain = f'a gain of {100*rule.least_gain:.0f} point over {plain_arms(hopeless)}'
@@ -385,7 +435,8 @@ def _open_or_ship(gains: dict, guards: list, groups_known: bool, rule: RuleConfi
     "The decision where no safety check fails."
     if not groups_known: return 'INCONCLUSIVE', 'the data do not say which patches share a weld'
     if np.isnan(list(gains.values())).any():
-        return 'INCONCLUSIVE', f'an interval of the gain needs {rule.least_welds} test welds, and there are fewer'
+        return 'INCONCLUSIVE', (f'an interval of the gain needs {rule.least_welds} test welds with flaws, and there '
+                                'are fewer')
     unclear = [arm for arm, gain in gains.items() if not is_clear(gain, rule)]
     if unclear:
         return 'INCONCLUSIVE', f'the test leaves open whether anything is gained over {plain_arms(unclear)}'
@@ -401,9 +452,10 @@ def sample_size_note(
     rule: RuleConfig,
 ) -> str:
     "A sentence on how much more data would decide an open question of gain, if the estimates stay."
-    fits, groups = next(iter(gains.values())).values.shape
-    groups -= 1
-    if groups < rule.least_welds: return f'An interval needs {rule.least_welds} test welds, and there are {groups}.'
+    gain = next(iter(gains.values()))
+    fits, groups = len(gain.values), int(gain.welds)
+    if groups < rule.least_welds:
+        return f'An interval needs {rule.least_welds} test welds with flaws, and there are {groups}.'
     times = {arm: 0. if is_clear(interval(x, rule.level), rule) else
              group_multiplier(x, rule.least_gain, rule.level) for arm, x in gains.items()}
     arm = max(times, key=lambda a: times[a])

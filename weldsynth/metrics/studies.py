@@ -273,7 +273,8 @@ def count_guards(
     of_class = [guard_found(str(k), change, round(items[k]), int(found.welds[k]), rule)
                 for k, change in enumerate(changes)]
     false_calls = interval(new['false_call_rate'] - real['false_call_rate'], rule.level, rule.least_welds)
-    return holm([*of_class, guard_false_calls(false_calls, rule)], rule.level)
+    cleans, welds = round(counts[0, ..., 0, 2].sum()), int(new['false_call_rate'].welds)
+    return holm([*of_class, guard_false_calls(false_calls, cleans, welds, rule)], rule.level)
 
 # %% ../../nbs/metrics/10_studies.ipynb #247c6beb
 def weld_sizes(
@@ -299,6 +300,7 @@ def expected_power(
     folds = config.data.folds
     n = len(sizes) if folds > 1 else max(1, round(config.data.test_share*len(sizes)))
     parts = [_gain_variance(numpy_stream('power', i), sizes, n, fits, config) for i in range(studies)] if n > 1 else []
+    parts = [part for part in parts if np.isfinite(part).all()]
     if not parts: return dict(test_welds=n, detectable=float('nan'), needed_welds=float('nan'))
     of_weld, of_fits, df = np.mean(parts, 0)
     se = (of_weld + of_fits)**.5
@@ -307,10 +309,18 @@ def expected_power(
                 needed_welds=_needed_welds(n*of_weld, of_fits, rule.least_gain, rule.level))
 
 # %% ../../nbs/metrics/10_studies.ipynb #6fceea00
+def _drawn_welds(rng, sizes: np.ndarray, n: int) -> np.ndarray:
+    "`n` of the welds, those with flaws in their share, and the classes that they have, clean first."
+    has_flaws = sizes[:, 1:].sum(1) > 0
+    flawed, others = np.flatnonzero(has_flaws), np.flatnonzero(~has_flaws)
+    k = min(max(round(n*has_flaws.mean()), 2), len(flawed), n - bool(len(others)))
+    drawn = sizes[np.r_[rng.permutation(flawed)[:k], rng.permutation(others)[:n - k]]]
+    return drawn[:, np.r_[True, drawn[:, 1:].sum(0) > 0]]
+
+
 def _gain_variance(rng, sizes: np.ndarray, n: int, fits: int, config: StudyConfig) -> tuple:
     "The `Variance` of a gain of macro F1 on `n` of the welds, in a simulated study without effect."
-    drawn = sizes[rng.choice(len(sizes), n, replace=False)]
-    drawn = drawn[:, drawn.sum(0) > 0]
+    drawn = _drawn_welds(rng, sizes, n)
     counts = simulate_counts(rng, {'real': 0., 'real+synthetic': 0.}, drawn, fits, config.simulation,
                              config.rule.prevalence)
     result = jackknife(counts, np.zeros(fits, int))
@@ -335,9 +345,9 @@ def power_text(
 ) -> str:
     "Two lines for a terminal."
     n, fits, least = figures['test_welds'], config.classifier.seeds, config.rule.least_gain
-    if n < config.rule.least_welds:
-        return (f'Power: about {n} of the welds will be tested, and an interval needs {config.rule.least_welds}: '
-                'the answer will be INCONCLUSIVE.')
+    if n < config.rule.least_welds or np.isnan(figures['detectable']):
+        return (f'Power: about {n} of the welds will be tested, and an interval needs {config.rule.least_welds} with '
+                'flaws: the answer will be INCONCLUSIVE.')
     seen = (f'Power: with about {n} test welds and {fits} trainings the study can detect gains of '
             f'{100*figures["detectable"]:.1f} points or more (80 % power).')
     if np.isinf(figures['needed_welds']):

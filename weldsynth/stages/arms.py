@@ -223,7 +223,7 @@ def _training_sets(study: Study, jobs: dict) -> dict:
     return {name: all_arms()[arm].make(pools[int(name.rsplit('/', 1)[1])]) for name, arm in arm_of.items()}
 
 # %% ../../nbs/07_arms.ipynb #999897b3
-@stage('eval/fits', version=7, needs=arm_inputs, also=arm_facts, shared=True,
+@stage('eval/fits', version=8, needs=arm_inputs, also=arm_facts, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'classifier.seeds', 'controls',
               'audit.filter_quantile', 'audit.filter_min_kept'))
 def fit_arms(study: Study, folder):
@@ -257,20 +257,20 @@ def _fits(study: Study, folder: Path, thresholds: dict):
         yield arm, int(s), load_classifier(study.config.classifier, classes, weights), points
 
 # %% ../../nbs/07_arms.ipynb #02bd92ac
-def _false_call_rate(net, values: torch.Tensor, threshold: float) -> float:
-    "The share of clean patches, as `values_of` gives them, that a classifier calls flawed."
-    return (decide(probabilities(net, values), threshold) > 0).float().mean().item()
-
-
 def _false_calls(study: Study, folder: Path, thresholds: dict) -> pd.DataFrame:
-    "False-call rates on validation cleans, as they are and after the autoencoder: arm, seed, original, autoencoded."
-    clean = study_patches(study).fold('validation').of('clean').images
-    original, after = (values_of(images, study.config.classifier)
-                       for images in (clean, reconstruct(load_autoencoder(study), clean)))
-    rows = [(arm, s, _false_call_rate(net, original, t[POINTS[0]]), _false_call_rate(net, after, t[POINTS[0]]))
-            for arm, s, net, t in _fits(study, folder, thresholds)]
-    table = pd.DataFrame(rows, columns=['arm', 'seed', 'original', 'autoencoded'])
-    return table.sort_values(['arm', 'seed'], ignore_index=True)
+    """Validation cleans called flawed, as they are and after the autoencoder.
+
+    Columns: arm, seed, weld, cleans, original, autoencoded; the last three are numbers of patches of that weld."""
+    clean = study_patches(study).fold('validation').of('clean')
+    sets = dict(original=clean.images, autoencoded=reconstruct(load_autoencoder(study), clean.images))
+    values = {title: values_of(images, study.config.classifier) for title, images in sets.items()}
+    tables = []
+    for arm, s, net, points in _fits(study, folder, thresholds):
+        called = {title: (decide(probabilities(net, x), points[POINTS[0]]) > 0).numpy() for title, x in values.items()}
+        by_weld = pd.DataFrame(dict(weld=clean.table.group, cleans=1, **called)).groupby('weld').sum().reset_index()
+        tables.append(by_weld.assign(arm=arm, seed=s))
+    columns = ['arm', 'seed', 'weld', 'cleans', 'original', 'autoencoded']
+    return pd.concat(tables).sort_values(columns[:3], ignore_index=True)[columns]
 
 # %% ../../nbs/07_arms.ipynb #3748b005
 def validation_f1(

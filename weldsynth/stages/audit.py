@@ -40,7 +40,7 @@ from weldsynth.metrics.fingerprint import (
     probe_row,
     spectrum_table,
 )
-from ..metrics.intervals import interval, jackknife
+from ..metrics.intervals import Interval, interval, jackknife, share_added
 from ..models.autoencoder import reconstruct
 from ..models.backbone import Inception, embed
 from ..models.classifier import is_frozen, load_classifier, penultimate, probabilities
@@ -236,7 +236,7 @@ def autoencoder_gate(
     table = pd.DataFrame({'class': [*held_out.classes[1:], 'macro'], **f1})
     table['ratio'] = table.autoencoded/table.original.where(table.original > 0)
     original, autoencoded = (r['macro_f1'] for r in result.values())
-    if not original.estimate > 0: return table, (np.nan,)*3
+    if not original.estimate > 0: return table, Interval((np.nan,)*3)
     return table, interval(autoencoded/original, rule.level, rule.least_welds)
 
 # %% ../../nbs/06_audit.ipynb #152b96b8
@@ -324,21 +324,25 @@ def _figure(values) -> list | None:
     return None if values.isna().any() else values.tolist()
 
 
-def _audit_figures(study: Study, tables: dict, kept_ratio: tuple) -> dict:
+def _audit_figures(study: Study, tables: dict, kept_ratio: Interval) -> dict:
     "The figures that the safety checks of the verdict use."
     found, held_out = study_copies(study)
     probe = tables['probe'].set_index('class').loc['all']
     table = tables['filter']
     agreement = dict(real=table.agree_real.mean(), synthetic=table.agree_synthetic.mean())
+    unused = held_out[~held_out.sets_threshold]
+    welds = study_patches(study).table.set_index('id').group[unused.image].to_numpy()
+    added = share_added(found.near.to_numpy(bool), unused.near.to_numpy(bool), welds, study.config.rule.level)
+    undefined = np.isnan(kept_ratio).any()
     return dict(
         exact_copies=int(found.exact.sum()), near_copies=found.near.mean(),
-        heldout_near=held_out[~held_out.sets_threshold].near.mean(),
+        heldout_near=unused.near.mean(), near_added=added, near_added_df=added.df,
         probe=_figure(probe[['auc', 'low', 'high']]), probe_floor=_figure(probe[['floor', 'floor_low', 'floor_high']]),
-        gate=None if np.isnan(kept_ratio).any() else kept_ratio,
+        gate=None if undefined else kept_ratio, gate_df=None if undefined else kept_ratio.df,
         filter_kept=table.kept.sum()/table.drawn.sum(), label_agreement=agreement)
 
 # %% ../../nbs/06_audit.ipynb #99f9efce
-@stage('eval/audit', version=4, reads=(*POINT_FIELDS, 'audit', 'rule.level', 'rule.least_welds'),
+@stage('eval/audit', version=5, reads=(*POINT_FIELDS, 'audit', 'rule.level', 'rule.least_welds'),
        needs=lambda study: [train_judges(study), *(copies_of(study, drawn) for drawn in _generator_samples(study))],
        also=lambda study: dict(inception=os.environ.get('WELDSYNTH_INCEPTION'), metrics=list(METRICS)))
 def audit_samples(study: Study, folder):

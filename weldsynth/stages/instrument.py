@@ -110,14 +110,19 @@ def _points(f1: float) -> str: return f'{100*f1:.1f}'
 
 
 def _trained(changes: pd.Series, longest: float, rule: RuleConfig) -> Guard:
-    "Would longer training help? Fails if the mean over seeds exceeds the limit by more than its standard error."
+    """Would longer training help? Fails if the mean over seeds exceeds the limit by more than its standard error.
+
+    In doubt where that error is larger than the limit: so few seeds would let anything pass."""
     from scipy.stats import sem
     limit, change = rule.most_from_training, float(changes.mean())
     error = float(sem(changes)) if len(changes) > 1 else 0.
-    points = f'{100*change:+.1f} (standard error {100*error:.1f}) points'.replace('-', '−')
+    result = 'fails' if change - error > limit else 'in doubt' if error > limit else 'holds'
+    points = f'{100*change:+.1f} points, standard error {100*error:.1f}'.replace('-', '−')
+    less = f'{100*(change - error):+.1f} points'.replace('-', '−')
     return Guard('trained to the end', f'Training {longest:g} times as long changes the validation score by {points}.',
-                 f'macro F1 changes by {points}', f'at most {100*limit:.1f} points more, less one standard error',
-                 'fails' if change - error > limit else 'holds')
+                 f'macro F1 changes by {points}: {less} after taking off one standard error',
+                 f'at most +{100*limit:.1f} points after taking off one standard error, which is at most as large',
+                 result)
 
 
 def _above_trivial(own: float, trivial: pd.Series, rule: RuleConfig) -> Guard:

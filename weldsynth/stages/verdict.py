@@ -87,12 +87,15 @@ def film_gain(
 # %% ../../nbs/09_verdict.ipynb #765f0dd6
 def autoencoded_change(
     study: Study,
-) -> Interval:
-    "Rise of false calls on autoencoded cleans, real+synthetic less real: mean over fits with Student's interval."
-    tables = [pd.read_csv(fit_arms(part).path/'false_calls.csv') for part in study.parts()]
-    rows = pd.concat(table.sort_values('seed') for table in tables)
-    rates = {arm: of_arm[['original', 'autoencoded']].to_numpy() for arm, of_arm in rows.groupby('arm')}
-    return false_call_rise(rates['real'], rates['real+synthetic'], study.config.rule.level)
+) -> Interval | None:
+    """Rise of false calls on autoencoded cleans, real+synthetic less real, with its interval over welds and fits.
+
+    None for fits that were not counted by weld, as by earlier versions."""
+    rows = pd.concat([pd.read_csv(fit_arms(part).path/'false_calls.csv') for part in study.parts()])
+    if 'weld' not in rows: return None
+    counted = rows.groupby(['arm', 'seed', 'weld'])[['cleans', 'original', 'autoencoded']].sum()
+    def of(arm): return counted.loc[arm].to_numpy().reshape(study.config.classifier.seeds, -1, 3)
+    return false_call_rise(of('real'), of('real+synthetic'), study.config.rule.level, study.config.rule.least_welds)
 
 # %% ../../nbs/09_verdict.ipynb #1df08f77
 def _audits(study: Study) -> list: return [audit_samples(with_chosen_generator(part)) for part in study.parts()]
@@ -124,9 +127,10 @@ def study_evidence(
     found_changes = {c: (interval(found[i], rule.level, rule.least_welds), len(fold.of(c)), int(found.welds[i]))
                      for i, c in enumerate(fold.classes[1:])}
     gain_on_films, films = film_gain(study)
-    return Evidence(rule, found_changes, interval(change('false_call_rate'), rule.level, rule.least_welds),
-                    brier_ratio(study, fold, predictions), gain_on_films, films, study_audit(study),
-                    autoencoded_change(study), reviewed(study.first))
+    rise = change('false_call_rate')
+    false_calls = interval(rise, rule.level, rule.least_welds), len(fold.of('clean')), int(rise.welds)
+    return Evidence(rule, found_changes, false_calls, brier_ratio(study, fold, predictions), gain_on_films, films,
+                    study_audit(study), autoencoded_change(study), reviewed(study.first))
 
 # %% ../../nbs/09_verdict.ipynb #ffa0366f
 def check_verdict(
@@ -171,7 +175,7 @@ def _verdict(study: Study, fold: PatchSet, results: dict, predictions: dict) -> 
     gains = {arm: interval(x, rule.level, rule.least_welds) for arm, x in over.items()}
     evidence = study_evidence(study, results, fold, predictions)
     guards, entry = assess_guards(evidence), entry_conditions(study)
-    decision, reason = decide_shipping(gains, guards, facts['groups_known'], rule, entry)
+    decision, reason = decide_shipping(gains, guards, facts['groups_known'], rule, entry, facts['folds'])
     real = float(macro['real'].estimate)
     alone = float(macro['synthetic'].estimate)/real if real else float('nan')
     false_calls = float(results['real']['false_call_rate'].estimate)
@@ -225,7 +229,7 @@ def _verdict_inputs(study: Study) -> list:
     return [open_test(study), check_instrument(study), *_audits(study), score_review(study.first)]
 
 
-@stage('eval/verdict', version=11, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
+@stage('eval/verdict', version=12, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
        needs=_verdict_inputs)
 def evaluate(study: Study, folder):
     "The tables of `_tables`, `guards.csv`, and the `verdict.json` that rests on them."
