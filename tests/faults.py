@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -18,6 +19,7 @@ from weldsynth.core.config import StudyError
 from weldsynth.core.files import file_hash
 from weldsynth.core.runtime import hardware, versions
 
+PDF_DATE = rb'/(Creation|Mod)Date \(D:[^)]*\)'
 RECORD = Path(__file__).parent.parent/'nbs'/'records'/'reliability.json'
 
 
@@ -40,9 +42,10 @@ class HalfWritten:
     def __iter__(self): return iter(self.file)
     def __enter__(self): return self
     def __exit__(self, *_): self.file.close()
+    def writelines(self, lines): self.write(''.join(lines))
 
     def write(self, data):
-        if self.struck: return self.file.write(data)
+        if self.struck or not data: return self.file.write(data)
         self.struck = True
         self.file.write(data[:len(data)//2])
         self.file.flush()
@@ -174,8 +177,10 @@ def is_result(path, folder):
 
 
 def state(folder):
-    "File -> hash of all that a study has made, without times and dates."
+    "File -> hash of all that a study has made, without times and dates, as a PDF has one."
     made = {str(p.relative_to(folder)): file_hash(p) for p in folder.rglob('*') if is_result(p, folder)}
+    for name in [name for name in made if name.endswith('.pdf')]:
+        made[name] = re.sub(PDF_DATE, b'', (folder/name).read_bytes())
     for path in folder.rglob('artefact.json'):
         name = str(path.relative_to(folder))
         if '.part-' in name: continue

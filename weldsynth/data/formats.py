@@ -248,6 +248,7 @@ def _syntax(file):
 def _stored_values(file) -> np.ndarray:
     "The stored values of a DICOM data set, MONOCHROME1 inverted within their range."
     raw = _jpeg_values(file) if _syntax(file) in _JPEG_SYNTAXES else file.pixel_array
+    if not raw.size: raise ImageError('holds no pixels', 'replace or remove it')
     if file.PhotometricInterpretation == 'MONOCHROME2': return raw
     signed = file.get('PixelRepresentation')
     return -1. - raw if signed else 2.**file.BitsStored - 1 - raw

@@ -404,7 +404,7 @@ def student_of(
     student, blocks = copy.deepcopy(teacher), teacher.config.num_layers
     kept = torch.linspace(0, blocks - 1, min(layers, blocks)).round().int().tolist()
     student.transformer_blocks = torch.nn.ModuleList(student.transformer_blocks[i] for i in kept)
-    student.register_to_config(num_layers=len(kept))
+    student.register_to_config(num_layers=len(kept), _name_or_path='')  # not where the teacher lay
     return student
 
 
