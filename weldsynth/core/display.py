@@ -193,5 +193,6 @@ def draw_bars(
     for (title, score), style in zip(bars.items(), (':', '--'), strict=False):
         (ax.axvline if upright else ax.axhline)(scale*score, color='grey', lw=1, ls=style, zorder=0)
         if not upright:
-            ax.annotate(title, (1, scale*score), xycoords=('axes fraction', 'data'), fontsize=6, color='grey',
+            ax.annotate(title, (1, scale*score), xycoords=('axes fraction', 'data'), xytext=(0, 2),
+                        textcoords='offset points', fontsize=7, color='#555555',
                         ha='right', va='bottom')

@@ -103,12 +103,12 @@ def flaws_until(
 
 # %% ../../nbs/metrics/12_actions.ipynb #e59dfe2a
 def _worst_found(guards: list, found_changes: dict) -> str:
-    "The class found least often compared with before, of those that could be assessed, and by how much."
+    "The class that may have lost most, by the lower bound of its change, of those that could be assessed."
     assessed = {g.name: g.measured for g in guards if g.outcome != 'not assessed'}
-    changes = {label: change[0] for label, (change, *_) in found_changes.items() if found_name(label) in assessed}
-    if not changes: return 'no class has enough test welds and images to say'
-    worst = min(changes, key=changes.__getitem__)
-    return f'{worst.replace("_", " ")}: {assessed[found_name(worst)]}, the worst class'
+    lowest = {label: change[1] for label, (change, *_) in found_changes.items() if found_name(label) in assessed}
+    if not lowest: return 'no class has enough test welds and images to say'
+    worst = min(lowest, key=lowest.__getitem__)
+    return f'{worst.replace("_", " ")}: {assessed[found_name(worst)]}, the class that may have lost most'
 
 # %% ../../nbs/metrics/12_actions.ipynb #6ae84d77
 def risk_register(
@@ -140,8 +140,8 @@ def risk_register(
          f'the intended class in {agreement} of samples; three reviewers (labels right, gross artefacts): '
          f'{by["realism, three reviewers"]}', 'retrain, look at samples, filter', 'model owner',
          'either figure falls after a retraining'),
-        ('short cut: decoder means flaw', f'traces of the generator: {by["traces of the generator"]}; '
-         f'{by["no short cut"]}', 'repeat the audit at every retraining',
+        ('shortcut: decoder means flaw', f'traces of the generator: {by["traces of the generator"]}; '
+         f'{by["no shortcut"]}', 'repeat the audit at every retraining',
          'model owner', 'the safety check on traces fails'),
         ('one-supplier bias', f'{groups} test welds', 'add films of every supplier before full use', 'data owner',
          'a supplier whose score lies below the interval'),

@@ -264,7 +264,7 @@ def guard_autoencoded(
              'in doubt': "The classifier may take the decoder's trace for a flaw.",
              'not assessed': "Whether the classifier takes the decoder's trace for a flaw was not measured."}
     limit = f'no rise beyond {100*rule.most_autoencoded_added:.0f} points'
-    return Guard('no short cut', plain[result], measured, limit, result, p, MORE_FITS)
+    return Guard('no shortcut', plain[result], measured, limit, result, p, MORE_FITS)
 
 # %% ../../nbs/metrics/07_rule.ipynb #65590ceb
 def guard_gate(
@@ -346,7 +346,7 @@ GUARDS: dict[str, Callable[[Evidence], list]] = {
     'films': lambda e: [guard_film(e.film_gain, e.film_title, e.rule)],
     'copies': lambda e: guard_copies(e.audit, e.rule),
     'fingerprint': lambda e: [guard_fingerprint(e.audit, e.rule, guard_autoencoded(e.autoencoded_change, e.rule))],
-    'short cut': lambda e: [guard_autoencoded(e.autoencoded_change, e.rule)],
+    'shortcut': lambda e: [guard_autoencoded(e.autoencoded_change, e.rule)],
     'compression': lambda e: [guard_gate(e.audit, e.rule)],
     'review': lambda e: [guard_review(e.review, e.rule)],
 }

@@ -85,7 +85,8 @@ def _gate_rows(gate: pd.DataFrame, rule: RuleConfig, least_class_gate: float) ->
 def _power_row(octaves: pd.DataFrame, power: tuple) -> tuple:
     "The octave whose power is furthest from that of real images."
     row = octaves.iloc[int((octaves.synthetic - 1).abs().argmax())]
-    name = f'power over that of real, octave that differs most (up to {row.octave:.2g} cycles per pixel)'
+    octave = f'{row.octave/2:.2g} to {min(row.octave, .5**.5):.2g} cycles per pixel'
+    name = f'power over that of real, octave that differs most ({octave})'
     return name, row.synthetic, *power
 
 
@@ -270,8 +271,9 @@ _LABELS_TEXT = (
     '*trainedAlgorithmicMedia*; model, seed, class), and `manifest.csv` has a row for it with the SHA-256 hash of the '
     'file. The label is the class that was asked for; no person has confirmed it.')
 _DATA_USE_TEXT = (
-    'For training defect classifiers beside real images, if the study recommends it. Near copies of real images are '
-    'among the files; the study did not train on them. Not for validation or test, and not as evidence about any weld. '
+    'For training defect classifiers beside real images, if the study recommends it. The study did not train on those '
+    'of the files that it found to be near copies of real images. Not for validation or test, and not as evidence '
+    'about any weld. '
     'weldsynth refuses these files as real images.')
 
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/report/04_markup.ipynb #2f1e200f
 from __future__ import annotations
 
+import base64
 import html
 import re
 from collections import Counter
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 # %% auto #0
-__all__ = ['sanitise', 'one_line', 'mathml', 'markdown_html', 'cell_html', 'page_title', 'frame_tables', 'body_html']
+__all__ = ['WIDE_PX', 'sanitise', 'one_line', 'mathml', 'markdown_html', 'cell_html', 'page_title', 'frame_tables',
+           'frame_figures', 'body_html']
 
 # %% ../../nbs/report/04_markup.ipynb #fcb258a8
 _MATHS = {'math', 'menclose', 'mfrac', 'mi', 'mn', 'mo', 'mover', 'mpadded', 'mphantom', 'mroot', 'mrow', 'mspace',
@@ -171,6 +173,24 @@ def frame_tables(
         table.wrap(table.find_parents()[-1].new_tag('div', attrs=frame))
 
 
+WIDE_PX = 640  # a figure of more pixels is not shrunk to the width of a telephone, where its text could not be read
+
+
+def _png_width(src: str) -> int:
+    "The width in an image's data address, pixels; 0 if it is no PNG."
+    head = base64.b64decode(src.partition(',')[2][:32] or '')
+    return int.from_bytes(head[16:20], 'big') if head.startswith(b'\x89PNG') else 0
+
+
+def frame_figures(
+    soup: BeautifulSoup,  # a page or a part of one; changed in place
+):
+    "Mark the figures that scroll sideways on a telephone, and name them for who hears the page."
+    for image in soup.select('p.figure > img'):
+        if _png_width(image.get('src', '')) <= WIDE_PX: continue
+        image.parent.attrs |= {'class': ['figure', 'wide'], 'role': 'region', 'tabindex': '0', 'aria-label': 'Figure'}
+
+
 def body_html(
     notebook: NotebookNode,  # from `prepare_page`
 ) -> BeautifulSoup:
@@ -179,4 +199,5 @@ def body_html(
     _add_anchors(soup)
     for block in soup('pre'): block['tabindex'] = '0'  # it scrolls, so it must be reached by keyboard
     frame_tables(soup)
+    frame_figures(soup)
     return soup

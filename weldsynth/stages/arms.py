@@ -125,7 +125,7 @@ ARMS = {
     'real+synthetic': Arm(_beside_real, 'the question', '#0b7a75'),
     'synthetic': Arm(lambda p: p.clean + p.synthetic, 'do synthetic defects teach anything by themselves?', '#d9822b'),
     'synthetic-all': Arm(lambda p: p.synthetic_clean + p.synthetic,
-                         'the same without the short cut "synthetic means flawed"', '#b3541e'),
+                         'the same without the shortcut "synthetic means flawed"', '#b3541e'),
     'real-repeated': Arm(_repeated, 'is it only class balance, or chance?', '#8a93a6', generated=False, free=True),
     'real-augmented': Arm(_augmented, 'would distorted real images do?', '#6b4e9b', generated=False, free=True),
     'cut-paste': Arm(_cut_paste, 'would flaws pasted into clean welds do?', '#a8327d', generated=False, free=True,
