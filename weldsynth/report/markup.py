@@ -186,9 +186,9 @@ def frame_figures(
     soup: BeautifulSoup,  # a page or a part of one; changed in place
 ):
     "Mark the figures that scroll sideways on a telephone, and name them for who hears the page."
-    for image in soup.select('p.figure > img'):
-        if _png_width(image.get('src', '')) <= WIDE_PX: continue
-        image.parent.attrs |= {'class': ['figure', 'wide'], 'role': 'region', 'tabindex': '0', 'aria-label': 'Figure'}
+    for figure in soup.select('p.figure:has(> img[src])'):
+        if max(_png_width(str(image['src'])) for image in figure('img')) <= WIDE_PX: continue
+        figure.attrs |= {'class': ['figure', 'wide'], 'role': 'region', 'tabindex': '0', 'aria-label': 'Figure'}
 
 
 def body_html(
