@@ -84,7 +84,7 @@ def with_rule_of_three(
 ) -> tuple:
     """The change; where no image shows any, with bounds of 3/n.
 
-    What was not seen in n images happens in up to 3 of n with 95 % confidence (Hanley and Lippman-Hand 1983)."""
+    By the rule of three: what happens in 3 of n images is missed by n of them with a chance of (1 - 3/n)^n, or 5 %."""
     estimate, low, high = change
     return (estimate, estimate - 3/items, estimate + 3/items) if low == high and items else change
 

@@ -188,7 +188,7 @@ def frame_figures(
     "Mark the figures that scroll sideways on a telephone, and name them for who hears the page."
     for figure in soup.select('p.figure:has(> img[src])'):
         if max(_png_width(str(image['src'])) for image in figure('img')) <= WIDE_PX: continue
-        figure.attrs |= {'class': ['figure', 'wide'], 'role': 'region', 'tabindex': '0', 'aria-label': 'Figure'}
+        figure.attrs |= {'class': 'figure wide', 'role': 'region', 'tabindex': '0', 'aria-label': 'Figure'}
 
 
 def body_html(
