@@ -16,7 +16,7 @@ NBS = ROOT/'nbs'
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 LINK = re.compile(r'\]\(([^)\s#]+\.ipynb)(?:#[^)\s]*)?\)')
 
-NO_RUN = {'13_lab_notes', 'glossary'}  # these show no run
+NO_RUN = {'12_reliability', '13_lab_notes', 'glossary'}  # these show no run
 
 
 def read(path): return nbformat.read(path, 4)
