@@ -282,7 +282,8 @@ def plain_finding(
     points = f'{100*mean:+.1f} points'.replace('-', '−')
     could = '' if np.isnan(low) else f', could be {100*low:+.1f} to {100*high:+.1f}'.replace('-', '−')
     link = ', but ' if low > 0 and verdict['decision'] != 'SHIP' else ': '
-    return f'{lead} {proven} over real images alone ({points}{could}){link}{verdict["reason"]}.'
+    over = 'against' if high < 0 else 'over'
+    return f'{lead} {proven} {over} real images alone ({points}{could}){link}{verdict["reason"]}.'
 
 
 def recommend(
