@@ -167,7 +167,8 @@ def guard_film(
              'not assessed': 'No film was held out.' if gain is None else f'Too few welds to assess {films}.'}
     measured = NO_FILM if gain is None else f'macro F1 changes by {format_points(*gain, unit=" points")}'
     limit = f'no loss beyond {-100*rule.least_film_gain:.0f} points'
-    needed = 'films held out whole, named in a column called film' if gain is None else narrower(gain, 'more held-out films')
+    unnamed = 'films held out whole, named in a column called film'
+    needed = unnamed if gain is None else narrower(gain, 'more held-out films')
     return Guard('held-out films', plain[result], measured, limit, result, p, needed)
 
 # %% ../../nbs/metrics/07_rule.ipynb #ded0aec9
