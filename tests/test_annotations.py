@@ -390,6 +390,20 @@ def yolo_with(root, text, name='film0', names='names: [crack, pore]\n'):
     put(root/'labels'/f'{name}.txt', text)
 
 
+def test_a_film_without_a_label_file_is_doubted_where_others_have_an_empty_one(tmp_path):
+    yolo_with(tmp_path, '0 .5 .5 .1 .1\n')
+    for file in (tmp_path/'labels').iterdir():
+        if file.name == 'film2.txt' or not file.read_text().strip(): file.unlink()
+    issues, _ = check_and_read(str(tmp_path), PROFILES['fixture'], every=True)
+    said = 'has no annotation, where other films have an empty one'
+    assert not issues.what.str.contains(said).any(), 'no film has an empty label file'
+    put(tmp_path/'labels'/'film1.txt', '')
+    issues, _ = check_and_read(str(tmp_path), PROFILES['fixture'], every=True)
+    doubted = issues[issues.what.str.contains(said)]
+    assert len(doubted) == 1
+    assert doubted.severity.item() == 'warning'
+
+
 def coco_with(root, **changes):
     coco_boxes(root)
     file = root/'annotations/instances.json'

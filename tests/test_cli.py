@@ -230,3 +230,17 @@ def test_the_installed_command_exits_with_the_code():
     assert done.returncode == 2
     assert done.stdout == ''
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(('field', 'says'), [
+    ('rule.prevalence=10', 'rule.prevalence is a share, at least 0 and below 1, not 10: write 0.05 for 5 %'),
+    ('rule.level=95', 'rule.level is a share'), ('data.px=33', 'data.px=33 is not the side of a patch'),
+    ('data.px=8', 'give a multiple of 4, 16 or more'),
+    ('denoiser.steps=0', 'denoiser.steps=0 is too few: give 1 or more'),
+    ('classifier.seeds=-1', 'classifier.seeds=-1 is too few'), ('data.plates=-3', 'data.plates=-3 is negative')])
+def test_a_value_that_no_study_can_have_is_refused_at_once(field, says, capsys):
+    for command in (['config'], ['check', 'simulated']):
+        assert main([*command, '--profile', 'fixture', '--set', field]) == 1
+        error = capsys.readouterr().err
+        assert says in error
+        assert 'Traceback' not in error

@@ -254,3 +254,15 @@ def test_a_stated_power_is_reached_by_that_many_welds():
 def test_too_few_welds_are_said_before_anything_is_trained():
     config = StudyConfig()
     assert power_text(expected_power(table_of(8), config), config).endswith('the answer will be INCONCLUSIVE.')
+
+
+def test_a_score_rests_on_the_welds_that_have_what_it_counts():
+    truth = np.r_[np.zeros(20, int), np.ones(6, int), [2, 2]]
+    welds = np.r_[np.arange(20) % 10, [10, 10, 11, 11, 12, 12, 12, 12]]
+    counts = group_counts(truth, np.stack([truth, truth]), welds, 3)
+    scored = jackknife({'arm': counts}, np.zeros(2, int))['arm']
+    assert counts.shape[1] == 13
+    assert scored['macro_f1'].welds == scored['found_any'].welds == 3
+    assert scored['false_call_rate'].welds == 10
+    assert scored['found'].welds.tolist() == [3, 1]
+    assert np.isnan(interval(scored['macro_f1'])[1:]).all(), 'three welds with flaws have no interval'

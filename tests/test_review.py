@@ -204,6 +204,15 @@ def test_a_set_without_a_common_class_is_refused():
         review_set.choose_items(real.of('pore'), synthetic.of('crack'), CONFIG, np.random.default_rng(0))
 
 
+def test_few_flaws_are_all_scored_and_none_is_spent_on_practice():
+    real, synthetic = both_sources()
+    flaws = np.flatnonzero(real.table.label != 'clean')
+    few = real.take(np.r_[flaws[:6], np.flatnonzero(real.table.label == 'clean')])
+    chosen = review_set.choose_items(few, synthetic, CONFIG, np.random.default_rng(0)).table
+    assert not (chosen.part == 'practice').any()
+    assert ((chosen.part == 'scored') & (chosen.origin == 'real')).sum() == 6
+
+
 def test_repeats_keep_the_configured_gap_in_every_order():
     data, key = sealed_noise(replace(CONFIG, repeat_gap=.2, repeats=4))
     for order in data['orders'].values():

@@ -193,7 +193,8 @@ def _plant_options(prevalence: float | None, missed_cost: float | None, false_co
     options = dict(prevalence=prevalence, missed_cost=missed_cost, false_cost=false_cost)
     given = {name: value for name, value in options.items() if value is not None}
     if 0 < given.get('prevalence', .5) < 1 and min(given.values(), default=0) >= 0: return given
-    raise StudyError('prevalence must be between 0 and 1 and costs must not be negative: correct these options')
+    raise StudyError('prevalence is a share above 0 and below 1 (write 0.05 for 5 %), and costs are not negative: '
+                     'correct these options')
 
 # %% ../nbs/cli.ipynb #b6ab2011
 @_command()

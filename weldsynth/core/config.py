@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 # %% auto #0
-__all__ = ['CLASSIFIER_DEFAULTS', 'SHARES', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig', 'DenoiserConfig',
-           'InserterConfig', 'MasksConfig', 'StudentConfig', 'VariationConfig', 'TokenConfig', 'TextConfig',
-           'SnapshotConfig', 'SamplerConfig', 'GuidanceConfig', 'ClassifierConfig', 'classifier_of_kind',
+__all__ = ['CLASSIFIER_DEFAULTS', 'SHARES', 'COUNTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig',
+           'DenoiserConfig', 'InserterConfig', 'MasksConfig', 'StudentConfig', 'VariationConfig', 'TokenConfig',
+           'TextConfig', 'SnapshotConfig', 'SamplerConfig', 'GuidanceConfig', 'ClassifierConfig', 'classifier_of_kind',
            'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'FilterConfig', 'AuditConfig',
            'StressConfig', 'RobustnessConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig', 'RuleConfig',
            'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text',
@@ -486,6 +486,18 @@ def _as_text(value) -> str: return ','.join(map(str, value)) if isinstance(value
 
 # %% ../../nbs/core/01_config.ipynb #bb5f9822
 SHARES = ('rule.false_calls', 'rule.prevalence', 'rule.plant_prevalence', 'rule.level')
+COUNTS = ('steps', 'seeds', 'batch', 'heads', 'latents', 'generators', 'samples', 'synthetics', 'folds')  # any section
+
+
+def _check_range(name: str, value):
+    "Raises `StudyError` for a number that no study can have."
+    if name in SHARES and not 0 <= value < 1:
+        raise StudyError(f'{name} is a share, at least 0 and below 1, not {value:g}: write 0.05 for 5 %')
+    if name == 'data.px' and (value < 16 or value % 4):
+        raise StudyError(f'data.px={value} is not the side of a patch: give a multiple of 4, 16 or more')
+    if name.partition('.')[2] in COUNTS and isinstance(value, int) and value < 1:
+        raise StudyError(f'{name}={value} is too few: give 1 or more')
+    if isinstance(value, int) and value < 0: raise StudyError(f'{name}={value} is negative: give 0 or more')
 
 
 def with_overrides(
@@ -500,8 +512,7 @@ def with_overrides(
             raise StudyError(f"'{name}' is not a field of the configuration: {_nearest_field(name, known)}")
         part = getattr(config, section)
         converted = _converted(name, value, getattr(part, key))
-        if name in SHARES and not 0 <= converted < 1:
-            raise StudyError(f'{name} is a share, at least 0 and below 1, not {converted:g}: write 0.05 for 5 %')
+        _check_range(name, converted)
         is_kind = name == 'classifier.kind'
         new = classifier_of_kind(converted, part) if is_kind else replace(part, **{key: converted})
         config = replace(config, **{section: new})  # type: ignore[arg-type]

@@ -352,4 +352,9 @@ def read_annotations(
     if in_class:
         what = f'has no annotation in a folder called like a flaw, so it is left out ({plural(len(in_class), "image")})'
         report(Issue(in_class[0], what, 'annotate it, or move it if it has no flaw', False))
-    return [*marks, *(Annotation(film, 'clean', film) for film in unnamed if film not in in_class)]
+    taken = [i for i in unnamed if i not in in_class]
+    if taken and films - {m.film for m in marks if m.kind}:  # where others are stated to be free of flaws
+        what = ('has no annotation, where other films have an empty one, and is taken as free of flaws '
+                f'({plural(len(taken), "image")})')
+        report(Issue(taken[0], what, 'annotate it, with an empty file if it has no flaw', False))
+    return [*marks, *(Annotation(film, 'clean', film) for film in taken)]

@@ -156,7 +156,7 @@ def integration_path(
 ) -> list:
     "Steps as dicts of step, what, go_on, roll_back."
     known = not math.isnan(real[1])
-    low = f'{100*real[known]:.1f} %, the {"lower bound" if known else "score"} of the real-only classifier here'
+    low = f'{100*max(real[known], 0):.1f} %, the {"lower bound" if known else "score"} of the real-only classifier here'
     limit = f'{100*(false_calls + rule.most_false_calls_added):.1f} %'
     keys = ('step', 'what', 'go_on', 'roll_back')
     rows = [

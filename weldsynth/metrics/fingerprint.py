@@ -22,6 +22,7 @@ import torch
 # %% ../../nbs/metrics/04_fingerprint.ipynb #ccfbf05d
 from ..core.random import numpy_stream
 from ..data.patches import PatchSet
+from .classification import undefined_is_nan
 from .intervals import Interval, interval, jackknife
 
 # %% ../../nbs/metrics/04_fingerprint.ipynb #9451b2c9
@@ -306,7 +307,7 @@ def separation_interval(
 # %% ../../nbs/metrics/04_fingerprint.ipynb #4f74ca83
 def _rise(counts: np.ndarray) -> dict:
     "Share called flawed with the trace, less that without it."
-    return dict(rise=(counts[..., 2] - counts[..., 1])/counts[..., 0])
+    with undefined_is_nan(): return dict(rise=(counts[..., 2] - counts[..., 1])/counts[..., 0])
 
 
 def false_call_rise(

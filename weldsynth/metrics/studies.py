@@ -347,7 +347,10 @@ def power_text(
     n, fits, least = figures['test_welds'], config.classifier.seeds, config.rule.least_gain
     if n < config.rule.least_welds or np.isnan(figures['detectable']):
         return (f'Power: about {n} of the welds will be tested, and an interval needs {config.rule.least_welds} with '
-                'flaws: the answer will be INCONCLUSIVE.')
+                'flaws: the answer will be INCONCLUSIVE. --set data.folds=4 tests every weld once.')
+    if figures['detectable'] > 1:
+        return (f'Power: about {n} test welds and {fits} trainings are too few to detect any gain. '
+                '--set data.folds=4 tests every weld once.')
     seen = (f'Power: with about {n} test welds and {fits} trainings the study can detect gains of '
             f'{100*figures["detectable"]:.1f} points or more (80 % power).')
     if np.isinf(figures['needed_welds']):

@@ -137,7 +137,8 @@ def _above_trivial(own: float, trivial: pd.Series, rule: RuleConfig) -> Guard:
 def _above_rivals(own: float, rivals: pd.Series, rule: RuleConfig) -> Guard:
     "Is the classifier as good as the others at hand?"
     name = 'as good as other classifiers'
-    if rivals.empty: return Guard(name, 'No other classifier is at hand to compare with.', 'none', 'any other', 'holds')
+    if rivals.empty:
+        return Guard(name, 'This profile compares with no other classifier.', 'not compared', 'none', 'holds')
     best, f1 = rivals.idxmax(), rivals.max()
     limit = f1 - rule.most_under_rival
     plain = (f'Macro F1 on validation is {_points(own)} % at its best threshold, and {_points(f1)} % with the '

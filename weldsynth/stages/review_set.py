@@ -78,8 +78,9 @@ def choose_items(
     rng: np.random.Generator,
 ) -> PatchSet:
     """The images to show, with the column `part`: 'practice', 'scored' (flaws) or 'catch' (cleans).
-    Raises `StudyError` if no class has both sources."""
-    shown = _practice_items(real, synthetic, config.practice, rng)
+    Where flaws are few, none are spent on practice. Raises `StudyError` if no class has both sources."""
+    spare = min(sum(n for c, n in _counts(patches).items() if c != 'clean') for patches in (real, synthetic))
+    shown = _practice_items(real, synthetic, config.practice if spare > 2*config.practice else 0, rng)
     real, synthetic = (_without(patches, shown.table.id) for patches in (real, synthetic))
     given, drawn = _counts(real), _counts(synthetic)
     flaws = {c: min(n, drawn[c]) for c, n in given.items() if c != 'clean'}
