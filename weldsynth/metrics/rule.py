@@ -187,7 +187,7 @@ def _near_outcome(audit: dict, rule: RuleConfig) -> tuple:
     "The outcome for near copies, and the p-value of a failure."
     near, base = audit.get('near_copies'), audit.get('heldout_near') or 0
     if near is None: return 'not assessed', float('nan')
-    added = saved_interval(audit, 'near_added') or Interval((near - base,)*3)  # audits before 0.2 have no interval
+    added = saved_interval(audit, 'near_added') or Interval((near - base,)*3)  # earlier audits have no interval
     result, p = _assess(added, rule, most=rule.most_copies_added)
     return ('holds', 1.) if near - base <= rule.most_copies_added else (result, p)
 

@@ -336,7 +336,8 @@ def _audit_figures(study: Study, tables: dict, kept_ratio: Interval) -> dict:
     undefined = np.isnan(kept_ratio).any()
     return dict(
         exact_copies=int(found.exact.sum()), near_copies=found.near.mean(),
-        heldout_near=unused.near.mean(), near_added=added, near_added_df=added.df,
+        heldout_near=unused.near.mean(), near_added=added,
+        near_added_df=added.df if np.isfinite(added.df) else None,
         probe=_figure(probe[['auc', 'low', 'high']]), probe_floor=_figure(probe[['floor', 'floor_low', 'floor_high']]),
         gate=None if undefined else kept_ratio, gate_df=None if undefined else kept_ratio.df,
         filter_kept=table.kept.sum()/table.drawn.sum(), label_agreement=agreement)
