@@ -143,7 +143,8 @@ def undefined_is_nan():
         yield
 
 # %% ../../nbs/metrics/01_classification.ipynb #f6373f07
-SCORES = ('macro_f1', 'binary_f1', 'found_any', 'false_call_rate', 'f1', 'found', 'named')  # the keys of `scores`
+SCORES = ('macro_f1', 'binary_f1', 'found_any', 'false_call_rate', 'f1', 'found', 'named',  # the keys of `scores`
+          'missed', 'false_calls', 'cost')  # and of `plant_measure`
 
 
 def scores(

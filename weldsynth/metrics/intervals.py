@@ -70,7 +70,7 @@ def _welds_behind(score: str, values: np.ndarray, counts: np.ndarray) -> np.ndar
     "How many welds a score rests on: those with its class, with flaws of any class, or with clean patches."
     if score not in SCORES: return np.array(counts.shape[1])
     true = counts[0, ..., 2]  # G x K
-    if score == 'false_call_rate': return (true[:, 0] > 0).sum()
+    if score in ('false_call_rate', 'false_calls'): return (true[:, 0] > 0).sum()
     return (true[:, 1:] > 0).sum(0) if values.ndim > 2 else (true[:, 1:].sum(-1) > 0).sum()
 
 # %% ../../nbs/metrics/02_intervals.ipynb #177219d3
