@@ -679,7 +679,10 @@ def test_the_first_page_becomes_a_pdf_where_a_browser_prints(with_verdict, tmp_p
 def test_a_real_browser_prints_the_first_page(chromium, with_verdict, monkeypatch):
     monkeypatch.setattr('quarto.path', lambda: None)
     index = render(with_verdict)
-    assert (index.parent/'files'/'page-one.pdf').read_bytes().startswith(b'%PDF')
+    pdf = (index.parent/'files'/'page-one.pdf').read_bytes()
+    assert pdf.startswith(b'%PDF')
+    assert b'file:' not in pdf, 'no place on this machine'
+    assert not [*index.parent.glob('.print*')]
 
 
 def fake_quarto(folder, monkeypatch, log='Output created', skip=''):

@@ -105,6 +105,16 @@ def browser() -> str | None:
     return next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 
+def _printable(page: Path) -> str:
+    "The page with links within it and to the web alone: a browser writes others down as places on this machine."
+    from bs4 import BeautifulSoup
+    soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
+    for item in soup.select(f'li:has(a[href="{PDF}"])'): item.decompose()
+    for link in soup('a', href=True):
+        if not str(link['href']).startswith(('#', 'http')): link.unwrap()
+    return str(soup)
+
+
 def print_pdf(
     page: Path,  # HTML
     pdf: Path,   # what to write
@@ -114,12 +124,15 @@ def print_pdf(
     if program is None:
         log('no Chromium or Chrome on PATH: the first page is not made into a PDF (its print style is ready for one)')
         return False
+    copy = page.with_name('.print.html')  # beside what it refers to
+    copy.write_text(_printable(page), encoding='utf-8')
     with tempfile.TemporaryDirectory() as profile:
         options = ['--headless', '--disable-gpu', '--disable-background-networking', '--disable-component-update',
                    '--no-first-run', '--no-pdf-header-footer', f'--user-data-dir={profile}', f'--print-to-pdf={pdf}']
         if hasattr(os, 'geteuid') and os.geteuid() == 0: options.append('--no-sandbox')  # root has no sandbox
-        try: subprocess.run([program, *options, page.resolve().as_uri()], capture_output=True, timeout=120, check=True)
+        try: subprocess.run([program, *options, copy.resolve().as_uri()], capture_output=True, timeout=120, check=True)
         except (OSError, subprocess.SubprocessError) as e: log(f'the first page is not made into a PDF: {program}: {e}')
+        finally: copy.unlink()
     return pdf.is_file()
 
 # %% ../../nbs/report/11_enclosures.ipynb #58a5159d
