@@ -164,7 +164,7 @@ def test_where_no_other_classifier_is_at_hand_none_is_better(conditions):
     alone = {key: f1 for key, f1 in GOOD.items() if key[0] == 'features'}
     condition = conditions(alone)['as good as other classifiers']
     assert condition.outcome == 'holds'
-    assert condition.plain == 'No other classifier is at hand to compare with.'
+    assert condition.plain == 'This profile compares with no other classifier.'
 
 
 # --- what follows ---
