@@ -253,7 +253,8 @@ def test_a_stated_power_is_reached_by_that_many_welds():
 
 def test_too_few_welds_are_said_before_anything_is_trained():
     config = StudyConfig()
-    assert power_text(expected_power(table_of(8), config), config).endswith('the answer will be INCONCLUSIVE. --set data.folds=4 tests every weld once.')
+    said = power_text(expected_power(table_of(8), config), config)
+    assert said.endswith('the answer will be INCONCLUSIVE. --set data.folds=4 tests every weld once.')
 
 
 def test_a_score_rests_on_the_welds_that_have_what_it_counts():
