@@ -96,8 +96,8 @@ def test_a_finished_study_is_not_made_anew(steps, monkeypatch, capsys):
     (['--profile', 'turbo'], "profile 'turbo' is unknown"),
     (['--profile', 'fixture', '--data', 'no/such/folder'], "data 'no/such/folder' does not exist"),
     (['--profile', 'fixture', 'no/such/folder'], "data 'no/such/folder' does not exist"),
-    (['--prevalence', '2'], 'prevalence is a share above 0 and below 1'),
-    (['--false-cost', '-1'], 'costs are not negative'),
+    (['--prevalence', '2'], '--prevalence is a share above 0 and below 1, not 2: write 0.05 for 5 %'),
+    (['--false-cost', '-1'], '--missed-cost and --false-cost must not be negative'),
     (['--profile', 'fixture', '--set', 'denoiser.stepps=9'], "'denoiser.stepps' is not a field of the configuration"),
     (['--profile', 'fixture', '--set', 'denoiser.steps'], "--set 'denoiser.steps' has no value"),
     (['--profile', 'fixture', '--name', 'a/b'], "study name 'a/b' is not a plain folder name")])

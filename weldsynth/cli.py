@@ -192,9 +192,10 @@ def _plant_options(prevalence: float | None, missed_cost: float | None, false_co
     "The options that were given, by name. Raises `StudyError` for values that mean nothing."
     options = dict(prevalence=prevalence, missed_cost=missed_cost, false_cost=false_cost)
     given = {name: value for name, value in options.items() if value is not None}
-    if 0 < given.get('prevalence', .5) < 1 and min(given.values(), default=0) >= 0: return given
-    raise StudyError('prevalence is a share above 0 and below 1 (write 0.05 for 5 %), and costs are not negative: '
-                     'correct these options')
+    if not 0 < given.get('prevalence', .5) < 1:
+        raise StudyError(f'--prevalence is a share above 0 and below 1, not {prevalence:g}: write 0.05 for 5 %')
+    if min(given.values(), default=0) >= 0: return given
+    raise StudyError('--missed-cost and --false-cost must not be negative: correct them')
 
 # %% ../nbs/cli.ipynb #b6ab2011
 @_command()
