@@ -1,5 +1,6 @@
 """The notebooks and what is made from them agree."""
 import filecmp
+import json
 import re
 import shutil
 import subprocess
@@ -105,6 +106,12 @@ def test_chapters_carry_the_outputs_of_a_reference_run(chapter):
 def test_chapters_show_no_errors_and_are_not_large(chapter):
     assert not [o for o in outputs_of(chapter) if o.output_type == 'error' or o.get('name') == 'stderr']
     assert size_of(chapter) < 1_500_000
+
+
+def test_the_record_of_faults_states_its_dates_and_machines():
+    shown = ' '.join(o.get('data', {}).get('text/markdown', '') for o in outputs_of('12_reliability'))
+    rows = re.findall(r'^\| .+ \| (\d{4}-\d\d-\d\d) \| (.+? cores) \|', shown, re.M)
+    assert len(rows) == len(json.loads((NBS/'records'/'reliability.json').read_text()))
 
 
 def test_the_lab_notes_state_their_dates():

@@ -155,11 +155,13 @@ def student_interval(
     se: float,     # standard error
     df: float,     # degrees of freedom
     level: float = RuleConfig().level,
+    centre: float | None = None,  # of the bounds; the estimate if not given
 ) -> Interval:
     "Estimate, low and high by Student's t."
     from scipy.stats import t
     half = float(t.ppf((1 + level)/2, df)*se)
-    result = Interval((estimate, estimate - half, estimate + half))
+    middle = estimate if centre is None else centre
+    result = Interval((estimate, middle - half, middle + half))
     result.df = df
     return result
 
@@ -184,22 +186,20 @@ def share_added(
     level: float = RuleConfig().level,
 ) -> Interval:
     "The share of `found` less that of `base`, with its interval by Student's t."
-    one, other = (_adjusted_share(x) for x in (found, base))
-    welds, of_item = np.unique(welds, return_inverse=True)
-    between = len(welds)/max(len(welds) - 1, 1)*np.square(np.bincount(of_item, base - base.mean())).sum()/len(base)**2 \
-        if len(base) else 0.
-    uncertain = max(other[1], between)
-    total = one[1] + uncertain
-    df = total**2/(uncertain**2/max(len(welds) - 1, 1)) if uncertain else float('inf')
-    _, low, high = student_interval(one[0] - other[0], total**.5, df, level)
-    result = Interval((float(found.mean() - (base.mean() if len(base) else 0)), low, high))
-    result.df = df
-    return result
+    share, of_found = _adjusted_share(found)
+    if not len(base): return student_interval(float(found.mean()), of_found**.5, float('inf'), level, share)
+    base_share, of_base = _adjusted_share(base)
+    numbers, of_item = np.unique(welds, return_inverse=True)
+    welds_df = max(len(numbers) - 1, 1)
+    by_weld = np.bincount(of_item, base - base.mean())
+    of_base = max(of_base, len(numbers)/welds_df*np.square(by_weld).sum()/len(base)**2)
+    variance = of_found + of_base
+    df = variance**2/(of_base**2/welds_df)
+    return student_interval(float(found.mean() - base.mean()), variance**.5, df, level, share - base_share)
 
 
 def _adjusted_share(x: np.ndarray) -> tuple:
-    "A share with one case of each kind added, and its variance; 0 of nothing."
-    if not len(x): return 0., 0.
+    "A share with one case of each kind added, and its variance."
     share = (x.sum() + 1)/(len(x) + 2)
     return share, share*(1 - share)/(len(x) + 2)
 

@@ -24,6 +24,7 @@ from ..core.store import Study, only_makes
 from ..stages.verdict import evaluate
 
 if TYPE_CHECKING:
+    from bs4 import BeautifulSoup
     from nbformat import NotebookNode
 
 # %% ../../nbs/report/11_enclosures.ipynb #bc5eb7a0
@@ -105,11 +106,17 @@ def browser() -> str | None:
     return next(filter(None, map(shutil.which, _BROWSERS)), None)
 
 
-def _printable(page: Path) -> str:
-    "The page with links within it and to the web alone: a browser writes others down as places on this machine."
+def _without_pdf_link(page: Path) -> BeautifulSoup:
+    "The page without the item that links to the PDF."
     from bs4 import BeautifulSoup
     soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
     for item in soup.select(f'li:has(a[href="{PDF}"])'): item.decompose()
+    return soup
+
+
+def _printable(page: Path) -> str:
+    "The page with links within it and to the web alone: a browser writes others down as places on this machine."
+    soup = _without_pdf_link(page)
     for link in soup('a', href=True):
         if not str(link['href']).startswith(('#', 'http')): link.unwrap()
     return str(soup)
@@ -136,16 +143,9 @@ def print_pdf(
     return pdf.is_file()
 
 # %% ../../nbs/report/11_enclosures.ipynb #58a5159d
-def _drop_pdf_link(page: Path):
-    "Remove the item that links to the PDF."
-    from bs4 import BeautifulSoup
-    soup = BeautifulSoup(page.read_text(encoding='utf-8'), 'html.parser')
-    for item in soup.select(f'li:has(a[href="{PDF}"])'): item.decompose()
-    page.write_text(str(soup), encoding='utf-8')
-
-
 def enclose_pdf(
     report: Path,  # the folder of the pages
 ):
     "Print the first page of a report into `PDF` there; without one, nothing links to it."
-    if not print_pdf(report/'index.html', report/PDF): _drop_pdf_link(report/'index.html')
+    page = report/'index.html'
+    if not print_pdf(page, report/PDF): page.write_text(str(_without_pdf_link(page)), encoding='utf-8')
