@@ -121,7 +121,7 @@ def _trained(changes: pd.Series, longest: float, rule: RuleConfig) -> Guard:
     less = f'{100*(change - error):+.1f} points'.replace('-', '−')
     return Guard('trained to the end', f'Training {longest:g} times as long changes the validation score by {points}.',
                  f'macro F1 changes by {points}: {less} after taking off one standard error',
-                 f'at most +{100*limit:.1f} points after taking off one standard error, which is at most as large',
+                 f'change less its standard error at most +{100*limit:.1f} points, standard error at most {100*limit:.1f}',
                  result)
 
 
