@@ -121,7 +121,8 @@ def _trained(changes: pd.Series, longest: float, rule: RuleConfig) -> Guard:
     less = f'{100*(change - error):+.1f} points'.replace('-', '−')
     return Guard('trained to the end', f'Training {longest:g} times as long changes the validation score by {points}.',
                  f'macro F1 changes by {points}: {less} after taking off one standard error',
-                 f'change less its standard error at most +{100*limit:.1f} points, standard error at most {100*limit:.1f}',
+                 f'change less its standard error at most +{100*limit:.1f} points, standard error at most '
+                 f'{100*limit:.1f}',
                  result)
 
 
