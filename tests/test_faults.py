@@ -20,13 +20,15 @@ from weldsynth.stages.audit import train_judges
 from weldsynth.stages.data import prepare
 from weldsynth.stages.insertion import train_inserter, train_student
 from weldsynth.stages.ldm import train_autoencoder, train_denoiser
+from weldsynth.stages.refining import train_refiner
 from weldsynth.stages.sample import each_generator
 from weldsynth.stages.sweep import draw_study_samples, sweep_guidance
 from weldsynth.stages.verdict import recommend
 
 TINY = choose_profile('fixture', {
     'data.defects': 200, 'data.cleans': 200, 'data.plates': 12, 'autoencoder.steps': 12, 'denoiser.steps': 16,
-    'inserter.steps': 12, 'student.lessons': 12, 'student.steps': 8, 'sampler.generator': 'ldm,insert-1step',
+    'inserter.steps': 12, 'student.lessons': 12, 'student.steps': 8, 'refiner.steps': 12,
+    'sampler.generator': 'ldm,insert-1step',
     'sampler.synthetics': 30, 'sampler.batch': 6, 'sweep.samples': 20, 'classifier.steps': 8, 'classifier.seeds': 1,
     'rule.resamples': 50})
 VERDICT = """from IPython.display import Markdown, display
@@ -79,11 +81,12 @@ STEPS = {
     'denoiser': Step(train_denoiser, train_autoencoder),
     'inserter': Step(train_inserter, train_autoencoder),
     'student': Step(train_student, train_inserter),
+    'refiner': Step(train_refiner, train_denoiser),
     'sampling': Step(samples, guidance),
     'fits': Step(fit_arms, samples_and_judges),
     'verdict': Step(verdict, fit_arms),
     'rendering': Step(pages, lambda study: None)}
-TRAININGS = ('autoencoder', 'denoiser', 'inserter', 'student')
+TRAININGS = ('autoencoder', 'denoiser', 'inserter', 'student', 'refiner')
 
 
 def run_undisturbed(work, root):

@@ -10,12 +10,12 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['CLASSIFIER_DEFAULTS', 'SHARES', 'COUNTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig',
-           'DenoiserConfig', 'InserterConfig', 'MasksConfig', 'StudentConfig', 'VariationConfig', 'TokenConfig',
-           'TextConfig', 'SnapshotConfig', 'SamplerConfig', 'GuidanceConfig', 'ClassifierConfig', 'classifier_of_kind',
-           'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig', 'FilterConfig', 'AuditConfig',
-           'StressConfig', 'RobustnessConfig', 'OodConfig', 'SuspectsConfig', 'ReviewConfig', 'RuleConfig',
-           'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides', 'config_table', 'value_text',
-           'config_from_dict']
+           'DenoiserConfig', 'InserterConfig', 'MasksConfig', 'StudentConfig', 'RefinerConfig', 'VariationConfig',
+           'TokenConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig', 'GuidanceConfig', 'ClassifierConfig',
+           'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig',
+           'FilterConfig', 'AuditConfig', 'StressConfig', 'RobustnessConfig', 'OodConfig', 'SuspectsConfig',
+           'ReviewConfig', 'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides',
+           'config_table', 'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -125,6 +125,22 @@ class StudentConfig:
     steps: int = 600                    # of its training
     batch: int = 64
     lr: float = 5e-4                    # peak learning rate
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    "The diffusion model of pixels that refines whole patches, and its training."
+    width: int = 16                     # channels of the first level; the others have two and three times as many
+    steps: int = 1_500
+    batch: int = 16
+    lr: float = 2e-3                    # peak learning rate
+    ema_decay: float = .999
+    condition_dropout: float = .1       # share trained without class
+    strengths: tuple = (.6, .9)         # noise added, tried on validation: its standard deviation, greys from -1 to 1
+    least_noise: float = .02            # before the last step
+    guidance: float = 4.                # guidance scale of the refiner
+    latent_guidance: float = 2.         # guidance scale of the patches that are refined
+    solver_steps: int = 3
 
 
 @dataclass(frozen=True)
@@ -438,6 +454,7 @@ class StudyConfig:
     inserter: InserterConfig = field(default_factory=InserterConfig)
     masks: MasksConfig = field(default_factory=MasksConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
     variation: VariationConfig = field(default_factory=VariationConfig)
     token: TokenConfig = field(default_factory=TokenConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -29,6 +29,7 @@ FIXTURE = _preset(
     denoiser=dict(heads=2, layers=2, steps=20, batch=16, augment_copies=2),
     snapshots=dict(images=4, steps=4),
     inserter=dict(heads=2, layers=2, steps=20, batch=16), student=dict(lessons=40, steps=10, batch=16),
+    refiner=dict(width=8, steps=20),
     sampler=dict(steps=4, synthetics=40, synthetic_cleans=20),
     classifier=dict(kind='small', steps=20, batch=32, seeds=2),
     instrument=dict(seeds=2, lengths=(1., 2.), rivals=('small',)),
@@ -39,17 +40,19 @@ FIXTURE = _preset(
 SMOKE = _preset(
     'smoke', data=dict(px=32, defects=400, cleans=800, plates=16), autoencoder=dict(steps=200),
     denoiser=dict(heads=2, steps=300, batch=64), sampler=dict(synthetics=200, synthetic_cleans=60),
-    inserter=dict(heads=2, layers=4, steps=600), student=dict(lessons=400, steps=200),
+    inserter=dict(heads=2, layers=4, steps=600), student=dict(lessons=400, steps=200), refiner=dict(steps=600),
     classifier=dict(steps=300, views=2, backbone_px=64), instrument=dict(seeds=2, lengths=(1., 2.)),
     sweep=dict(samples=100, shares=(.4, .8), seeds=1), rule=dict(resamples=2_000))
 
 # %% ../../nbs/core/08_profiles.ipynb #5dc8437e
 LONG = _preset(
-    'long', denoiser=dict(layers=6, steps=4_500, batch=64), inserter=dict(steps=3_000), classifier=dict(seeds=5),
+    'long', denoiser=dict(layers=6, steps=4_500, batch=64), inserter=dict(steps=3_000),
+    refiner=dict(steps=6_000), classifier=dict(seeds=5),
     sweep=dict(samples=500), robustness=dict(images=600))
 
 THOROUGH = _preset(
-    'thorough', denoiser=dict(layers=6, steps=4_500, batch=64), inserter=dict(steps=3_000), classifier=dict(seeds=6),
+    'thorough', denoiser=dict(layers=6, steps=4_500, batch=64), inserter=dict(steps=3_000),
+    refiner=dict(steps=6_000), classifier=dict(seeds=6),
     instrument=dict(seeds=5),
     robustness=dict(images=600, attacked=60, pgd_steps=10, square_bounds=(2., 4.), square_queries=100),
     sweep=dict(samples=500, shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5)))
@@ -60,7 +63,7 @@ FULL = _preset(
     autoencoder=dict(latents=8, steps=3_000, batch=128),
     denoiser=dict(heads=12, layers=12, steps=20_000, batch=256, lr=3e-4),
     inserter=dict(heads=12, layers=12, steps=20_000, batch=256, lr=3e-4),
-    student=dict(layers=6, lessons=8_000, steps=4_000),
+    student=dict(layers=6, lessons=8_000, steps=4_000), refiner=dict(width=64, steps=20_000, batch=64, lr=1e-3),
     sampler=dict(generators=3, steps=20, synthetics=4_000, synthetic_cleans=4_000),
     classifier=dict(seeds=10),
     instrument=dict(seeds=5, rivals=('features', 'small', 'resnet18', 'finetune')),

@@ -18,8 +18,9 @@ from .intervals import group_multiplier, interval
 from .rule import FOUND_TEXT, Evidence, Guard, found_name, is_clear
 
 # %% ../../nbs/metrics/12_actions.ipynb #1c13965e
-PLAIN_GENERATORS = {'ldm': 'whole patches', 'insert': 'inserted flaws', 'insert-1step': 'flaws inserted in one step',
-                    'vary': 'variations of real flaws', 'text': 'images drawn from text'}
+PLAIN_GENERATORS = {'ldm': 'whole patches', 'ldm-refined': 'refined whole patches', 'insert': 'inserted flaws',
+                    'insert-1step': 'flaws inserted in one step', 'vary': 'variations of real flaws',
+                    'text': 'images drawn from text'}
 
 
 def plain_generators(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 # %% auto #0
 __all__ = ['NULL_CLASS', 'CPU_BATCH', 'make_denoiser', 'condition_ids_for', 'sample_condition_ids', 'noise_schedule',
            'denoiser_loss', 'flaw_cells', 'denoiser_batch', 'few_step_solver', 'make_pipeline', 'from_folder',
-           'guided_velocity', 'check_finite', 'draw', 'FusedLinear', 'optimise_for_cpu', 'generate', 'with_oom_retry']
+           'guided_velocity', 'check_finite', 'draw', 'FusedLinear', 'optimise_for_cpu', 'generate', 'in_pieces',
+           'with_oom_retry']
 
 # %% ../../nbs/models/04_denoiser.ipynb #36cc402e
 import pandas as pd
@@ -283,10 +284,19 @@ def generate(
     def draw_piece(labels, seeds):
         images = draw(pipe, labels, seeds, guidance, sampler.steps, sampler.guidance_interval, velocity)
         return add_film_noise(images, film_noise, seeds, sampler.latent_cutoff)
-    if pipe.device.type != 'cpu': return draw_piece(labels, seeds)
+    return in_pieces(draw_piece, pipe, labels, seeds)
+
+
+def in_pieces(
+    draw_piece: Callable,   # of the items of each list -> images
+    pipe: DiTPipeline,      # that draws them
+    *lists: Sequence,       # of equal length
+) -> torch.Tensor:
+    "`draw_piece(*lists)`, on a CPU in pieces on all cores; N x 1 x H x W."
+    if pipe.device.type != 'cpu': return draw_piece(*lists)
     n = max(1, min(CPU_BATCH, MAX_BATCH_PIXELS//(4*pipe.transformer.config.sample_size)**2))
-    pieces = [(labels[i:i + n], seeds[i:i + n]) for i in range(0, len(seeds), n)]
-    return torch.cat(on_all_cores(draw_piece, pieces))
+    starts = range(0, len(lists[0]), n)
+    return torch.cat(on_all_cores(draw_piece, [tuple(x[i:i + n] for x in lists) for i in starts]))
 
 # %% ../../nbs/models/04_denoiser.ipynb #a988a56b
 def with_oom_retry(

@@ -15,7 +15,7 @@ from xml.sax.saxutils import quoteattr
 
 # %% auto #0
 __all__ = ['GENERATORS', 'TRAINED', 'NAMESPACES', 'MARK_FIELDS', 'SAMPLER_FIELDS', 'sample_rows', 'Generator', 'LatentDiffusion',
-           'Insertion', 'OneStepInsertion', 'Variation', 'TextToImage', 'generator_names', 'each_generator',
+           'Refined', 'Insertion', 'OneStepInsertion', 'Variation', 'TextToImage', 'generator_names', 'each_generator',
            'study_generator', 'tried_guidances', 'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash',
            'write_samples', 'sample_issues', 'draw_defects', 'draw_cleans', 'load_samples']
 
@@ -51,6 +51,7 @@ from weldsynth.stages.insertion import (
     vary_planned,
 )
 from .ldm import load_film_noise, load_pipeline, train_denoiser
+from .refining import refined_sampler, train_refiner
 from .text import draw_text_planned, load_text, train_text
 
 # %% ../../nbs/03_sample.ipynb #7d6e8b3c
@@ -97,6 +98,32 @@ class LatentDiffusion:
         return PatchSet(images, table, study_patches(study).classes)
 
 # %% ../../nbs/03_sample.ipynb #d50d39e2
+class Refined(LatentDiffusion):
+    """The same, whose detail a [refiner](32_refining.ipynb) draws anew.
+
+    The strength of the refiner takes the place of the guidance scale."""
+    reads = ('refiner.strengths', 'refiner.least_noise', 'refiner.guidance', 'refiner.latent_guidance',
+             'refiner.solver_steps')
+    needs = 'the networks of ldm'
+
+    def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_refiner(study, seed, fraction)
+
+    def guidances(self, study: Study) -> tuple: return study.config.refiner.strengths
+
+    def sample(self, study: Study, model: Artefact, rows: pd.DataFrame, guidance: float, resume: Path) -> PatchSet:
+        call = model.info['args']
+        draw = refined_sampler(study, model, strength=guidance)
+        by_class = load_file(train_denoiser(study, **call).path/'conditions_by_class.safetensors')
+        labels, seeds = rows.number.tolist(), rows.seed.tolist()
+        condition_ids = sample_condition_ids(by_class, labels, seeds)
+        both = list(zip(condition_ids, labels, strict=True))
+        images = draw_batches(draw, both, seeds, study.config.sampler.batch, resume)
+        table = rows.assign(number=condition_ids, origin='synthetic', checkpoint=model.key, weights=weights_hash(model),
+                            guidance=guidance, steps=study.config.refiner.solver_steps,
+                            solver='EDMDPMSolverMultistepScheduler')
+        return PatchSet(images, table, study_patches(study).classes)
+
+
 class Insertion:
     "Flaws drawn by a diffusion model and inserted into real clean welds: [insertion](18_insertion.ipynb)."
     reads: tuple = ('masks',)
@@ -187,8 +214,8 @@ class TextToImage:
 
 
 GENERATORS: dict[str, Generator] = {
-    'ldm': LatentDiffusion(), 'insert': Insertion(), 'insert-1step': OneStepInsertion(), 'vary': Variation(),
-    'text': TextToImage()}
+    'ldm': LatentDiffusion(), 'ldm-refined': Refined(), 'insert': Insertion(), 'insert-1step': OneStepInsertion(),
+    'vary': Variation(), 'text': TextToImage()}
 
 
 def generator_names(
@@ -293,8 +320,10 @@ def weights_hash(
 ) -> str:
     """The SHA-256 hash of the trained weights, '' where there are none.
 
-    They are `pipeline/transformer/*.safetensors`, or `lora.safetensors`, what was added to pretrained weights."""
-    files = [*(model.path/'pipeline'/'transformer').glob('*.safetensors'), *model.path.glob('lora.safetensors')]
+    They are `pipeline/transformer/*.safetensors`, `refiner/*.safetensors`, or `lora.safetensors`, what was added to
+    pretrained weights."""
+    places = 'pipeline/transformer/*.safetensors', 'refiner/*.safetensors', 'lora.safetensors'
+    files = [file for place in places for file in model.path.glob(place)]
     return file_hash(files[0]) if files else ''
 
 # %% ../../nbs/03_sample.ipynb #0888f1d1
