@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from weldsynth.core.config import RefinerConfig, StudyError, with_overrides
+from weldsynth.core.config import RefinerConfig, RefiningConfig, StudyError, with_overrides
 from weldsynth.core.files import file_hash
 from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
 from weldsynth.models.refiner import make_refiner, refine, refiner_batch, refiner_loss, refiner_solver
+from weldsynth.report.cards import _what_loads
 from weldsynth.stages.data import training_fold
-from weldsynth.stages.ldm import train_denoiser
 from weldsynth.stages.refining import load_refiner, refined_sampler, train_refiner
 from weldsynth.stages.sample import draw_defects, load_samples, sample_issues, tried_guidances
 
@@ -35,7 +35,7 @@ def test_the_samples_are_marked_with_the_network_that_refined_them(study):
     assert set(rows.checkpoint) == {model.key}
     assert set(rows.weights) == {file_hash(model.path/'refiner'/'diffusion_pytorch_model.safetensors')}
     assert set(rows.guidance) == {.6}, 'the strength'
-    assert set(rows.steps) == {study.config.refiner.solver_steps}
+    assert set(rows.steps) == {study.config.refining.solver_steps}
 
 
 def test_an_image_depends_on_its_own_seed_and_class(study):
@@ -48,22 +48,25 @@ def test_an_image_depends_on_its_own_seed_and_class(study):
 
 
 def test_validation_chooses_the_strength(study):
-    assert tried_guidances(study) == study.config.refiner.strengths
+    assert tried_guidances(study) == study.config.refining.strengths
 
 
 def test_how_samples_are_refined_trains_no_network_anew(study):
-    other = with_config(study, **{'refiner.guidance': 1., 'refiner.solver_steps': 2})
+    other = with_config(study, **{'refining.guidance': 1., 'refining.solver_steps': 2})
     assert train_refiner(other).key == train_refiner(study).key
     assert draw_defects(other, .6, 20).key != draw_defects(study, .6, 20).key
-    stronger = with_config(study, **{'refiner.strengths': (.6, 1.2)})
-    assert train_refiner(stronger).key != train_refiner(study).key, 'it must know as much noise as it is given'
-    assert train_denoiser(stronger).key == train_denoiser(study).key
+
+
+@pytest.mark.parametrize('strength', [0., .02, 1.2])
+def test_a_strength_that_the_refiner_has_not_learnt_is_an_error_in_one_line(study, strength):
+    with pytest.raises(StudyError, match=rf'refining.strengths={strength:g} is out of range: choose more than 0.02'):
+        refined_sampler(study, train_refiner(study), strength)
 
 
 def test_the_strength_says_how_much_is_drawn_anew(study):
     images, net = training_fold(study).images[:8], load_refiner(train_refiner(study))
     def change(strength):
-        after = refine(net, images, [0]*8, range(8), strength, study.config.refiner)
+        after = refine(net, images, [0]*8, range(8), strength, study.config.refining)
         return (after.int() - images.int()).abs().float().mean()
     assert change(.05) < change(.3) < change(.9)
 
@@ -72,6 +75,7 @@ def test_diffusers_loads_the_network(study):
     model = train_refiner(study)
     stock, ours = UNet2DModel.from_pretrained(model.path/'refiner'), load_refiner(model)
     assert all(torch.equal(a, b) for a, b in zip(stock.parameters(), ours.parameters(), strict=True))
+    assert _what_loads(model) == (model.path/'refiner', 'UNet2DModel'), 'as the card says'
     assert len(load_samples(draw_defects(study, .6, 20), training_fold(study).classes)) == 20
 
 
@@ -94,7 +98,7 @@ def test_a_network_that_knows_the_images_has_no_loss():
 
 
 def test_a_batch_has_all_classes_and_noise_up_to_the_greatest_strength(study):
-    fold, config = training_fold(study), RefinerConfig(batch=600, strengths=(.3, .7))
+    fold, config = training_fold(study), RefinerConfig(batch=600, most_noise=.7)
     x, noise, level, classes = refiner_batch(fold, config, 0)(0)
     assert x.shape == noise.shape
     assert x.min() >= -1
@@ -119,4 +123,4 @@ def test_values_that_are_not_finite_are_an_error_in_one_line():
     with torch.no_grad(): net.conv_out.bias.fill_(torch.nan)
     images = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
     with pytest.raises(StudyError, match=r'not finite: remove the folder ldm/refiner-\.\.\.'):
-        refine(net, images, [1, 1], [0, 1], .6, RefinerConfig())
+        refine(net, images, [1, 1], [0, 1], .6, RefiningConfig())

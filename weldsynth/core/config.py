@@ -10,12 +10,12 @@ from typing import Any
 
 # %% auto #0
 __all__ = ['CLASSIFIER_DEFAULTS', 'SHARES', 'COUNTS', 'StudyError', 'DataConfig', 'OptimiserConfig', 'AutoencoderConfig',
-           'DenoiserConfig', 'InserterConfig', 'MasksConfig', 'StudentConfig', 'RefinerConfig', 'VariationConfig',
-           'TokenConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig', 'GuidanceConfig', 'ClassifierConfig',
-           'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig', 'SweepConfig',
-           'FilterConfig', 'AuditConfig', 'StressConfig', 'RobustnessConfig', 'OodConfig', 'SuspectsConfig',
-           'ReviewConfig', 'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig', 'with_overrides',
-           'config_table', 'value_text', 'config_from_dict']
+           'DenoiserConfig', 'InserterConfig', 'MasksConfig', 'StudentConfig', 'RefinerConfig', 'RefiningConfig',
+           'VariationConfig', 'TokenConfig', 'TextConfig', 'SnapshotConfig', 'SamplerConfig', 'GuidanceConfig',
+           'ClassifierConfig', 'classifier_of_kind', 'ContrastiveConfig', 'InstrumentConfig', 'ControlsConfig',
+           'SweepConfig', 'FilterConfig', 'AuditConfig', 'StressConfig', 'RobustnessConfig', 'OodConfig',
+           'SuspectsConfig', 'ReviewConfig', 'RuleConfig', 'SimulationConfig', 'OutsideConfig', 'StudyConfig',
+           'with_overrides', 'config_table', 'value_text', 'config_from_dict']
 
 # %% ../../nbs/core/01_config.ipynb #a59fa5e1
 class StudyError(ValueError):
@@ -136,11 +136,18 @@ class RefinerConfig:
     lr: float = 2e-3                    # peak learning rate
     ema_decay: float = .999
     condition_dropout: float = .1       # share trained without class
-    strengths: tuple = (.6, .9)         # noise added, tried on validation: its standard deviation, greys from -1 to 1
-    least_noise: float = .02            # before the last step
+    least_noise: float = .02            # that it learns to remove: standard deviation, greys from -1 to 1
+    most_noise: float = .9
+
+
+@dataclass(frozen=True)
+class RefiningConfig:
+    "How patches are refined. Changing it trains no refiner anew."
+    strengths: tuple = (.6, .9)         # noise added, tried on validation; at most what the refiner learns to remove
     guidance: float = 4.                # guidance scale of the refiner
     latent_guidance: float = 2.         # guidance scale of the patches that are refined
     solver_steps: int = 3
+    least_noise: float = .02            # before the last step
 
 
 @dataclass(frozen=True)
@@ -455,6 +462,7 @@ class StudyConfig:
     masks: MasksConfig = field(default_factory=MasksConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     refiner: RefinerConfig = field(default_factory=RefinerConfig)
+    refining: RefiningConfig = field(default_factory=RefiningConfig)
     variation: VariationConfig = field(default_factory=VariationConfig)
     token: TokenConfig = field(default_factory=TokenConfig)
     text: TextConfig = field(default_factory=TextConfig)

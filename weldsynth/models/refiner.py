@@ -15,7 +15,7 @@ __all__ = ['make_refiner', 'refiner_solver', 'refiner_loss', 'refiner_batch', 'r
 import torch
 
 # %% ../../nbs/models/21_refiner.ipynb #efd00c29
-from ..core.config import RefinerConfig, StudyError
+from ..core.config import RefinerConfig, RefiningConfig, StudyError
 from ..core.random import stream_seed, torch_stream
 from ..data.patches import BalancedRows, PatchSet, random_mirror, to_uint8, to_unit
 
@@ -70,7 +70,7 @@ def refiner_batch(
 ) -> Callable:
     "The function `step -> (x, noise, level, classes)`: class-balanced, mirrored, the level's logarithm even."
     balanced, no_class = BalancedRows(patches.labels), len(patches.classes)
-    low, high = torch.tensor([config.least_noise, max(config.strengths)]).log()
+    low, high = torch.tensor([config.least_noise, config.most_noise]).log()
     def draw_batch(step):
         rng = torch_stream('refiner batch', seed, step)
         rows = balanced.draw(config.batch, rng)
@@ -89,7 +89,7 @@ def refine(
     labels: Sequence[int],  # class numbers, N
     seeds: Sequence[int],   # one per image
     strength: float,        # standard deviation of the noise added, grey values ranging from -1 to 1
-    config: RefinerConfig,
+    config: RefiningConfig,
 ) -> torch.Tensor:
     """`images` with their detail drawn anew; uint8, as `images`. An image depends on its own seed, not on the others.
 
@@ -107,7 +107,7 @@ def refine(
         x = solver.step(output, t, x).prev_sample
     if not x.isfinite().all():
         raise StudyError('refined patches have values that are not finite: remove the folder ldm/refiner-... of the '
-                         'study, so that its refiner is trained again, or choose a lower refiner.guidance')
+                         'study, so that its refiner is trained again, or choose a lower refining.guidance')
     return to_uint8(x).cpu()
 
 

@@ -22,6 +22,7 @@ from ..core.files import file_hash, file_hashes, write_atomic
 from ..core.random import digest
 from ..core.runtime import versions
 from ..core.store import Artefact, Study, artefact_folders
+from ..metrics.actions import plain_generators
 from ..metrics.classification import short_number
 from ..stages.audit import audit_samples
 from ..stages.data import prepare, study_patches, study_source
@@ -163,14 +164,21 @@ def _training_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _what_loads(model: Artefact) -> tuple:
+    "The folder of a generator's network, and the class of diffusers that loads it; '' where none does."
+    parts = {'pipeline/model_index.json': 'DiffusionPipeline', 'refiner/config.json': 'UNet2DModel',
+             'pipeline/transformer/config.json': 'DiTTransformer2DModel'}
+    found = [((model.path/file).parent, name) for file, name in parts.items() if (model.path/file).exists()]
+    return found[0] if found else (model.path, '')
+
+
 def _weights_table(study: Study) -> pd.DataFrame:
     "Where each generator's pipeline lies, with the hash of its weights."
     rows = []
     for g, model in enumerate(_models(study)):
-        has_pipeline = (model.path/'pipeline').exists()
-        folder = model.path.relative_to(study.path)/('pipeline' if has_pipeline else '')
-        weights = weights_hash(model) if has_pipeline else digest(model.info['files'])
-        rows.append(dict(generator=g, folder=str(folder), weights=weights))
+        folder, _ = _what_loads(model)
+        weights = weights_hash(model) or digest(model.info['files'])
+        rows.append(dict(generator=g, folder=str(folder.relative_to(study.path)), weights=weights))
     return pd.DataFrame(rows)
 
 
@@ -190,8 +198,8 @@ def _model_text(study: Study) -> str:
     px, channels = study.config.data.px, study.config.autoencoder.latents
     name = with_chosen_generator(study.first).config.sampler.generator
     if name != 'ldm':
-        return (f'The generator “{escape(name)}” of weld radiograph patches, {px} x {px} pixels, in {len(classes)} '
-                f'classes ({_class_names(classes)}). The finding:')
+        return (f'Synthetic weld radiograph patches, {px} x {px} pixels, in {len(classes)} classes '
+                f'({_class_names(classes)}), made as {escape(plain_generators([name]))}. The finding:')
     return (f'A class-conditional latent diffusion model of weld radiograph patches, {px} x {px} pixels, in '
             f'{len(classes)} classes ({_class_names(classes)}). Its autoencoder is linear: one linear map '
             f'from each block of 4 x 4 pixels to {channels} channels and one back, initialised by principal component '
@@ -201,8 +209,9 @@ def _model_text(study: Study) -> str:
 
 def _use_text(study: Study) -> str:
     "What the model may be used for."
-    pretrained = _models(study)[0].info['config'].get('pretrained')
-    loads = '`DiffusionPipeline.from_pretrained(folder, use_safetensors=True)` loads it.' if not pretrained else (
+    model = _models(study)[0]
+    pretrained, (_, loader) = model.info['config'].get('pretrained'), _what_loads(model)
+    loads = f'`{loader}.from_pretrained(folder, use_safetensors=True)` of diffusers loads the network.' if loader else (
         'The folder holds the matrices of LoRA alone; they belong to a pretrained pipeline whose files have the '
         f'fingerprint `{pretrained}`. The licence of its weights binds what is drawn with them.')
     return (f'{loads} Samples may be used to train '

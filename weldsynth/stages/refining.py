@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['REFINER_FIELDS', 'NYQUIST', 'train_refiner', 'load_refiner', 'refined_sampler']
+__all__ = ['NYQUIST', 'train_refiner', 'load_refiner', 'refined_sampler']
 
 # %% ../../nbs/32_refining.ipynb #a908f7d0
 import torch
 
 # %% ../../nbs/32_refining.ipynb #6d79493c
+from ..core.config import StudyError
 from ..core.runtime import device, process
 from ..core.store import Artefact, Study, stage
 from ..models.denoiser import draw, from_folder, in_pieces
@@ -28,10 +29,7 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
 # %% ../../nbs/32_refining.ipynb #a083e847
-REFINER_FIELDS = tuple('refiner.' + name for name in (
-    'width', 'steps', 'batch', 'lr', 'ema_decay', 'condition_dropout', 'strengths', 'least_noise'))
-
-@stage('ldm/refiner', version=1, shared=True, reads=(*REFINER_FIELDS, 'optimiser'),
+@stage('ldm/refiner', version=1, shared=True, reads=('refiner', 'optimiser'),
        needs=lambda study, generator, fraction: [train_denoiser(study, generator, fraction)])
 def train_refiner(
     study: Study,
@@ -65,7 +63,12 @@ def refined_sampler(
     strength: float,  # of the refiner
 ) -> Callable:
     "The function (list of (condition, class number), seeds) -> images, uint8, N x 1 x H x W."
-    call, sampler, config = model.info['args'], study.config.sampler, study.config.refiner
+    call, sampler, config = model.info['args'], study.config.sampler, study.config.refining
+    most = model.info['config']['refiner']['most_noise']
+    if not config.least_noise < strength <= most:
+        raise StudyError(f'refining.strengths={strength:g} is out of range: choose more than {config.least_noise:g} '
+                         f'(refining.least_noise) and at most {most:g}, the noise that the refiner has learnt to remove '
+                         '(refiner.most_noise)')
     pipe, film_noise, net = load_pipeline(study, **call), load_film_noise(study, call['fraction']), load_refiner(model)
     def draw_piece(both, seeds):
         conditions, classes = zip(*both, strict=True)

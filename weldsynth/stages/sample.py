@@ -102,13 +102,12 @@ class Refined(LatentDiffusion):
     """The same, whose detail a [refiner](32_refining.ipynb) draws anew.
 
     The strength of the refiner takes the place of the guidance scale."""
-    reads = ('refiner.strengths', 'refiner.least_noise', 'refiner.guidance', 'refiner.latent_guidance',
-             'refiner.solver_steps')
+    reads = ('refining',)
     needs = 'the networks of ldm'
 
     def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_refiner(study, seed, fraction)
 
-    def guidances(self, study: Study) -> tuple: return study.config.refiner.strengths
+    def guidances(self, study: Study) -> tuple: return study.config.refining.strengths
 
     def sample(self, study: Study, model: Artefact, rows: pd.DataFrame, guidance: float, resume: Path) -> PatchSet:
         call = model.info['args']
@@ -119,7 +118,7 @@ class Refined(LatentDiffusion):
         both = list(zip(condition_ids, labels, strict=True))
         images = draw_batches(draw, both, seeds, study.config.sampler.batch, resume)
         table = rows.assign(number=condition_ids, origin='synthetic', checkpoint=model.key, weights=weights_hash(model),
-                            guidance=guidance, steps=study.config.refiner.solver_steps,
+                            guidance=guidance, steps=study.config.refining.solver_steps,
                             solver='EDMDPMSolverMultistepScheduler')
         return PatchSet(images, table, study_patches(study).classes)
 
