@@ -67,8 +67,8 @@ def refined_sampler(
     most = model.info['config']['refiner']['most_noise']
     if not config.least_noise < strength <= most:
         raise StudyError(f'refining.strengths={strength:g} is out of range: choose more than {config.least_noise:g} '
-                         f'(refining.least_noise) and at most {most:g}, the noise that the refiner has learnt to remove '
-                         '(refiner.most_noise)')
+                         f'(refining.least_noise) and at most {most:g}, the noise that the refiner has learnt to '
+                         'remove (refiner.most_noise)')
     pipe, film_noise, net = load_pipeline(study, **call), load_film_noise(study, call['fraction']), load_refiner(model)
     def draw_piece(both, seeds):
         conditions, classes = zip(*both, strict=True)
