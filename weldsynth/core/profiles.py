@@ -47,12 +47,14 @@ SMOKE = _preset(
 # %% ../../nbs/core/08_profiles.ipynb #5dc8437e
 LONG = _preset(
     'long', denoiser=dict(layers=6, steps=4_500, batch=64), inserter=dict(steps=3_000),
-    refiner=dict(steps=6_000), classifier=dict(seeds=5),
+    refiner=dict(steps=6_000, most_noise=1.5), refining=dict(strengths=(.9, 1.5), solver_steps=4),
+    classifier=dict(seeds=5),
     sweep=dict(samples=500), robustness=dict(images=600))
 
 THOROUGH = _preset(
     'thorough', denoiser=dict(layers=6, steps=4_500, batch=64), inserter=dict(steps=3_000),
-    refiner=dict(steps=6_000), classifier=dict(seeds=6),
+    refiner=dict(steps=6_000, most_noise=1.5), refining=dict(strengths=(.9, 1.5), solver_steps=4),
+    classifier=dict(seeds=6),
     instrument=dict(seeds=5),
     robustness=dict(images=600, attacked=60, pgd_steps=10, square_bounds=(2., 4.), square_queries=100),
     sweep=dict(samples=500, shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5)))
@@ -63,7 +65,9 @@ FULL = _preset(
     autoencoder=dict(latents=8, steps=3_000, batch=128),
     denoiser=dict(heads=12, layers=12, steps=20_000, batch=256, lr=3e-4),
     inserter=dict(heads=12, layers=12, steps=20_000, batch=256, lr=3e-4),
-    student=dict(layers=6, lessons=8_000, steps=4_000), refiner=dict(width=64, steps=20_000, batch=64, lr=1e-3),
+    student=dict(layers=6, lessons=8_000, steps=4_000),
+    refiner=dict(width=64, steps=20_000, batch=64, lr=1e-3, most_noise=1.5),
+    refining=dict(strengths=(.9, 1.5), solver_steps=4),
     sampler=dict(generators=3, steps=20, synthetics=4_000, synthetic_cleans=4_000),
     classifier=dict(seeds=10),
     instrument=dict(seeds=5, rivals=('features', 'small', 'resnet18', 'finetune')),
