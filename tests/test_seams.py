@@ -311,3 +311,10 @@ def test_the_source_of_contributing_reads_class_folders():
 def test_the_cards_train_no_denoiser_for_another_generator(study):
     model_card(study)
     assert not list((study.path/'ldm').glob('denoiser-*'))
+
+
+def test_the_card_says_of_the_added_generator_only_what_is_known(study):
+    card = model_card(study)
+    assert 'It is loaded by weldsynth alone.' in card
+    assert 'from_pretrained' not in card
+    assert 'LoRA' not in card

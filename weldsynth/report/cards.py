@@ -211,9 +211,11 @@ def _use_text(study: Study) -> str:
     "What the model may be used for."
     model = _models(study)[0]
     pretrained, (_, loader) = model.info['config'].get('pretrained'), _what_loads(model)
-    loads = f'`{loader}.from_pretrained(folder, use_safetensors=True)` of diffusers loads the network.' if loader else (
-        'The folder holds the matrices of LoRA alone; they belong to a pretrained pipeline whose files have the '
-        f'fingerprint `{pretrained}`. The licence of its weights binds what is drawn with them.')
+    if loader: loads = f'`{loader}.from_pretrained(folder, use_safetensors=True)` of diffusers loads the network.'
+    elif pretrained:
+        loads = ('The folder holds the matrices of LoRA alone; they belong to a pretrained pipeline whose files have '
+                 f'the fingerprint `{pretrained}`. The licence of its weights binds what is drawn with them.')
+    else: loads = 'It is loaded by weldsynth alone.'
     return (f'{loads} Samples may be used to train '
             "a classifier under the conditions of the study's report. **Not for** validation or test of any "
             f'inspection system, nor as evidence about any weld. It was trained on {_source_text(study)}.')

@@ -84,17 +84,23 @@ class LatentDiffusion:
     def train(self, study: Study, seed: int, fraction: float) -> Artefact:
         return train_denoiser(study, seed, fraction)
 
+    def drawing(self, study: Study, model: Artefact, guidance: float) -> tuple:
+        "The function (list of (condition, class number), seeds) -> images, its solver steps, and its solver's name."
+        call, sampler = model.info['args'], study.config.sampler
+        pipe, film_noise = load_pipeline(study, **call), load_film_noise(study, call['fraction'])
+        def draw(both, seeds):
+            return generate(pipe, film_noise, [condition for condition, _ in both], seeds, guidance, sampler)
+        return draw, sampler.steps, type(pipe.scheduler).__name__
+
     def sample(self, study: Study, model: Artefact, rows: pd.DataFrame, guidance: float, resume: Path) -> PatchSet:
-        call = model.info['args']
-        pipe = load_pipeline(study, **call)
-        film_noise = load_film_noise(study, call['fraction'])
-        by_class = load_file(model.path/'conditions_by_class.safetensors')
-        condition_ids = sample_condition_ids(by_class, rows.number.tolist(), rows.seed.tolist())
-        sampler = study.config.sampler
-        def draw(ids, seeds): return generate(pipe, film_noise, ids, seeds, guidance, sampler)
-        images = draw_batches(draw, condition_ids, rows.seed.tolist(), sampler.batch, resume)
+        draw, steps, solver = self.drawing(study, model, guidance)
+        by_class = load_file(train_denoiser(study, **model.info['args']).path/'conditions_by_class.safetensors')
+        labels, seeds = rows.number.tolist(), rows.seed.tolist()
+        condition_ids = sample_condition_ids(by_class, labels, seeds)
+        both = list(zip(condition_ids, labels, strict=True))
+        images = draw_batches(draw, both, seeds, study.config.sampler.batch, resume)
         table = rows.assign(number=condition_ids, origin='synthetic', checkpoint=model.key, weights=weights_hash(model),
-                            guidance=guidance, steps=sampler.steps, solver=type(pipe.scheduler).__name__)
+                            guidance=guidance, steps=steps, solver=solver)
         return PatchSet(images, table, study_patches(study).classes)
 
 # %% ../../nbs/03_sample.ipynb #d50d39e2
@@ -109,18 +115,9 @@ class Refined(LatentDiffusion):
 
     def guidances(self, study: Study) -> tuple: return study.config.refining.strengths
 
-    def sample(self, study: Study, model: Artefact, rows: pd.DataFrame, guidance: float, resume: Path) -> PatchSet:
-        call = model.info['args']
+    def drawing(self, study: Study, model: Artefact, guidance: float) -> tuple:
         draw = refined_sampler(study, model, strength=guidance)
-        by_class = load_file(train_denoiser(study, **call).path/'conditions_by_class.safetensors')
-        labels, seeds = rows.number.tolist(), rows.seed.tolist()
-        condition_ids = sample_condition_ids(by_class, labels, seeds)
-        both = list(zip(condition_ids, labels, strict=True))
-        images = draw_batches(draw, both, seeds, study.config.sampler.batch, resume)
-        table = rows.assign(number=condition_ids, origin='synthetic', checkpoint=model.key, weights=weights_hash(model),
-                            guidance=guidance, steps=study.config.refining.solver_steps,
-                            solver='EDMDPMSolverMultistepScheduler')
-        return PatchSet(images, table, study_patches(study).classes)
+        return draw, study.config.refining.solver_steps, 'EDMDPMSolverMultistepScheduler'
 
 
 class Insertion:
