@@ -4,15 +4,27 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from weldsynth.core.config import StudyError, with_overrides
 from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
+from weldsynth.data.patches import head_per_class
 from weldsynth.data.simulate import simulate
+from weldsynth.models.layers import holes
 from weldsynth.report.pages import study_chapters
-from weldsynth.stages.arms import ARMS, all_arms, fit_arms, freeze, study_arms, test_predictions as predictions_of
+from weldsynth.stages.arms import (
+    ARMS,
+    Pool,
+    all_arms,
+    fit_arms,
+    free_arms,
+    freeze,
+    study_arms,
+    test_predictions as predictions_of,
+)
 from weldsynth.stages.audit import audit_samples
 from weldsynth.stages.data import study_patches
 from weldsynth.stages.review_set import new_set
@@ -94,6 +106,19 @@ def test_the_fits_rest_on_the_samples_of_both(study):
     drawn = {draw_study_samples(one).key for one in each_generator(study).values()}
     assert len(drawn) == 2
     assert drawn <= set(fit_arms(study).info['inputs'])
+
+
+def test_an_arm_pastes_real_flaws_with_the_masks_and_welds_of_the_inserted_ones(study):
+    assert {'cut-paste', 'cut-paste-matched'} <= set(free_arms(study))
+    assert 'cut-paste-matched' not in study_arms(each_generator(study)['ldm'])
+    pool = Pool(study, 0)
+    inserted = head_per_class(pool.of('insert').synthetic, pool.added)
+    pasted = all_arms()['cut-paste-matched'].make(pool).take(range(len(pool.real), len(pool.real) + len(inserted)))
+    assert torch.equal(pasted.labels, inserted.labels)
+    assert (pasted.masks <= inserted.masks).all(), 'some have a second flaw beside it'
+    assert (pasted.masks == inserted.masks).flatten(1).all(1).float().mean() > .7
+    far = (pasted.images.float() - inserted.images.float()).abs()*(1 - holes(inserted.masks))
+    assert far.flatten(1).amax(1).median() <= 8, 'the same welds, but for the stretch'
 
 
 def test_the_learning_curve_has_an_arm_for_each_and_the_control_with_masks(study):

@@ -75,6 +75,16 @@ def test_variations_keep_class_and_source_and_lie_on_other_welds(study):
     assert not torch.equal(stronger.images, samples.images)
 
 
+def test_a_dark_film_of_16_bits_stays_one(hand, tmp_path):
+    dark = (100 + np.random.default_rng(0).integers(0, 90, (120, 200))).astype(np.uint16)
+    Image.fromarray(dark).save(tmp_path/'dark.png')
+    Image.fromarray(dark.astype(np.uint8)).save(tmp_path/'shallow.png')
+    deep, shallow = (decode_image((tmp_path/name).read_bytes()) for name in ('dark.png', 'shallow.png'))
+    assert (deep.deep, shallow.deep) == (True, False)
+    for picture, kind in ((deep, np.uint16), (shallow, np.uint8)):
+        assert hand.insert(picture.grey, Request('crack', at=(100, 60)), picture.deep).grey.dtype == kind
+
+
 def test_outside_the_hole_a_film_stays_as_it_is_and_16_bits_stay_16(hand, film):
     made = hand.insert(film.astype(np.float32), Request('crack', at=(100, 60)))
     assert made.grey.dtype == np.uint16

@@ -2,6 +2,7 @@
 import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from weldsynth.core.config import SamplerConfig, with_overrides
 from weldsynth.core.profiles import PROFILES
@@ -12,8 +13,12 @@ from weldsynth.stages.data import training_fold
 from weldsynth.stages.insertion import load_inserter, masked_fold, teach, train_student
 from weldsynth.stages.insertion_audit import (
     AUDIT_COLUMNS,
+    GRID,
     SIZES,
     VIEWS,
+    _flaw_set,
+    _thirds,
+    _traces_of,
     audit_insertions,
     inserted_sets,
     judged,
@@ -102,16 +107,44 @@ def test_real_flaws_cut_to_other_masks_keep_to_them(study):
     assert all(a != b for a, b in zip(asked, of_mask, strict=True))
 
 
-def test_a_probe_sees_pasted_inserted_and_varied_flaws_in_three_views(study):
+def test_a_probe_sees_pasted_inserted_and_varied_flaws_in_three_views_and_on_the_grid(study):
     table = pd.read_csv(audit_insertions(study, 40).path/'traces.csv')
-    assert table.set.nunique() == 3
-    assert table.groupby('set').view.apply(list).tolist() == [list(VIEWS)]*3
+    groups = [*training_fold(study).classes[1:], 'all', *SIZES]
+    views = [view for view in (*VIEWS, GRID) for _ in groups]
+    assert table.set.nunique() == 5
+    assert table.groupby('set').view.apply(list).tolist() == [views]*5
+    assert (table['class'] == groups*20).all()
     assert table.auc.dropna().between(0, 1).all()
 
 
-def test_the_search_for_copied_layers_finds_pasted_flaws(study):
-    table = pd.read_csv(audit_insertions(study, 40).path/'copies.csv').set_index('set')
-    assert table.near['cut and paste'] > 5*table.near['real, unseen']
+def test_the_probe_on_the_grid_sees_blocks_and_nothing_else(study):
+    flaws = flaws_with_masks(masked_fold(study))[0]
+    real = _flaw_set(flaws)
+    blocky = real._replace(both=real.both.clone())
+    blocky.both[:, :1] = avg_pool2d(real.both[:, :1].float(), 4).repeat_interleave(4, -1).repeat_interleave(4, -2)
+    darker = real._replace(both=torch.cat([real.both[:, :1]//2, real.both[:, 1:]], 1))
+    def auc(some):
+        rows = _traces_of(study, real, flaws.table.group.to_numpy(), some, _thirds(real), GRID)
+        return {row[0]: row[1] for row in rows}['all']
+    assert auc(blocky) > .95
+    assert auc(darker) < auc(blocky) - .1
+
+
+def test_pasted_flaws_have_the_masks_and_welds_of_inserted_ones(study):
+    sets = inserted_sets(study, 20)
+    pasted, [inserted] = sets['cut and paste'], [some for title, some in sets.items() if title.endswith('3 steps')]
+    assert torch.equal(pasted.both[:, 1:], inserted.both[:, 1:])
+    difference = (pasted.both[:, :1].float() - inserted.both[:, :1].float()).abs()
+    inside = holes(pasted.both[:, 1:])
+    assert (difference*(1 - inside)).flatten(1).amax(1).median() <= 8, 'the welds too, but for the stretch'
+    assert (difference*inside).flatten(1).amax(1).median() > 8, 'and not the flaws'
+
+
+def test_layers_of_pasted_flaws_are_the_most_like_those_of_the_training_fold(study):
+    table = pd.read_csv(audit_insertions(study, 40).path/'copies.csv')
+    assert set(table['class']) == {*training_fold(study).classes[1:], 'all', *SIZES}
+    table = table[table['class'] == 'all'].set_index('set')
+    assert table.near['cut and paste'] > table.near['real, unseen']
     inserted = table['median'][table.index.str.startswith('inserted')]
     assert table['median'].filter(like='varied').item() > inserted.max(), 'a varied flaw is still a real one'
     assert inserted.max() < table['median']['real, unseen'] < table['median']['cut and paste']

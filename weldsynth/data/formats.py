@@ -41,6 +41,7 @@ class Picture(NamedTuple):
     pitch: float          # mm per pixel; NaN where the file does not say
     synthetic: bool       # does the file say that a model made it?
     orientation: int = 1  # EXIF's number of how it was turned; 1: not at all
+    deep: bool = False    # are its pixels whole numbers of more than 8 bits in the file?
 
 
 class ImageError(Exception):
@@ -217,7 +218,7 @@ def _read_dicom(data: bytes) -> Picture:
     grey = apply_rescale(_stored_values(file), file).astype(np.float32)
     spacing = file.get('PixelSpacing') or file.get('ImagerPixelSpacing') or [np.nan]
     synthetic = _is_marked_synthetic(data, {}) or file.get('SyntheticData') == 'YES'
-    return Picture(grey, 'DICOM', float(spacing[0]), synthetic)
+    return Picture(grey, 'DICOM', float(spacing[0]), synthetic, deep=file.get('BitsStored', 8) > 8)
 
 # %% ../../nbs/data/17_formats.ipynb #34b7fbf9
 def _check_dicom(file):
@@ -278,6 +279,12 @@ def _jpeg_size(code: bytes) -> tuple:
     return 0, 0
 
 # %% ../../nbs/data/17_formats.ipynb #16564550
+def _is_deep(pixels) -> bool:
+    "Are a raster's pixels whole numbers of more than 8 bits?"
+    if isinstance(pixels, np.ndarray): return pixels.dtype.kind in 'iu' and pixels.dtype.itemsize > 1
+    return pixels.mode.startswith('I')
+
+
 def _to_grey(pixels) -> np.ndarray:
     "The grey values of a raster's pixels; `ImageError` if it has other ones."
     if isinstance(pixels, np.ndarray):
@@ -338,7 +345,8 @@ def decode_image(
     else:
         raster = explained(open_raster, data)
         grey = turn(explained(_to_grey, raster.pixels), raster.orientation)
-        picture = Picture(grey, *raster[1:])
+        picture = Picture(grey, raster.format, raster.pitch, raster.synthetic, raster.orientation,
+                          _is_deep(raster.pixels))
     bad = picture.grey.size - np.isfinite(picture.grey).sum()
     if picture.grey.ndim != 2 or bad:
         where = '1 pixel' if bad == 1 else f'{bad:,} pixels'

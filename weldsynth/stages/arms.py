@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['ARMS', 'draw_study_cleans', 'Pool', 'Arm', 'generator_colours', 'generator_arms', 'all_arms', 'study_arms',
-           'free_arms', 'shown_arms', 'arm_inputs', 'arm_facts', 'fit_arms', 'validation_f1', 'chosen_control',
-           'freeze', 'claim_test_fold', 'times_opened', 'test_use', 'load_fits', 'predict', 'open_test',
-           'tested_patches', 'load_predictions', 'test_predictions']
+__all__ = ['ARMS', 'draw_study_cleans', 'Pool', 'Arm', 'generator_colours', 'generator_arms', 'all_arms', 'inserters',
+           'study_arms', 'free_arms', 'shown_arms', 'arm_inputs', 'arm_facts', 'fit_arms', 'validation_f1',
+           'chosen_control', 'freeze', 'claim_test_fold', 'times_opened', 'test_use', 'load_fits', 'predict',
+           'open_test', 'tested_patches', 'load_predictions', 'test_predictions']
 
 # %% ../../nbs/07_arms.ipynb #5a3ff824
 import numpy as np
@@ -42,10 +42,11 @@ from .audit import filter_samples, train_judges
 from .background import POINT_FIELDS, has_masks, selected_neighbours
 from .copies import copies_of
 from .data import prepare, study_patches, study_source
+from .insertion import masked_fold, paste_planned, plan_insertions
 from .instrument import check_instrument
 from .ldm import load_autoencoder
 from .outside_data import prepare_outside
-from .sample import GENERATORS, draw_cleans, each_generator, generator_names, load_samples
+from .sample import GENERATORS, Insertion, draw_cleans, each_generator, generator_names, load_samples
 from .sweep import draw_study_samples, selected, usable_patches, with_chosen_generator
 
 # %% ../../nbs/07_arms.ipynb #961c158f
@@ -109,6 +110,16 @@ def _cut_paste(pool: Pool) -> PatchSet:
     neighbours = selected_neighbours(pool.study)
     return pool.real + cut_paste(pool.real, pool.added, pool.study.seed, neighbours)
 
+
+def _cut_paste_matched(pool: Pool) -> PatchSet:
+    "Real flaws pasted with the masks, and onto the welds, of the images that the study's first inserter would add."
+    study, fold = pool.study, masked_fold(pool.study)
+    drawn = head_per_class(pool.of(inserters(study)[0]).synthetic, pool.added)
+    seeds = drawn.table.seed.tolist()
+    plan = plan_insertions(fold, drawn.labels.tolist(), seeds, selected_neighbours(study))
+    both = paste_planned(plan, list(range(len(seeds))), seeds, study.config.masks)
+    return pool.real + replace(drawn, images=both[:, :1], masks=both[:, 1:])
+
 # %% ../../nbs/07_arms.ipynb #c59ea51c
 class Arm(NamedTuple):
     "A training set and the doubt that it answers."
@@ -117,7 +128,7 @@ class Arm(NamedTuple):
     colour: str             # in every figure
     generated: bool = True  # does it differ from generator to generator?
     free: bool = False      # is it made without a generator, to be beaten by synthetic images?
-    needs: str = ''         # 'masks': only where the data have masks of flaws
+    needs: str = ''         # 'masks': only where the data have masks of flaws; 'inserter': where flaws are inserted
 
 # %% ../../nbs/07_arms.ipynb #5eca9feb
 ARMS = {
@@ -130,6 +141,8 @@ ARMS = {
     'real-augmented': Arm(_augmented, 'would distorted real images do?', '#6b4e9b', generated=False, free=True),
     'cut-paste': Arm(_cut_paste, 'would flaws pasted into clean welds do?', '#a8327d', generated=False, free=True,
                      needs='masks'),
+    'cut-paste-matched': Arm(_cut_paste_matched, 'and with the masks and welds of inserted flaws?', '#d0578f',
+                             free=True, needs='inserter'),
     'real+filtered': Arm(lambda p: p.real + head_per_class(p.filtered, p.added), 'does filtering pay?', '#3aa6a0'),
     'real-autoencoded': Arm(lambda p: p.autoencoded, 'what does the latent alone cost?', '#7a6a4f'),
 }
@@ -155,13 +168,20 @@ def all_arms() -> dict:
     return ARMS | {arm: made for name in GENERATORS for arm, made in generator_arms(name).items()}
 
 
+def inserters(
+    study: Study,
+) -> list:
+    "The study's generators that insert flaws into clean patches by masks of real flaws."
+    return [name for name in generator_names(study) if isinstance(GENERATORS[name], Insertion)]
+
+
 def study_arms(
     study: Study,
 ) -> tuple:
-    "All in `ARMS` but those that need masks where the data have none; with several generators also those of each."
+    "All in `ARMS` for which the study has what they need; with several generators also those of each."
     names = generator_names(study)
     several = [arm for name in names for arm in generator_arms(name)] if len(names) > 1 else []
-    has = {'': True, 'masks': has_masks(study)}
+    has = {'': True, 'masks': has_masks(study), 'inserter': bool(inserters(study))}
     arms = (*(name for name, arm in ARMS.items() if has[arm.needs]), *several)
     odd = [name for name in arms if '/' in name]
     if odd: raise StudyError(f"the name of the arm '{odd[0]}' contains a /: names of arms become names of files")

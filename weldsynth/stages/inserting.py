@@ -44,7 +44,7 @@ class Request:
     size: float | None = None    # its largest extent, pixels of the image; None: as that of a real flaw
     severity: float = 1.         # factor of its contrast
     window: int = 0              # side of the window that is shown to the network, pixels; 0: chosen
-    guidance: float = 2.         # guidance scale; 1 is none
+    guidance: float = 1.5        # guidance scale; 1 is none
     seed: int = 0
 
 
@@ -172,8 +172,10 @@ class Hand:
         self.classes = study_patches(self.study).classes
         self.model = train_inserter(self.study)
 
-    def insert(self, grey: np.ndarray, request: Request) -> Inserted:
-        "One flaw in an image of whole grey values, H x W. Raises `StudyError` for a request that cannot be met."
+    def insert(self, grey: np.ndarray, request: Request, deep: bool = False) -> Inserted:
+        """One flaw in an image of whole grey values, H x W, of 16 bits if it is `deep`.
+
+        Raises `StudyError` for a request that cannot be met."""
         label, px = self._label(request.kind), self.masks.shape[-1]
         side = window_side(grey.shape, px, request.window)
         mask, window = self._site(grey, request, label, side)
@@ -184,7 +186,7 @@ class Hand:
         added, outline = (interpolate(x, (side, side), mode=mode)[0, 0].numpy() for x, mode in (
             (layer*request.severity, 'bilinear'), (holes(mask), 'nearest')))
         flaw = interpolate(mask.float(), (side, side), mode='nearest')[0, 0].numpy() > 0
-        return _added(grey, added*outline, flaw, window)
+        return _added(grey, added*outline, flaw, window, deep)
 
     def _label(self, kind: str) -> int:
         if kind in self.classes[1:]: return self.classes.index(kind)
@@ -228,9 +230,9 @@ def _site_of_mask(mask: np.ndarray, shape: tuple, side: int, px: int) -> tuple:
     return small.to(torch.uint8)*255, window
 
 
-def _added(grey: np.ndarray, layer: np.ndarray, flaw: np.ndarray, window: Window) -> Inserted:
-    "An image with a layer added in a window, in whole numbers of as many bits as it needs."
-    kind = np.uint8 if grey.max() < 256 else np.uint16
+def _added(grey: np.ndarray, layer: np.ndarray, flaw: np.ndarray, window: Window, deep: bool) -> Inserted:
+    "An image with a layer added in a window, in whole numbers of 8 bits, or of 16 if it is `deep` or needs them."
+    kind = np.uint16 if deep or grey.max() > 255 else np.uint8
     greys, mask = np.rint(grey).clip(0, np.iinfo(kind).max).astype(kind), np.zeros(grey.shape, bool)
     changed = np.rint(_cut(greys, window) + layer).clip(0, np.iinfo(kind).max).astype(kind)
     _cut(greys, window)[:] = np.where(layer != 0, changed, _cut(greys, window))
@@ -282,7 +284,7 @@ def insert_into(
             for k in range(count):
                 one = replace(request, seed=stream_seed('insert', request.seed, i, k),
                               size=parse_size(size, picture.pitch) if size else None)
-                made, stem = hand.insert(picture.grey, one), f'{file.stem}-{request.kind}-{i:04d}-{k:02d}'
+                made, stem = hand.insert(picture.grey, one, picture.deep), f'{file.stem}-{request.kind}-{i:04d}-{k:02d}'
                 x, y, width, height = box_of(made.mask)
                 row = dict(image=f'images/{stem}.png', mask=f'masks/{stem}.png', label=request.kind, seed=one.seed,
                            source=file.name, x=x, y=y, width=width, height=height, severity=request.severity, **facts)

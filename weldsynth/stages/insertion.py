@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['SOLVER_FIELDS', 'find_weak_masks', 'masked_fold', 'train_inserter', 'load_inserter', 'InsertionPlan',
-           'plan_insertions', 'planned_masks', 'insert_planned', 'vary_planned', 'token_classes', 'train_common',
-           'train_tokens', 'teach', 'train_student']
+           'plan_insertions', 'planned_masks', 'insert_planned', 'paste_planned', 'vary_planned', 'token_classes',
+           'train_common', 'train_tokens', 'teach', 'train_student']
 
 # %% ../../nbs/18_insertion.ipynb #ec4d5dfc
 import numpy as np
@@ -45,7 +45,7 @@ from weldsynth.models.insertion import (
     student_loss,
     student_of,
 )
-from ..models.layers import background_profiles, draw_backgrounds, fill_holes, holes, lay
+from ..models.layers import background_profiles, draw_backgrounds, fill_holes, flaw_layers, holes, lay
 from ..models.tokens import classes_with_few, only_tokens, token_pairs
 from ..models.training import seeded_weights, train
 from ..models.weak_masks import completed_masks
@@ -203,6 +203,26 @@ def _in_pieces(piece: Callable, *rows: Sequence) -> torch.Tensor:
     return torch.cat(on_all_cores(piece, [tuple(part[i:i + CPU_BATCH] for part in rows) for i in starts]))
 
 # %% ../../nbs/18_insertion.ipynb #53ddaae2
+def _bent_flaws(plan: InsertionPlan, which: Sequence[int], seeds: Sequence[int], config: MasksConfig) -> tuple:
+    "Real flaws of the plan, mirrored and bent, in the greys of the films; their masks; and the cleans to lay them on."
+    rows = plan.mask_rows[which]
+    both = torch.cat([plan.flaws.take(rows.numpy()).greys, plan.masks[rows].float()], 1)
+    turned = torch.stack(mirror_images(both))[plan.mirrors[which], torch.arange(len(which))]
+    flaws, masks = bend_flaws(turned[:, :1], turned[:, 1:].to(torch.uint8), seeds, config)
+    return flaws, masks, plan.cleans.take(plan.clean_rows[which].numpy())
+
+
+def paste_planned(
+    plan: InsertionPlan,
+    which: Sequence[int],  # rows of the plan
+    seeds: Sequence[int],  # of these
+    config: MasksConfig,   # how flaws are bent
+) -> torch.Tensor:
+    "Real flaws of the plan, mirrored, bent and pasted onto its welds as they are, with masks, uint8, N x 2 x H x W."
+    flaws, masks, clean = _bent_flaws(plan, which, seeds, config)
+    return torch.cat([lay(clean, flaw_layers(flaws, masks)[0])[0], masks], 1)
+
+
 def vary_planned(
     inserter: Inserter,
     plan: InsertionPlan,
@@ -216,11 +236,7 @@ def vary_planned(
 ) -> torch.Tensor:
     "Real flaws of the plan, mirrored, bent, varied and inserted into its welds, with masks, uint8, N x 2 x H x W."
     def piece(which, labels, seeds):
-        rows = plan.mask_rows[which]
-        both = torch.cat([plan.flaws.take(rows.numpy()).greys, plan.masks[rows].float()], 1)
-        turned = torch.stack(mirror_images(both))[plan.mirrors[which], torch.arange(len(which))]
-        flaws, masks = bend_flaws(turned[:, :1], turned[:, 1:].to(torch.uint8), seeds, config)
-        clean = plan.cleans.take(plan.clean_rows[which].numpy())
+        flaws, masks, clean = _bent_flaws(plan, which, seeds, config)
         layers = inserter.variations(clean.greys, flaws, masks, torch.tensor(labels), seeds, strength, guidance,
                                      sampler)
         return torch.cat([lay(clean, layers)[0], masks], 1)

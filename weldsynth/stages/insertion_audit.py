@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['VIEWS', 'AUDIT_COLUMNS', 'SIZES', 'swapped', 'inserted_sets', 'rim_steps', 'judged', 'around_masks', 'likeness',
-           'audit_insertions']
+__all__ = ['SIZES', 'VIEWS', 'GRID', 'AUDIT_COLUMNS', 'swapped', 'FlawSet', 'inserted_sets', 'rim_steps', 'judged',
+           'around_masks', 'likeness', 'audit_insertions']
 
 # %% ../../nbs/20_insertion_audit.ipynb #dd34f693
 import numpy as np
@@ -23,8 +24,7 @@ from ..core.random import numpy_stream, stream_seed, torch_stream
 from ..core.store import Study, stage
 from ..data.patches import PatchSet, class_plan, mirror_images
 from ..metrics.fidelity import compare_features, principal_projection
-from ..metrics.fingerprint import PROBE_COLUMNS, mean_over_classes, probe_halves, probe_row
-from ..models.controls import cut_paste
+from ..metrics.fingerprint import PROBE_COLUMNS, grid_features, mean_over_classes, probe_halves, probe_row
 from ..models.insertion import flaws_with_masks
 from ..models.layers import contrasts, dilate, feathers, fill_holes, flaw_layers, holes, lay, rim_width
 from ..models.weak_masks import completed_masks
@@ -44,6 +44,7 @@ from weldsynth.stages.insertion import (
     insert_planned,
     load_inserter,
     masked_fold,
+    paste_planned,
     plan_insertions,
     planned_masks,
     train_inserter,
@@ -81,11 +82,18 @@ def _cut_to_masks(plan: InsertionPlan, masks: torch.Tensor, asked: list, seeds: 
     return torch.cat([lay(clean, layers*feathers(masks))[0], masks], 1)
 
 
+class FlawSet(NamedTuple):
+    "Flaws of one origin."
+    both: torch.Tensor  # images and masks, uint8, N x 2 x H x W
+    asked: list         # class numbers asked for
+    of_mask: list       # class numbers of the flaws whose masks these are
+
+
 def inserted_sets(
     study: Study,
     n: int,         # flaws of each set, even over the classes
 ) -> dict:
-    "title -> (images and masks, uint8, n x 2 x H x W; class numbers asked for; class numbers of the masks)."
+    "Title -> `FlawSet` of flaws that are pasted, inserted or varied."
     fold, config, sampler = masked_fold(study), study.config.masks, study.config.sampler
     plan_of_classes = class_plan(fold.classes, n)
     labels = [fold.classes.index(label) for label, k in plan_of_classes.items() for _ in range(k)]
@@ -97,17 +105,50 @@ def inserted_sets(
     masks = planned_masks(plan, which, seeds, config)
     def drawn(inserter, asked, guidance: float, sampler: SamplerConfig, outlined: bool = True):
         images = insert_planned(inserter, plan, which, asked, seeds, guidance, config, sampler, outlined)
-        return images, asked, labels
+        return FlawSet(images, asked, labels)
     variation = study.config.variation
     strength = variation.strengths[len(variation.strengths)//2]
     varied = vary_planned(teacher, plan, which, labels, seeds, strength, variation.guidance, config, sampler)
-    return {f'inserted, {sampler.steps} steps': drawn(teacher, labels, guidance, sampler),
-            f'varied real flaws, strength {strength:g}': (varied, labels, labels),
+    return {'cut and paste': FlawSet(paste_planned(plan, which, seeds, config), labels, labels),
+            f'inserted, {sampler.steps} steps': drawn(teacher, labels, guidance, sampler),
+            f'varied real flaws, strength {strength:g}': FlawSet(varied, labels, labels),
             'inserted, 2 steps': drawn(teacher, labels, guidance, replace(sampler, steps=2)),
             'inserted, 1 step of the student': drawn(student, labels, 1., replace(sampler, steps=1)),
             'inserted, classes swapped': drawn(teacher, others, guidance, sampler),
             'inserted, classes swapped, outline hidden': drawn(teacher, others, guidance, sampler, False),
-            'real flaws cut to masks of other classes': (_cut_to_masks(plan, masks, others, seeds), others, labels)}
+            'real flaws cut to masks of other classes': FlawSet(_cut_to_masks(plan, masks, others, seeds), others,
+                                                                labels)}
+
+# %% ../../nbs/20_insertion_audit.ipynb #b59b3fbd
+SIZES = ('small', 'medium', 'large')
+
+
+def _with_masks(flaws: PatchSet) -> torch.Tensor:
+    "Images and masks, uint8, N x 2 x H x W."
+    return torch.cat([flaws.images, torch.zeros_like(flaws.images) if flaws.masks is None else flaws.masks], 1)
+
+
+def _flaw_set(flaws: PatchSet) -> FlawSet:
+    "Real flaws, of the classes that they have."
+    return FlawSet(_with_masks(flaws), *[flaws.labels.tolist()]*2)
+
+
+def _areas(both: torch.Tensor) -> np.ndarray: return (both[:, 1:] > 0).flatten(1).sum(1).numpy()
+
+
+def _thirds(flaws: FlawSet) -> dict:
+    "Class number -> the two mask areas, in pixels, between its small, medium and large flaws."
+    areas, numbers = _areas(flaws.both), np.array(flaws.asked)
+    return {int(c): np.quantile(areas[numbers == c], [1/3, 2/3]) for c in np.unique(numbers)}
+
+
+def _groups(study: Study, flaws: FlawSet, thirds: dict) -> dict:
+    "Which flaws are of each intended class, which are any, and which are of each size, their masks being of `thirds`."
+    numbers, classes = np.array(flaws.asked), study_patches(study).classes
+    ends = [thirds.get(c, (np.inf, np.inf)) for c in flaws.of_mask]
+    size = np.array([np.searchsorted(e, a) for e, a in zip(ends, _areas(flaws.both), strict=True)])
+    groups = {label: numbers == i for i, label in enumerate(classes) if i} | {'all': numbers > 0}
+    return groups | {name: (numbers > 0) & (size == i) for i, name in enumerate(SIZES)}
 
 # %% ../../nbs/20_insertion_audit.ipynb #4b1780d0
 def rim_steps(
@@ -151,28 +192,39 @@ VIEWS: dict[str, Callable] = {
     'patch': lambda images, masks: images,
     'around the mask': around_masks,
     'hole filled': lambda images, masks: fill_holes(images.float(), holes(masks)).round().to(torch.uint8)}
+GRID = 'steps on the grid'  # what the probe sees beside these views
 
 
-def _traces_of(study: Study, both: torch.Tensor, labels: np.ndarray, view: Callable) -> tuple:
-    "The probe's row over all classes for real flaws of the training fold against a set."
-    flaws, config = flaws_with_masks(masked_fold(study))[0], study.config.audit
-    real, drawn = view(flaws.images, flaws.masks), view(both[:, :1], both[:, 1:])
-    columns = probe_columns(study, real, drawn)
-    numbers, welds = flaws.labels.numpy(), flaws.table.group.to_numpy()
-    repeats = []
-    for i in range(config.probe_repeats):
-        halvings = [probe_halves(columns[0][numbers == c], welds[numbers == c], columns[1][labels == c],
-                                 np.arange((labels == c).sum()), config.probe_folds, config.probe_min_images,
-                                 numpy_stream('insertion probe', study.seed, int(c), i)) for c in np.unique(labels)]
-        repeats.append(mean_over_classes(tuple(halvings)))
-    return probe_row('all', repeats, len(np.unique(welds)), study.config.rule.level)
+def _probe_inputs(study: Study, view: str, real: torch.Tensor, drawn: torch.Tensor) -> tuple:
+    "The inputs of the probe for two sets of images and masks: of a view, or the steps on the grid alone."
+    if view == GRID: return grid_features(real[:, :1]), grid_features(drawn[:, :1])
+    return probe_columns(study, *(VIEWS[view](both[:, :1], both[:, 1:]) for both in (real, drawn)))
 
 
-def _traces(study: Study, sets: dict) -> pd.DataFrame:
-    "The probe on pasted, inserted and varied flaws in each view: set, view, and `PROBE_COLUMNS`."
-    rows = [(title, name, *_traces_of(study, both, np.array(labels), view))
-            for title, (both, labels, _) in list(sets.items())[1:4] for name, view in VIEWS.items()]
-    return pd.DataFrame(rows, columns=['set', 'view', *PROBE_COLUMNS]).drop(columns='class')
+def _traces_of(study: Study, flaws: FlawSet, welds: np.ndarray, drawn: FlawSet, thirds: dict, view: str) -> list:
+    "The probe's rows for real flaws of the training fold against a set: of each class, of all, and of each size."
+    config, level = study.config.audit, study.config.rule.level
+    real, synthetic = _probe_inputs(study, view, flaws.both, drawn.both)
+    of_real, of_drawn = (_groups(study, some, thirds) for some in (flaws, drawn))
+    def halvings(label):
+        rows, columns = of_real[label], synthetic[of_drawn[label]]
+        return [probe_halves(real[rows], welds[rows], columns, np.arange(len(columns)), config.probe_folds,
+                             config.probe_min_images, numpy_stream('insertion probe', study.seed, label, i))
+                for i in range(config.probe_repeats)]
+    found = {label: halvings(label) for label in of_real if label != 'all'}
+    of_classes = [found[label] for label in found if label not in SIZES]
+    found['all'] = [mean_over_classes(repeat) for repeat in zip(*of_classes, strict=True)]
+    return [probe_row(label, found[label], len(np.unique(welds[of_real[label]])), level) for label in of_real]
+
+
+def _traces(study: Study, sets: dict, thirds: dict) -> pd.DataFrame:
+    "The probe on pasted, inserted and varied flaws: set, view, and `PROBE_COLUMNS`, whose class may be a size."
+    flaws = flaws_with_masks(masked_fold(study))[0]
+    known, welds = _flaw_set(flaws), flaws.table.group.to_numpy()
+    _, *probed = [title for title, some in sets.items() if some.asked == some.of_mask]  # the first are real
+    rows = [(title, view, *row) for title in probed for view in (*VIEWS, GRID)
+            for row in _traces_of(study, known, welds, sets[title], thirds, view)]
+    return pd.DataFrame(rows, columns=['set', 'view', *PROBE_COLUMNS])
 
 # %% ../../nbs/20_insertion_audit.ipynb #0258b2e8
 def _centred_layers(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -190,21 +242,21 @@ def likeness(
     return (_centred_layers(both[:, :1], both[:, 1:]) @ learnt.T).amax(1).numpy()
 
 
-def _layer_copies(study: Study, sets: dict) -> pd.DataFrame:
-    "Correlation of the layers of each set with those of training flaws: set, n, median, limit, near."
+def _layer_copies(study: Study, sets: dict, thirds: dict) -> pd.DataFrame:
+    "Correlation of layers with those of training flaws: set, class (or all, or a size), n, median, limit, near."
     known = _with_masks(flaws_with_masks(masked_fold(study))[0])
-    alike = {title: likeness(both, known) for title, (both, *_) in sets.items()}
+    alike = {title: likeness(some.both, known) for title, some in sets.items()}
     limit = float(np.quantile(next(iter(alike.values())), 1 - study.config.audit.copy_share))
-    rows = [(title, len(a), np.median(a), limit, (a > limit).mean()) for title, a in alike.items()]
-    return pd.DataFrame(rows, columns=['set', 'n', 'median', 'limit', 'near'])
+    rows = [(title, label, here.sum(), np.median(a[here]) if here.any() else np.nan, limit, (a[here] > limit).mean())
+            for title, a in alike.items() for label, here in _groups(study, sets[title], thirds).items()]
+    return pd.DataFrame(rows, columns=['set', 'class', 'n', 'median', 'limit', 'near'])
 
 # %% ../../nbs/20_insertion_audit.ipynb #0387aea2
 AUDIT_COLUMNS = ['set', 'class', 'n', 'asked', 'mask', 'clean', 'rim', 'contrast',
                  'frechet', 'frechet_low', 'frechet_high', 'kid', 'kid_low', 'kid_high']
-SIZES = ('small', 'medium', 'large')  # thirds of the masks of held-out real flaws of a class
 
 
-@stage('insert/audit', version=6, reads=('audit', 'masks', 'variation', 'rule.level', *SOLVER_FIELDS),
+@stage('insert/audit', version=7, reads=('audit', 'masks', 'variation', 'rule.level', *SOLVER_FIELDS),
        needs=lambda study, n: [train_inserter(study), train_student(study), train_judges(study)])
 def audit_insertions(
     study: Study,
@@ -212,30 +264,31 @@ def audit_insertions(
     n: int = 600,  # flaws of each set
 ):
     "`sets.csv`: `AUDIT_COLUMNS` of real and synthetic flaws by class and size; `traces.csv` and `copies.csv`."
-    held_out, pasted = _held_out(study), cut_paste(masked_fold(study), n, study.seed, selected_neighbours(study))
-    sets = {'real, unseen': (_with_masks(held_out), *[held_out.labels.tolist()]*2),
-            'cut and paste': (_with_masks(pasted), *[pasted.labels.tolist()]*2), **inserted_sets(study, n)}
+    sets = {'real, unseen': _flaw_set(_held_out(study)), **inserted_sets(study, n)}
     title = f'inserted, {study.config.sampler.steps} steps'
-    sets[f'{title}, filtered'] = _passed(study, *sets[title])
-    _traces(study, sets).to_csv(folder/'traces.csv', index=False)
-    _layer_copies(study, sets).to_csv(folder/'copies.csv', index=False)
-    real, (_, extract) = unseen_defects(study), study_features(study)
-    features = extract(real.images)
+    thirds = _thirds(sets['real, unseen'])
+    _traces(study, sets, thirds).to_csv(folder/'traces.csv', index=False)
+    sets[f'{title}, filtered'] = _passed(study, sets[title])
+    _layer_copies(study, sets, thirds).to_csv(folder/'copies.csv', index=False)
+    known = masked_fold(study)
+    real = _flaw_set(known.take(np.isin(known.table.id, unseen_defects(study).table.id)))
+    _, extract = study_features(study)
+    features = extract(real.both[:, :1])
     project = principal_projection(features, study.config.audit.fidelity_dimensions)
-    def seen(images): return project(extract(images))
-    thirds = _thirds(_with_masks(held_out), held_out.labels.numpy())
-    rows = [row for title, some in sets.items()
-            for row in _rows_of(study, title, real, project(features), seen, thirds, *some)]
+    def seen(some): return project(extract(some.both[:, :1]))
+    reference = {label: project(features)[here] for label, here in _groups(study, real, thirds).items()}
+    rows = [row for title, some in sets.items() for row in _rows_of(study, title, reference, seen(some), thirds, some)]
     pd.DataFrame(rows, columns=AUDIT_COLUMNS).to_csv(folder/'sets.csv', index=False)
 
 
-def _passed(study: Study, both: torch.Tensor, asked: list, of_mask: list) -> tuple:
+def _passed(study: Study, some: FlawSet) -> FlawSet:
     "Of a set what the study's filter lets pass, and the best of each class."
     classes, least = study_patches(study).classes, filter_thresholds(study)
+    both, asked, of_mask = some
     numbers = torch.tensor(asked)
     score = judge_probabilities(study, both[:, :1]).gather(1, numbers[:, None])[:, 0]
     kept = [i for i, c in enumerate(asked) if score[i] >= min(least[classes[c]], score[numbers == c].max())]
-    return both[kept], [asked[i] for i in kept], [of_mask[i] for i in kept]
+    return FlawSet(both[kept], [asked[i] for i in kept], [of_mask[i] for i in kept])
 
 
 def _held_out(study: Study) -> PatchSet:
@@ -245,37 +298,19 @@ def _held_out(study: Study) -> PatchSet:
     return flaws_with_masks(replace(validation, masks=masks))[0]
 
 
-def _with_masks(flaws: PatchSet) -> torch.Tensor:
-    "Images and masks, uint8, N x 2 x H x W."
-    return torch.cat([flaws.images, torch.zeros_like(flaws.images) if flaws.masks is None else flaws.masks], 1)
-
-
-def _thirds(both: torch.Tensor, numbers: np.ndarray) -> dict:
-    "class number -> the two mask areas, in pixels, between its small, medium and large flaws."
-    areas = (both[:, 1:] > 0).flatten(1).sum(1)
-    return {int(c): np.quantile(areas[numbers == c].numpy(), [1/3, 2/3]) for c in np.unique(numbers)}
-
-
-def _rows_of(
-    study: Study, title: str, real: PatchSet, reference: np.ndarray, extract: Callable, thirds: dict,
-    both: torch.Tensor, asked: list, of_mask: list,
-) -> list:
+def _rows_of(study: Study, title: str, reference: dict, seen: np.ndarray, thirds: dict, some: FlawSet) -> list:
     "The rows of one set: per intended class, over all, and over all of a size."
-    seen = extract(both[:, :1])
+    both, asked, of_mask = some
     probs, numbers, of = judge_probabilities(study, both[:, :1]), np.array(asked), np.array(of_mask)
-    rims, areas = rim_steps(both[:, :1], both[:, 1:]).numpy(), (both[:, 1:] > 0).flatten(1).sum(1).numpy()
+    rims = rim_steps(both[:, :1], both[:, 1:]).numpy()
     contrast = contrasts(flaw_layers(both[:, :1], both[:, 1:])[0], both[:, 1:]).numpy()
-    size = np.array([np.searchsorted(thirds.get(c, (np.inf, np.inf)), a) for c, a in zip(of, areas, strict=True)])
-    groups = {label: numbers == real.classes.index(label) for label in real.classes[1:]} | {'all': numbers > 0}
-    groups |= {name: size == i for i, name in enumerate(SIZES)}
     rows = []
-    for label, chosen in groups.items():
+    for label, chosen in _groups(study, some, thirds).items():
         here = np.flatnonzero(chosen)
-        of_real = (real.table.label == label).to_numpy() | (label not in real.classes)
         shares = judged(probs[here], numbers[here].tolist(), of[here].tolist())
-        distances = [np.nan]*6 if label in SIZES else _distances(study, reference[of_real], seen[here])
         medians = [float(np.median(x[here])) for x in (rims, contrast)]
-        rows.append([title, label, len(here), *shares.values(), *medians, *distances])
+        rows.append([title, label, len(here), *shares.values(), *medians,
+                     *_distances(study, reference[label], seen[here])])
     return rows
 
 

@@ -424,7 +424,7 @@ def load_samples(
     images = _read_images(samples.path, rows.image)
     masks = _read_images(samples.path, rows['mask']) if 'mask' in rows else None
     table = pd.DataFrame(dict(id='synthetic/' + rows.image, label=rows.label, group='synthetic', film='synthetic',
-                              size=float('nan'), origin='synthetic', low=0., high=255., fold='train'))
+                              size=float('nan'), origin='synthetic', low=0., high=255., fold='train', seed=rows.seed))
     if 'laid_on' in rows: table = table.assign(laid_on=rows.laid_on)
     return PatchSet(images, table, classes, masks)
 
