@@ -1,11 +1,21 @@
-"""The supervised contrastive loss: by hand, and against four mistakes known from published code."""
+"""The supervised contrastive loss: by hand, against four mistakes known from published code, and in arms."""
 import math
+from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
-from weldsynth.models.contrastive import supervised_contrastive
+from weldsynth.core.config import with_overrides
+from weldsynth.core.profiles import PROFILES
+from weldsynth.core.store import Study
+from weldsynth.models.classifier import load_classifier, probabilities
+from weldsynth.models.contrastive import fit_contrastive, head_weights, supervised_contrastive, train_contrastive
+from weldsynth.stages.arms import fit_arms, study_arms
+from weldsynth.stages.contrastive import training_values
+from weldsynth.stages.data import training_fold
 
 TEMPERATURE = .5
 
@@ -55,3 +65,47 @@ def test_two_views_of_one_image_are_a_pair():
 def test_pairs_left_out_are_nothing_in_the_sum():
     "Of two images alone each has all of the sum; were the pair with itself e^0 instead of nothing, it would not."
     assert loss(points(2), [0, 0]) == pytest.approx(0, abs=1e-6)
+
+
+# --- as arms of a study ---
+
+ARMS_OF_IT = ('real-contrastive', 'real+synthetic-contrastive', 'real+bad-negatives', 'real+bad-class')
+SMALL = {'classifier.kind': 'features', 'classifier.backbone_px': 32, 'classifier.steps': 20, 'classifier.seeds': 1,
+         'classifier.hidden': 16, 'autoencoder.steps': 2, 'denoiser.steps': 2, 'sampler.steps': 2,
+         'sampler.synthetics': 40, 'sweep.guidances': (2.,), 'sweep.shares': (.2,), 'contrastive.arms': True}
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv('WELDSYNTH_CORES', '1')
+        yield Study('contrastive', tmp_path_factory.mktemp('contrastive'), with_overrides(PROFILES['fixture'], SMALL))
+
+
+def test_a_study_has_these_arms_only_if_it_asks_for_them(study):
+    assert study_arms(study)[-4:] == ARMS_OF_IT
+    def arms(**fields): return study_arms(replace(study, config=with_overrides(study.config, fields)))
+    assert not set(ARMS_OF_IT) & set(arms(**{'contrastive.arms': False}))
+    assert not set(ARMS_OF_IT) & set(arms(**{'classifier.kind': 'small'})), 'they are heads on frozen features'
+
+
+def test_each_of_these_arms_has_a_classifier_of_its_own(study):
+    fits = fit_arms(study).path
+    probs = load_file(fits/'validation.safetensors')
+    real = [probs[f'{arm}/0'] for arm in ('real', *ARMS_OF_IT) if arm != 'real+synthetic-contrastive']
+    assert all(torch.allclose(p.sum(1), torch.ones(len(p)), atol=1e-5) for p in real)
+    assert all((a - b).abs().max() > 1e-3 for a, b in combinations(real, 2)), 'the same images, trained in four ways'
+    shapes = [{k: v.shape for k, v in load_file(fits/'weights'/f'{arm}-0.safetensors').items()}
+              for arm in ('real', *ARMS_OF_IT)]
+    assert all(shape == shapes[0] for shape in shapes), 'without what compares, and without a class of bad images'
+
+
+def test_a_classifier_without_the_class_of_bad_images_names_images_as_that_with_it(study):
+    fold, config = training_fold(study), study.config
+    values, labels = training_values(fold, config.classifier)
+    arguments = (values, labels, values[-20:], len(fold.classes), config.classifier,
+                 replace(config.contrastive, weight=0.), config.optimiser, 0, True)
+    net = train_contrastive(*arguments)
+    weights = head_weights(net, len(fold.classes))
+    plain = load_classifier(config.classifier, len(fold.classes), weights)
+    assert torch.allclose(probabilities(plain, values), fit_contrastive(*arguments)(values), atol=1e-5)

@@ -265,6 +265,7 @@ def classifier_of_kind(
 class ContrastiveConfig:
     "The classifier with a contrastive loss added to the cross-entropy, and bad synthetic images."
     kind: str = ''                      # classifier: 'features' or 'finetune'; '': that of the study
+    arms: bool = False                  # are there arms with it on the test? Only for classifiers on frozen features
     weight: float = .5                  # of the contrastive loss, that of the cross-entropy being 1
     temperature: float = .1
     width: int = 64                     # numbers in which images are compared

@@ -52,7 +52,7 @@ LONG = _preset(
     sweep=dict(samples=500), robustness=dict(images=600))
 
 THOROUGH = _preset(
-    'thorough', denoiser=dict(layers=6, steps=4_500, batch=64), inserter=dict(steps=3_000),
+    'thorough', contrastive=dict(arms=True), denoiser=dict(layers=6, steps=4_500, batch=64), inserter=dict(steps=3_000),
     refiner=dict(steps=6_000, most_noise=1.5), refining=dict(strengths=(.9, 1.5), solver_steps=4),
     classifier=dict(seeds=6),
     instrument=dict(seeds=5),
@@ -61,7 +61,7 @@ THOROUGH = _preset(
 
 # %% ../../nbs/core/08_profiles.ipynb #e6a66c71
 FULL = _preset(
-    'full', data=dict(px=96, cleans=18_000, plates=80),
+    'full', contrastive=dict(arms=True), data=dict(px=96, cleans=18_000, plates=80),
     autoencoder=dict(latents=8, steps=3_000, batch=128),
     denoiser=dict(heads=12, layers=12, steps=20_000, batch=256, lr=3e-4),
     inserter=dict(heads=12, layers=12, steps=20_000, batch=256, lr=3e-4),

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 # %% auto #0
-__all__ = ['supervised_contrastive', 'ContrastiveHead', 'ContrastiveBackbone', 'fit_contrastive']
+__all__ = ['supervised_contrastive', 'ContrastiveHead', 'ContrastiveBackbone', 'train_contrastive', 'fit_contrastive',
+           'head_weights']
 
 # %% ../../nbs/models/15_contrastive.ipynb #84a8a276
 import torch
@@ -96,7 +97,7 @@ def _with_bad(batch: Callable, bad: torch.Tensor, label: int, n: int, config: Cl
     return draw_batch
 
 # %% ../../nbs/models/15_contrastive.ipynb #5b0b9087
-def fit_contrastive(
+def train_contrastive(
     values: torch.Tensor,  # of a training set: features, float16, N x D, or images, uint8, N x 1 x H x W
     labels: torch.Tensor,  # int64, N class numbers
     bad: torch.Tensor,     # those of bad images, as `values`; there may be none
@@ -106,10 +107,8 @@ def fit_contrastive(
     optimiser: OptimiserConfig,
     seed: int,
     bad_class: bool = False,  # are bad images a class of their own, or negatives only?
-) -> Callable:
-    """Train a head on features, or a backbone on images.
-
-    Returns the function values -> class probabilities, N x K, without the class of bad images."""
+) -> nn.Module:
+    "A trained head on features, or backbone on images, which may have a class of bad images after the others."
     def loss(net, x, y):
         named, z = net.both(x)
         named = cross_entropy(named, y, ignore_index=-1, label_smoothing=config.label_smoothing)
@@ -125,6 +124,23 @@ def fit_contrastive(
     with torch.random.fork_rng():  # dropout and noise draw from PyTorch's global generator
         torch.manual_seed(stream_seed('classifier training', seed))
         train(net.train(), loss, batch, config.steps, config.lr, optimiser, distributed=False)
-    net.eval()
+    return net.eval()
+
+
+def fit_contrastive(
+    values: torch.Tensor, labels: torch.Tensor, bad: torch.Tensor, classes: int, *others,  # as for `train_contrastive`
+) -> Callable:
+    "The function values -> class probabilities, N x K, without the class of bad images, of a trained network."
+    net = train_contrastive(values, labels, bad, classes, *others)
     def predict(values): return normalize(logits(net, values).softmax(1)[:, :classes], p=1, dim=1)
     return predict
+
+
+def head_weights(
+    net: nn.Module,  # a `ContrastiveHead`
+    classes: int,  # number of classes
+) -> dict:
+    "Weights of the `FrozenClassifier` that names classes as `net` does: without what compares, and without bad images."
+    kept = {name: x for name, x in net.state_dict().items() if not name.startswith('project')}
+    kept |= {name: x[:classes] for name, x in kept.items() if name.startswith('out')}
+    return {f'head.{name}': x.cpu().contiguous() for name, x in kept.items()}

@@ -37,6 +37,7 @@ from weldsynth.models.classifier import (
     classifier_builder,
     fit,
     is_frozen,
+    load_classifier,
     mirrored_flaws,
     probabilities,
 )
@@ -233,11 +234,19 @@ def fit_all(
     label: str,          # for the progress bar
     resume: Path,        # the folder in which finished fits are saved
     curves: dict | None = None,  # filled with (name, seed) -> the curve of each fit, as `fit_job` gives it
+    own: dict | None = None,  # (name, seed) -> a function that gives the weights of a fit of another kind
 ) -> Iterator[tuple]:
     "Yields (name, seed, weights, probabilities on `eval_set`) in the order of `jobs`, shared by a launch's processes."
-    me = process()
-    own = jobs[me.process_index::me.num_processes]
-    _fit_missing(sets, own, config, optimiser, eval_set, label, resume, curves is not None)
+    me, own = process(), own or {}
+    mine = jobs[me.process_index::me.num_processes]
+    alike = [pair for pair in mine if pair not in own]
+    _fit_missing(sets, alike, config, optimiser, eval_set, label, resume, curves is not None)
+    for pair in mine:
+        if pair in own and not load_state(resume, _fit_file(*pair)):
+            weights = own[pair]()
+            net = load_classifier(config, len(eval_set.classes), weights)
+            probs = probabilities(net, values_of(eval_set.images, config))
+            save_state(resume, _fit_file(*pair), dict(weights, probabilities=probs))
     barrier(f'the end of {label}')
     for name, seed in jobs:
         saved = load_state(resume, _fit_file(name, seed))

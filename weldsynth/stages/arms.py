@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
@@ -30,16 +30,18 @@ from ..core.config import StudyError
 from ..core.legacy import finished_before
 from ..core.random import digest
 from ..core.runtime import process, progress
-from ..core.store import Artefact, Study, stage
+from ..core.store import Artefact, Study, config_read, stage
 from ..data.patches import PatchSet, head_per_class
 from ..metrics.classification import POINTS, clean_weight, decide, macro_f1, operating_points
 from ..metrics.tables import Predictions
 from ..models.autoencoder import reconstruct
-from ..models.classifier import load_classifier, probabilities
+from ..models.classifier import is_frozen, load_classifier, probabilities
+from ..models.contrastive import head_weights, train_contrastive
 from ..models.controls import augmented, best_control, cut_paste, repeated
 from ..models.fits import CURVE_COLUMNS, FIT_FIELDS, fit_all, values_of
 from .audit import filter_samples, train_judges
 from .background import POINT_FIELDS, has_masks, selected_neighbours
+from .contrastive import CONTRASTIVE_FIELDS, bad_images, training_values
 from .copies import copies_of
 from .data import prepare, study_patches, study_source
 from .insertion import masked_fold, paste_planned, plan_insertions
@@ -89,6 +91,13 @@ class Pool:
         return replace(self.real, images=images, masks=None)
 
     @cached_property
+    def bad(self) -> torch.Tensor:
+        "The worst part of the synthetic defects: values for the classifier."
+        config = self.study.config
+        parts = bad_images(self.study, self.synthetic, config.classifier)
+        return values_of(parts[f'{config.contrastive.doses} of {config.contrastive.doses}'], config.classifier)
+
+    @cached_property
     def added(self) -> int: return selected(self.alone)['added']
 
     def of(self, name: str) -> Pool:
@@ -121,6 +130,17 @@ def _cut_paste_matched(pool: Pool) -> PatchSet:
     return pool.real + replace(drawn, images=both[:, :1], masks=both[:, 1:])
 
 # %% ../../nbs/07_arms.ipynb #c59ea51c
+def _contrastive(pool: Pool, patches: PatchSet, seed: int, bad: bool = False, as_class: bool = False) -> dict:
+    "Weights of a head trained with the contrastive loss; bad images are negatives, or a class without that loss."
+    config, classes = pool.study.config, len(patches.classes)
+    contrastive = replace(config.contrastive, weight=0.) if as_class else config.contrastive
+    values, labels = training_values(patches, config.classifier)
+    beside = pool.bad if bad else values[:0]
+    net = train_contrastive(values, labels, beside, classes, config.classifier, contrastive, config.optimiser, seed,
+                            as_class)
+    return head_weights(net, classes)
+
+
 class Arm(NamedTuple):
     "A training set and the doubt that it answers."
     make: Callable          # Pool -> PatchSet
@@ -128,7 +148,8 @@ class Arm(NamedTuple):
     colour: str             # in every figure
     generated: bool = True  # does it differ from generator to generator?
     free: bool = False      # is it made without a generator, to be beaten by synthetic images?
-    needs: str = ''         # 'masks': only where the data have masks of flaws; 'inserter': where flaws are inserted
+    needs: str = ''         # only where the study has these: 'masks', an 'inserter', or 'contrastive' arms
+    fit: Callable | None = None  # (Pool, training set, classifier seed) -> weights; None: as all are fitted
 
 # %% ../../nbs/07_arms.ipynb #5eca9feb
 ARMS = {
@@ -145,6 +166,14 @@ ARMS = {
                              free=True, needs='inserter'),
     'real+filtered': Arm(lambda p: p.real + head_per_class(p.filtered, p.added), 'does filtering pay?', '#3aa6a0'),
     'real-autoencoded': Arm(lambda p: p.autoencoded, 'what does the latent alone cost?', '#7a6a4f'),
+    'real-contrastive': Arm(lambda p: p.real, 'would another loss do?', '#1b7837', generated=False, free=True,
+                            needs='contrastive', fit=_contrastive),
+    'real+synthetic-contrastive': Arm(_beside_real, 'and with synthetic defects?', '#5aae61', needs='contrastive',
+                                      fit=_contrastive),
+    'real+bad-negatives': Arm(lambda p: p.real, 'are the worst of them of use as negatives?', '#762a83',
+                              needs='contrastive', fit=partial(_contrastive, bad=True)),
+    'real+bad-class': Arm(lambda p: p.real, 'or as a class of their own?', '#9970ab', needs='contrastive',
+                          fit=partial(_contrastive, bad=True, as_class=True)),
 }
 
 # %% ../../nbs/07_arms.ipynb #458e05f8
@@ -181,7 +210,8 @@ def study_arms(
     "All in `ARMS` for which the study has what they need; with several generators also those of each."
     names = generator_names(study)
     several = [arm for name in names for arm in generator_arms(name)] if len(names) > 1 else []
-    has = {'': True, 'masks': has_masks(study), 'inserter': bool(inserters(study))}
+    has = {'': True, 'masks': has_masks(study), 'inserter': bool(inserters(study)),
+           'contrastive': study.config.contrastive.arms and is_frozen(study.config.classifier)}
     arms = (*(name for name, arm in ARMS.items() if has[arm.needs]), *several)
     odd = [name for name in arms if '/' in name]
     if odd: raise StudyError(f"the name of the arm '{odd[0]}' contains a /: names of arms become names of files")
@@ -226,7 +256,8 @@ def arm_inputs(study: Study) -> list:
 def arm_facts(study: Study) -> dict:
     "What shapes the arms beside the configuration and their inputs."
     selections = {name: selected(one) for name, one in each_generator(study).items()}
-    return dict(arms=list(study_arms(study)), selected=selections, chosen=selected(study)['generator'])
+    facts = dict(arms=list(study_arms(study)), selected=selections, chosen=selected(study)['generator'])
+    return facts | (config_read(study.config, CONTRASTIVE_FIELDS) if study.config.contrastive.arms else {})
 
 # %% ../../nbs/07_arms.ipynb #39a25d91
 def _fit_plan(study: Study) -> dict:
@@ -236,25 +267,36 @@ def _fit_plan(study: Study) -> dict:
     return {(set_name(arm, s), s): arm for s in range(study.config.classifier.seeds) for arm in study_arms(study)}
 
 
-def _training_sets(study: Study, jobs: dict) -> dict:
+def _generator_of(name: str) -> int: return int(name.rsplit('/', 1)[1])
+
+
+def _training_sets(jobs: dict, pools: dict) -> dict:
     "Name of a training set -> its patches, each made once, whatever the number of seeds."
-    pools = {g: Pool(study, g) for g in _generators(study)}
     arm_of = {name: arm for (name, _), arm in jobs.items()}
-    return {name: all_arms()[arm].make(pools[int(name.rsplit('/', 1)[1])]) for name, arm in arm_of.items()}
+    return {name: all_arms()[arm].make(pools[_generator_of(name)]) for name, arm in arm_of.items()}
 
 # %% ../../nbs/07_arms.ipynb #999897b3
+def _own_fits(jobs: dict, sets: dict, pools: dict) -> dict:
+    "(name of a training set, classifier seed) -> the function that fits an arm with a way of its own."
+    arms = all_arms()
+    return {(name, s): partial(fit, pools[_generator_of(name)], sets[name], s)
+            for (name, s), arm in jobs.items() if (fit := arms[arm].fit)}
+
+
 @stage('eval/fits', version=8, needs=arm_inputs, also=arm_facts, shared=True,
        reads=(*FIT_FIELDS, *POINT_FIELDS, 'classifier.seeds', 'controls',
               'audit.filter_quantile', 'audit.filter_min_kept'))
 def fit_arms(study: Study, folder):
     "Classifiers (`weights/`), probabilities on validation, thresholds, `false_calls.csv` and `training.csv`."
     jobs = _fit_plan(study)
-    sets = _training_sets(study, jobs)
+    pools = {g: Pool(study, g) for g in _generators(study)}
+    sets = _training_sets(jobs, pools)
     validation = study_patches(study).fold('validation')
     probabilities_seen, curves = {}, {}  # type: ignore[var-annotated]
     (folder/'weights').mkdir()
     for name, s, weights, probs in fit_all(sets, list(jobs), study.config.classifier, study.config.optimiser,
-                                           validation, 'fitting classifiers', folder/'resume', curves):
+                                           validation, 'fitting classifiers', folder/'resume', curves,
+                                           _own_fits(jobs, sets, pools)):
         arm = jobs[name, s]
         save_file(weights, folder/'weights'/f'{arm}-{s}.safetensors')
         probabilities_seen[f'{arm}/{s}'] = probs

@@ -5,17 +5,17 @@
 # %% ../../nbs/21_contrastive.ipynb #9d78f20d
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 # %% auto #0
-__all__ = ['SCORES', 'dosed', 'try_contrastive']
+__all__ = ['SCORES', 'CONTRASTIVE_FIELDS', 'dosed', 'training_values', 'bad_images', 'try_contrastive']
 
 # %% ../../nbs/21_contrastive.ipynb #07fc9554
 import pandas as pd
 import torch
 
 # %% ../../nbs/21_contrastive.ipynb #0c64f59f
-from ..core.config import ClassifierConfig, StudyError, classifier_of_kind
+from ..core.config import ClassifierConfig, ContrastiveConfig, StudyError, classifier_of_kind
 from ..core.store import Study, stage
 from ..data.patches import PatchSet, head_per_class
 from ..metrics.classification import POINTS, clean_weight, decide, macro_f1, operating_points
@@ -45,6 +45,7 @@ def dosed(
 
 # %% ../../nbs/21_contrastive.ipynb #84254a41
 SCORES = ['set', 'dose', 'seed', 'f1']
+CONTRASTIVE_FIELDS = tuple(f'contrastive.{field.name}' for field in fields(ContrastiveConfig) if field.name != 'arms')
 
 
 def _jobs(config, doses: list) -> list:
@@ -57,24 +58,31 @@ def _jobs(config, doses: list) -> list:
     return [(*job, s) for job in plain + dosed for s in range(config.contrastive.seeds)]
 
 
-def _values(patches: PatchSet, config: ClassifierConfig) -> tuple:
+def training_values(
+    patches: PatchSet,  # a training set
+    config: ClassifierConfig,
+) -> tuple:
     "Features, with the views of flaws, or images of a training set, and its labels."
     if is_frozen(config): patches = mirrored_flaws(patches, config.views)
     return values_of(patches.images, config), patches.labels
 
 
-def _bad_sets(study: Study, synthetic: PatchSet, config: ClassifierConfig) -> dict:
-    "Dose -> values of bad images: parts of the synthetic defects from the best to the worst, and no weld."
+def bad_images(
+    study: Study,
+    synthetic: PatchSet,       # defects of its generator
+    config: ClassifierConfig,  # whose frozen features measure how far they are from real ones
+) -> dict:
+    "Dose -> bad images, uint8: parts of the synthetic defects from the best to the worst, and no weld."
     real, doses = training_fold(study), study.config.contrastive.doses
     flaws = real.take((real.labels > 0).numpy())
     drawn, given = (embed(patches.images, config, 'features') for patches in (synthetic, flaws))
     part = dosed(distance_to_class(drawn, synthetic.labels, given, flaws.labels), synthetic.labels, doses)
     sets = {f'{i + 1} of {doses}': synthetic.images[part == i] for i in range(doses)}
     sets['no weld'] = ood_images(flaws.images, study.seed)['shuffled']
-    return {dose: values_of(images, config) for dose, images in sets.items()}
+    return sets
 
 # %% ../../nbs/21_contrastive.ipynb #22e5f11b
-@stage('eval/contrastive', version=2, reads=(*FIT_FIELDS, *POINT_FIELDS, 'contrastive'),
+@stage('eval/contrastive', version=2, reads=(*FIT_FIELDS, *POINT_FIELDS, *CONTRASTIVE_FIELDS),
        needs=lambda study: [prepare(study), draw_study_samples(with_chosen_generator(study))])
 def try_contrastive(study: Study, folder):
     "`scores.csv`: macro F1 on validation of each set, dose and seed. Raises `StudyError` for other classifiers."
@@ -85,9 +93,10 @@ def try_contrastive(study: Study, folder):
                          '--set contrastive.kind=features or finetune')
     one, real = with_chosen_generator(study), training_fold(study)
     synthetic, validation = usable_patches(one), study_patches(study).fold('validation')
-    sets = {False: _values(real, classifier),
-            True: _values(real + head_per_class(synthetic, selected(one)['added']), classifier)}
-    bad, seen = _bad_sets(study, synthetic, classifier), values_of(validation.images, classifier)
+    sets = {False: training_values(real, classifier),
+            True: training_values(real + head_per_class(synthetic, selected(one)['added']), classifier)}
+    bad = {dose: values_of(images, classifier) for dose, images in bad_images(study, synthetic, classifier).items()}
+    seen = values_of(validation.images, classifier)
     weight, none = clean_weight(validation.labels, config.rule.prevalence), seen[:0]
     def score(name, dose, with_synthetic, loss_weight, as_class, s):
         contrastive = replace(config.contrastive, weight=loss_weight)

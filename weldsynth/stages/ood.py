@@ -103,7 +103,7 @@ def measure_ood(study: Study, folder):
         raise StudyError('these scores are measured on frozen features: choose --set classifier.kind=features')
     validation, pool, classifier = study_patches(study).fold('validation'), Pool(study, 0), study.config.classifier
     seen, groups = values_of(validation.images, classifier), validation.table.group.to_numpy()
-    arms = {arm: all_arms()[arm].make(pool) for arm in study_arms(study)}
+    arms = {arm: all_arms()[arm].make(pool) for arm in study_arms(study) if all_arms()[arm].fit is None}
     far = {kind: (values_of(images, classifier), welds) for kind, (images, welds) in _far(study).items()}
     rows = []
     for number, label in enumerate(['', *validation.classes[1:]]):
