@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from weldsynth.core.config import DataConfig, StudyError, with_overrides
+from weldsynth.core.config import DataConfig, OodConfig, RobustnessConfig, StudyError, with_overrides
 from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import PROFILES
 from weldsynth.core.random import numpy_stream
@@ -27,14 +27,18 @@ from weldsynth.data.patches import PatchSet
 from weldsynth.data.sources import SOURCES, open_source
 from weldsynth.metrics.fidelity import METRICS, Metric
 from weldsynth.metrics.rule import GUARDS, Guard
+from weldsynth.models.attacks import ATTACKS, Attack
 from weldsynth.models.classifier import CLASSIFIERS
+from weldsynth.models.ood import OOD_SCORES, Seen
 from weldsynth.models.stress import CORRUPTIONS, Corruption
 from weldsynth.report.cards import model_card
 from weldsynth.stages import arms
 from weldsynth.stages.arms import ARMS, Arm, fit_arms, study_arms
 from weldsynth.stages.audit import audit_samples
 from weldsynth.stages.data import prepare, study_patches, study_source, training_fold
-from weldsynth.stages.robustness import measure_robustness
+from weldsynth.stages.filters import CRITERIA, try_filters
+from weldsynth.stages.ood import measure_ood
+from weldsynth.stages.robustness import attack_classifiers, measure_robustness
 from weldsynth.stages.sample import GENERATORS, draw_defects
 from weldsynth.stages.sweep import draw_study_samples
 from weldsynth.stages.verdict import evaluate
@@ -45,7 +49,9 @@ SMALL = {
     'autoencoder.steps': 2, 'classifier.kind': 'flat', 'classifier.steps': 4, 'classifier.seeds': 2,
     'sampler.generator': 'brightness', 'sampler.synthetics': 40, 'sampler.synthetic_cleans': 20,
     'sweep.guidances': (2.,), 'sweep.shares': (.2,), 'rule.resamples': 50,
-    'audit.fidelity_resamples': 4, 'audit.probe_repeats': 2, 'audit.filter_min_kept': 4}
+    'audit.fidelity_resamples': 4, 'audit.probe_repeats': 2, 'audit.filter_min_kept': 4,
+    'robustness.attacked': 8, 'robustness.pgd_steps': 1, 'robustness.square_queries': 2, 'filters.seeds': 1,
+    'filters.shares': (.5,), 'ood.seeds': 1, 'ood.images': 10}
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,16 @@ def guard_classes(evidence) -> list:
 def rolled(x: torch.Tensor, pixels: float, rng) -> torch.Tensor: return x.roll(int(pixels), -1)
 
 
+def darken(decision, images: torch.Tensor, flawed, bound: float, config) -> torch.Tensor:
+    return (images.float() - bound).clamp(min=0)
+
+
+def hidden_length(known, labels, seen, config) -> torch.Tensor: return seen.hidden.norm(dim=1)
+
+
+def brightness(study: Study, drawn: PatchSet) -> torch.Tensor: return drawn.images.float().mean((1, 2, 3))
+
+
 TOY_ARM = Arm(lambda pool: pool.real + pool.synthetic.of('dot'), 'would dots alone do?', '#123456')
 
 
@@ -133,7 +149,9 @@ def with_toys(stack: ExitStack):
                           (CLASSIFIERS, {'flat': linear_classifier}), (ARMS, {'real+dots': TOY_ARM}),
                           (METRICS, {'mean distance': Metric(mean_distance, 0, math.inf, 'lower')}),
                           (GUARDS, {'classes': guard_classes}),
-                          (CORRUPTIONS, {'roll': Corruption(rolled, 'px', (2., 4.))})]:
+                          (CORRUPTIONS, {'roll': Corruption(rolled, 'px', (2., 4.))}),
+                          (ATTACKS, {'darken': Attack(darken, (3., 6.))}), (OOD_SCORES, {'length': hidden_length}),
+                          (CRITERIA, {'brightness': brightness})]:
         stack.enter_context(patch.dict(table, member))
 
 
@@ -236,6 +254,27 @@ def test_the_added_disturbance_is_tried_on_every_arm(study):
     assert set(rows.arm) == set(study_arms(study))
 
 
+def test_the_added_attack_is_tried_on_every_arm(study):
+    attacks = pd.read_csv(attack_classifiers(study).path/'attacks.csv')
+    rows = attacks[attacks.attack == 'darken']
+    assert set(rows.bound) == {3, 6}
+    assert set(rows.arm) == set(study_arms(study))
+
+
+def test_the_added_score_is_measured(study, tmp_path, monkeypatch):
+    alone = dict(study_arms=('real',), arm_inputs=[prepare(study)], arm_facts={})  # the other arms take minutes
+    for name, value in alone.items(): monkeypatch.setattr(f'weldsynth.stages.ood.{name}', lambda study, value=value: value)
+    frozen = with_overrides(study.config, {'classifier.kind': 'features', 'classifier.steps': 4,
+                                           'classifier.backbone_px': 32})
+    ood = pd.read_csv(measure_ood(replace(study, path=tmp_path, config=frozen)).path/'ood.csv')
+    assert set(ood.images[ood.score == 'length']) == set(ood.images) > {'dot', 'line'}
+
+
+def test_the_added_criterion_filters(study):
+    rows = pd.read_csv(try_filters(study).path/'scores.csv')
+    assert rows.share[rows.criterion == 'brightness'].tolist() == [.5]
+
+
 def test_the_added_safeguard_is_assessed(study):
     guards = verdict_table(study, 'guards').set_index('name')
     assert guards.outcome['kinds of flaw'] == 'holds'
@@ -248,7 +287,8 @@ def test_the_added_safeguard_is_in_the_verdict(study):
 
 
 def test_the_tables_are_as_before_when_the_additions_end():
-    tables = (SOURCES, GENERATORS, CLASSIFIERS, ARMS, METRICS, GUARDS, CORRUPTIONS, STAGES)
+    tables = (SOURCES, GENERATORS, CLASSIFIERS, ARMS, METRICS, GUARDS, CORRUPTIONS, ATTACKS, OOD_SCORES,
+              CRITERIA, STAGES)
     before = [dict(table) for table in tables]
     with ExitStack() as stack: with_toys(stack)
     assert [dict(table) for table in tables] == before
@@ -282,7 +322,8 @@ def snippets() -> list:
 
 
 def test_each_snippet_of_contributing_adds_a_member():
-    tables = (STAGES, GENERATORS, ARMS, METRICS, GUARDS, SOURCES, CLASSIFIERS, CORRUPTIONS)
+    tables = (STAGES, GENERATORS, ARMS, METRICS, GUARDS, SOURCES, CLASSIFIERS, CORRUPTIONS, ATTACKS, OOD_SCORES,
+              CRITERIA)
     with ExitStack() as stack:
         for table in tables: stack.enter_context(patch.dict(table))
         for table, snippet in zip(tables, snippets(), strict=True):
@@ -306,6 +347,29 @@ def test_the_source_of_contributing_reads_class_folders():
         exec(snippet.replace('/srv/welds', str(EXAMPLE)), dict(__name__='snippet'))
         patches = open_source('shared:images', DataConfig()).read(32, 'group')
     assert len(patches) == 80
+
+
+def test_the_attack_of_contributing_keeps_to_its_bound():
+    images = torch.full((3, 1, 8, 8), 254, dtype=torch.uint8)
+    with patch.dict(ATTACKS):
+        exec(next(s for s in snippets() if 'ATTACKS' in s), dict(__name__='snippet'))
+        moved = ATTACKS['specks'].move(None, images, torch.tensor([True, False, True]), 4., RobustnessConfig())
+    assert moved.unique().tolist() == [250, 255]
+
+
+def test_the_score_of_contributing_is_higher_where_no_class_is_likely():
+    seen = Seen(torch.zeros(2, 4), torch.tensor([[9., 0.], [1., 0.]]))
+    with patch.dict(OOD_SCORES):
+        exec(next(s for s in snippets() if 'OOD_SCORES' in s), dict(__name__='snippet'))
+        far = OOD_SCORES['largest logit'](seen, torch.tensor([0, 1]), seen, OodConfig())
+    assert far[1] > far[0]
+
+
+def test_the_criterion_of_contributing_has_a_number_for_each_image(study):
+    defects = training_fold(study).of('dot')
+    with patch.dict(CRITERIA):
+        exec(next(s for s in snippets() if 'CRITERIA' in s), dict(__name__='snippet'))
+        assert CRITERIA['contrast'](study, defects).shape == (len(defects),)
 
 
 def test_the_cards_train_no_denoiser_for_another_generator(study):

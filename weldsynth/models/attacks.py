@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
+from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['ATTACKS', 'FlawOrClean', 'answers', 'pgd', 'asked_once', 'numpy_seeded', 'square', 'attack_bounds']
+__all__ = ['ATTACKS', 'FlawOrClean', 'answers', 'pgd', 'asked_once', 'numpy_seeded', 'square', 'Attack', 'attack_bounds']
 
 # %% ../../nbs/models/20_attacks.ipynb #78d24fb6
 import numpy as np
@@ -110,11 +111,19 @@ def square(
         return torch.from_numpy(attack.generate(images.float().numpy(), flawed.long().numpy()))
 
 
-ATTACKS: dict[str, Callable] = {'PGD': pgd, 'Square': square}
+# %% ../../nbs/models/20_attacks.ipynb #d04a69b5
+class Attack(NamedTuple):
+    "A way to look for a small change of an image that changes a decision."
+    move: Callable       # (decision, images, flawed, bound, config) -> moved images, float grey values
+    bounds: str | tuple  # grey levels, from weak to strong, or the field of `RobustnessConfig` that has them
+
+
+ATTACKS: dict[str, Attack] = {'PGD': Attack(pgd, 'pgd_bounds'), 'Square': Attack(square, 'square_bounds')}
 
 
 def attack_bounds(
     config: RobustnessConfig,
 ) -> dict:
     "Name in `ATTACKS` -> the bounds to try, grey levels."
-    return {'PGD': config.pgd_bounds, 'Square': config.square_bounds}
+    return {name: getattr(config, attack.bounds) if isinstance(attack.bounds, str) else attack.bounds
+            for name, attack in ATTACKS.items()}

@@ -130,7 +130,7 @@ def _attacked(study: Study, few: PatchSet, net, threshold: float) -> dict:
     decision, flawed, config = FlawOrClean(net, threshold), few.labels > 0, study.config.robustness
     moved = {'none/0': few.images}
     for attack, bounds in attack_bounds(config).items():
-        moved |= {f'{attack}/{b:g}': ATTACKS[attack](decision, few.images, flawed, b, config) for b in bounds}
+        moved |= {f'{attack}/{b:g}': ATTACKS[attack].move(decision, few.images, flawed, b, config) for b in bounds}
     return {version: answers(decision, images).argmax(1).to(torch.uint8) for version, images in moved.items()}
 
 
@@ -155,7 +155,8 @@ def _called(fits: dict, resume: Path) -> dict:
 
 # %% ../../nbs/26_robustness.ipynb #ab6e6728
 @stage('eval/attacks', version=2, needs=lambda study: [fit_arms(study)],
-       reads=('robustness', 'rule.level', 'rule.least_welds'))
+       reads=('robustness', 'rule.level', 'rule.least_welds'),
+       also=lambda study: dict(bounds=attack_bounds(study.config.robustness)))
 def attack_classifiers(study: Study, folder):
     "`attacks.csv`: escapes and false calls of each arm under each attack, bounds in grey levels."
     few = half_flawed(study, study.config.robustness.attacked)
