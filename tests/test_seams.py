@@ -263,7 +263,8 @@ def test_the_added_attack_is_tried_on_every_arm(study):
 
 def test_the_added_score_is_measured(study, tmp_path, monkeypatch):
     alone = dict(study_arms=('real',), arm_inputs=[prepare(study)], arm_facts={})  # the other arms take minutes
-    for name, value in alone.items(): monkeypatch.setattr(f'weldsynth.stages.ood.{name}', lambda study, value=value: value)
+    for name, value in alone.items():
+        monkeypatch.setattr(f'weldsynth.stages.ood.{name}', lambda study, value=value: value)
     frozen = with_overrides(study.config, {'classifier.kind': 'features', 'classifier.steps': 4,
                                            'classifier.backbone_px': 32})
     ood = pd.read_csv(measure_ood(replace(study, path=tmp_path, config=frozen)).path/'ood.csv')
