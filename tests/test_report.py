@@ -1,4 +1,7 @@
 """The report: execution, both ways of rendering, and the search for broken places. Chapters are made up and small."""
+import base64
+import html
+import io
 import json
 import os
 import re
@@ -10,14 +13,17 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 from nbformat import v4
+from PIL import Image
 
 from weldsynth.core.config import StudyError
+from weldsynth.core.display import escape
 from weldsynth.core.profiles import PROFILES, choose_profile
 from weldsynth.core.runtime import checkout
 from weldsynth.core.store import Study
 from weldsynth.report import pages as report
 from weldsynth.report.citations import citation_label, link_citations, read_bibliography
-from weldsynth.report.markup import body_html, mathml
+from weldsynth.report.markup import body_html, csp_hash, mathml
+from weldsynth.report.numbering import cell_options
 from weldsynth.report.page_checks import empty_announcements
 from weldsynth.report.pages import CASES, CHAPTERS, execute, link_pages, page_issues, prepare_page, render
 from weldsynth.report.quarto_pages import mend_page, quarto_notebook, quarto_project
@@ -115,7 +121,7 @@ def test_a_chapter_goes_from_kernel_to_page(tmp_path, no_quarto, monkeypatch):
     assert 'Do not ship made-up.' in text
     assert 'said aloud' in text
     assert '43%' not in text
-    assert not soup('script')
+    assert len(soup('script')) == 1
     assert '<script>alert(1)</script>' in text
     assert 'alert(2)' not in text
     assert soup.img['alt'] == 'A line, "rising" & <straight>'
@@ -256,7 +262,8 @@ def test_navigation_is_in_reading_order(pages):
 
 def test_a_page_needs_nothing_from_elsewhere(pages):
     soup = BeautifulSoup((pages/'index.html').read_text(), 'html.parser')
-    assert not soup(['script', 'iframe'])
+    assert not soup(['iframe'])
+    assert [s.attrs for s in soup('script')] == [{}], 'one script, in the page'
     assert not soup('link', rel='stylesheet')
     assert "default-src 'none'" in soup.find('meta', attrs={'http-equiv': 'Content-Security-Policy'})['content']
     assert soup.html['lang'] == 'en'
@@ -318,16 +325,16 @@ def caption(text): return v4.new_output('display_data', {'text/markdown': f'<p c
 def table(): return v4.new_output('display_data', {'text/markdown': '| a |\n|:--|\n| 0.4 (0.3 to 0.5) |'})
 
 
-def numbered():
+def numbered(by_quarto=False):
     "Two pages with two figures and a table each, of which some have labels."
-    first = notebook(v4.new_markdown_cell('# One\n\nSee @fig-curve, @tbl-loss and @fig-gone.'),
+    first = notebook(v4.new_markdown_cell('# One\n\nSee @fig-curve, @tbl-loss and @fig-gone. Or none (@tbl-lost).'),
                      v4.new_code_cell('#| label: fig-plain\nx', outputs=[picture(), caption('A line')]),
                      v4.new_code_cell('#| label: fig-curve\n#| fig-cap: "A curve"\ny', outputs=[picture()]))
     second = notebook(v4.new_markdown_cell('# Two\n\nSee @fig-curve.'),
                       v4.new_code_cell('#| label: tbl-loss',
                                        outputs=[table(), caption('Loss'), table(), caption('More')]))
-    made = dict(index=prepare_page(first), two=prepare_page(second))
-    link_pages(made)
+    made = dict(index=prepare_page(first), two=prepare_page(second, page='two'))
+    link_pages(made, by_quarto)
     return made
 
 
@@ -335,18 +342,88 @@ def test_figures_and_tables_are_numbered_and_referred_to_across_pages():
     one, two = (body_html(nb) for nb in numbered().values())
     assert [p.get_text() for p in one('p', 'caption')] == ['Figure 1. A line', 'Figure 2. A curve']
     assert [p.get_text() for p in two('p', 'caption')] == ['Table 1. Loss', 'Table 2. More']
-    assert [d['id'] for d in one('div', 'float')] == ['figure-plain', 'figure-curve']
-    assert [(a['href'], a.get_text()) for a in one('a')] == [('#figure-curve', 'Figure 2'),
-                                                              ('two.html#table-loss', 'Table 1 of “Two”')]
-    assert [(a['href'], a.get_text()) for a in two('a')] == [('index.html#figure-curve', 'Figure 2 of “One”')]
-    assert '@fig-gone' in one.get_text()
+    assert [d['id'] for d in one('div', 'float')] == ['fig-plain', 'fig-curve']
+    assert [d['id'] for d in two('div', 'float')] == ['tbl-loss', 'tbl-two-2']
+    assert [(a['href'], a.get_text()) for a in one('a')] == [('#fig-curve', 'Figure 2'),
+                                                              ('two.html#tbl-loss', 'Table 1 of “Two”')]
+    assert [(a['href'], a.get_text()) for a in two('a')] == [('index.html#fig-curve', 'Figure 2 of “One”')]
 
 
-def test_quarto_gets_the_same_numbers_and_nothing_to_number_once_more():
-    texts = [json.dumps(quarto_notebook(page, nb)) for page, nb in numbered().items()]
-    assert all(f'{title}.</strong>' in ' '.join(texts) for title in ('Figure 1', 'Figure 2', 'Table 1', 'Table 2'))
-    assert not any(re.search(r'id=."(fig|tbl)-', text) for text in texts)
-    assert not any('#| label' in text for text in texts)
+@pytest.mark.parametrize('by_quarto', [False, True])
+def test_a_reference_to_what_a_study_lacks_leaves_no_trace_of_its_label(by_quarto):
+    pages = numbered(by_quarto)
+    shown = ' '.join(c.source for nb in pages.values() for c in nb.cells)
+    assert 'and a figure that this report does not have. Or none.' in shown
+    assert not re.search(r'@\w+-(gone|lost)|\?\?', shown)
+
+
+def options(cell):
+    "The options of a cell that Quarto gets, in which there is nothing else."
+    assert all(line.startswith('#| ') for line in cell.source.splitlines())
+    return yaml.safe_load(cell.source.replace('#| ', ''))
+
+
+def quarto_floats(pages):
+    "(options, output) of the figures and tables with captions in prepared pages, as Quarto gets them."
+    cells = [c for page, nb in pages.items() for c in quarto_notebook(page, nb).cells if c.cell_type == 'code']
+    assert all(options(c)['echo'] is False for c in cells)
+    assert not [c for c in cells if c.metadata], 'Quarto makes attributes of it'
+    assert 'class=\\"caption' not in json.dumps(cells), 'no caption is left as a paragraph'
+    floats = [c for c in cells if 'label' in options(c)]
+    assert all(len(c.outputs) == 1 for c in floats)
+    return [(options(c), c.outputs[0]) for c in floats]
+
+
+def test_quarto_numbers_figures_and_tables_itself():
+    found = quarto_floats(numbered(by_quarto=True))
+    assert [(o['label'], o.get('fig-cap') or o['tbl-cap']) for o, _ in found] == [
+        ('fig-plain', 'A line'), ('fig-curve', 'A curve'), ('tbl-loss', 'Loss'), ('tbl-two-2', 'More')]
+    assert [o.get('fig-alt') for o, _ in found] == ['a line', 'a line', None, None]
+    assert [list(shown.data) for _, shown in found] == [['image/png']]*2 + [['text/markdown']]*2
+    text = numbered(by_quarto=True)['index'].cells[0].source
+    assert '@fig-curve' in text, 'Quarto resolves what is on the page'
+    assert '(two.html#tbl-loss)' in text, 'and does not know other pages'
+
+
+@pytest.mark.parametrize('text', ['Loss: −5 % to "6" %, it\'s #1', '- a: [b] {c} | `d` $e$', 'a <b> & c_d * e_f ~g\\a',
+                                  "key: 'value' # comment", '%!&*@?'])
+def test_any_caption_is_an_option_in_yaml_and_reads_as_it_was_written(text):
+    "Quarto reads the caption of a figure as Markdown, that of a table as an attribute whose text is Markdown."
+    shown = caption(escape(text))
+    cell = v4.new_code_cell('x', outputs=[picture(text), shown, table(), shown])
+    pages = dict(p=prepare_page(notebook(cell), page='01_p'))
+    figure, listed = (o for o, _ in quarto_floats(pages))
+    assert (figure['label'], listed['label']) == ('fig-01-p-1', 'tbl-01-p-1')
+    assert figure['fig-alt'] == text
+    attribute = html.unescape(listed['tbl-cap']).replace('\\\\', '\\')
+    assert attribute == figure['fig-cap']
+    for p in body_html(pages['p'])('p', 'caption'): assert p.get_text().split('. ', 1)[1].replace('\u00a0', ' ') == text
+
+
+REPORTED = (*CHAPTERS, report.OUTSIDE, report.INSERTED, report.COMPARED, *report.EXTRAS)
+
+
+def reported():
+    "Every chapter that a report may have, prepared, as it was committed."
+    read = {c: nbformat.read(ROOT/'nbs'/f'{c}.ipynb', 4) for c in REPORTED}
+    return {report._page(c): prepare_page(nb, REPORTED, page=c) for c, nb in read.items()}
+
+
+def test_labels_are_valid_and_unique_in_the_report():
+    pages = reported()
+    labels = [label for nb in pages.values() for label in nb.metadata.labels]
+    assert len(labels) == len(set(labels)) > 50
+    assert all(re.fullmatch('(fig|tbl)-[a-z0-9-]+', label) for label in labels)
+    assert [o['label'] for o, _ in quarto_floats(pages)] == labels
+
+
+def test_chapters_refer_to_what_a_cell_of_theirs_has_as_label():
+    cells = [c for file in REPORTED for c in nbformat.read(ROOT/'nbs'/f'{file}.ipynb', 4).cells]
+    given = [cell_options(c.source)['label'] for c in cells if 'label' in cell_options(c.source)]
+    used = [m[1] for c in cells for m in re.finditer(r'(?<![\w@`/.])@((?:fig|tbl)-[\w-]*\w)', c.source)]
+    assert len(given) == len(set(given))
+    assert set(used) <= set(given)
+    assert len(used) >= 6
 
 
 def test_an_interval_in_a_table_is_not_broken_within_its_brackets():
@@ -509,6 +586,9 @@ def test_options_of_quarto_that_each_mend_a_fault():
     assert style['tbl-colwidths'] is False, 'else all columns of a long table are equally wide'
     assert style['search'] is False, 'else there is a search.json that nothing can load'
     assert style['html-math-method'] == 'mathml', 'else a script is fetched'
+    assert style['lightbox'] is True, 'figures open enlarged'
+    assert style['tbl-cap-location'] == 'bottom', 'as on the built-in pages'
+    assert REPORT_PROJECT['crossref']['title-delim'] == '.', 'as on the built-in pages'
 
 
 def test_quarto_pages_have_the_colours_of_the_report():
@@ -524,7 +604,8 @@ def test_quarto_pages_have_the_colours_of_the_report():
 # a page with what Quarto 1.7 does to one, as far as it has to be mended
 QUARTO_PAGE = '''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="generator" content="quarto-1.7.34"><title>t</title>
-<style>details > summary { color: #6c757d } blockquote { color: #adb5bd } table { width: 100%%; border-spacing: 0 }
+<style>details > summary { color: #6c757d } blockquote { color: #adb5bd }
+figcaption { color: #adb5bd } table { width: 100%%; border-spacing: 0 }
 %s</style><script>const quarto = "<b>";</script></head>
 <body class="quarto-%s"><nav id="quarto-sidebar"><a class="sidebar-title" href="./">weldsynth</a></nav>
 <nav id="TOC" role="doc-toc"><h2 id="toc-title">On this page</h2>
@@ -532,8 +613,9 @@ QUARTO_PAGE = '''<!DOCTYPE html>
 <main id="quarto-document-content"><h1>t</h1><blockquote>In short.</blockquote><p class="verdict"></p><h2 id="a">A</h2>
 <details class="code-fold"><summary>Code</summary><pre><code></code></pre></details>
 <details class="fold"><summary>More</summary><p>text</p></details>
+<div id="tbl-x" class="cell quarto-float"><figure class="quarto-float quarto-float-tbl figure"><div>
 <table><tr><th>name</th><th>what was measured</th><th>threshold</th><th>outcome</th></tr>
-<tr>%s</tr></table>
+<tr>%s</tr></table></div><figcaption>Table&nbsp;2. Outcomes</figcaption></figure></div>
 </main><footer class="footer"><div class="nav-footer-center">weldsynth</div></footer></body></html>'''
 
 
@@ -556,6 +638,7 @@ def test_what_quarto_leaves_undone_is_mended():
     assert len(soup('meta', attrs={'http-equiv': True})) == 1
     assert soup.script.get_text() == 'const quarto = "<b>";'
     assert soup.table.parent['class'] == ['scroll', 'wide']
+    assert soup.table.parent['aria-label'] == 'Table 2'
     assert soup.main.find(True).get_text() == 'Study my <b>study'
     assert soup.footer.get_text().startswith('Study my <b>study. weldsynth')
     assert 'quarto' not in soup.footer.get_text().lower(), 'a reader need not know what made the page'
@@ -609,6 +692,87 @@ def test_a_built_in_page_passes_axe_and_fits_a_telephone(chromium, pages):
     assert page.evaluate('document.documentElement.scrollWidth') <= 390
     assert [(v['id'], v['nodes'][0]['target']) for v in axe.Axe().run(page).response['violations']] == []
     page.close()
+
+
+def with_figures(tmp_path):
+    "A page with a figure and a callout, rendered."
+    box = '::: {.callout-warning title="Not of this study"}\nFigures of *another* one.\n:::'
+    figure = v4.new_code_cell('x', outputs=[image(), caption('A line')])
+    verdict = v4.new_output('display_data', {'text/markdown': '<div class="verdict ship">Ship.</div>'})
+    page = notebook(v4.new_markdown_cell(f'# Page\n\n{box}'), figure, v4.new_code_cell('y', outputs=[verdict]))
+    return render(executed_study(tmp_path, ['04_eval'], lambda: page), ['04_eval'])
+
+
+def image(width=300, height=200):
+    file = io.BytesIO()
+    Image.new('L', (width, height), 90).save(file, 'PNG')
+    return v4.new_output('display_data', {'image/png': base64.b64encode(file.getvalue()).decode()},
+                         metadata={'image/png': dict(alt='a line')})
+
+
+@pytest.mark.parametrize('width', [1280, 390])
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_a_figure_opens_enlarged_and_the_focus_returns(chromium, tmp_path, monkeypatch, width, scheme):
+    "By mouse and keyboard, with nothing asked of the network."
+    monkeypatch.setattr('quarto.path', lambda: None)
+    axe = pytest.importorskip('axe_playwright_python.sync_playwright')
+    index = with_figures(tmp_path)
+    assert page_issues(index.parent) == []
+    page = chromium.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
+    asked = []
+    page.on('request', lambda r: asked.append(r.url) if not r.url.startswith(('data:', 'file:')) else None)
+    page.goto(index.as_uri())
+    box, button = page.locator('dialog'), page.locator('main .enlarge')
+    assert not box.is_visible()
+    def opened():
+        assert box.is_visible()
+        assert box.locator('img').get_attribute('alt') == 'a line'
+        assert box.locator('.caption').inner_text() == 'Figure 1. A line'
+        assert box.locator('img').bounding_box()['width'] > button.bounding_box()['width']
+    button.click()
+    opened()
+    assert [(v['id'], v['nodes'][0]['target']) for v in axe.Axe().run(page).response['violations']] == []
+    page.keyboard.press('Escape')
+    assert not box.is_visible()
+    assert button.evaluate('e => e === document.activeElement')
+    page.keyboard.press('Enter')
+    opened()
+    box.get_by_role('button', name='Close').click()
+    assert not box.is_visible()
+    button.click()
+    page.mouse.click(2, 2)
+    assert not box.is_visible()
+    assert [(v['id'], v['nodes'][0]['target']) for v in axe.Axe().run(page).response['violations']] == []
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
+    assert asked == []
+    page.close()
+
+
+def test_without_its_script_a_page_shows_all(tmp_path, no_quarto):
+    soup = BeautifulSoup(with_figures(tmp_path).read_text(), 'html.parser')
+    assert not soup(['dialog', 'button'])
+    assert soup.select_one('.figure > img')
+    policy = soup.find('meta', attrs={'http-equiv': 'Content-Security-Policy'})['content']
+    assert f"script-src '{csp_hash(soup.script.string)}';" in policy
+
+
+def test_a_callout_is_a_box(tmp_path, no_quarto):
+    soup = BeautifulSoup(with_figures(tmp_path).read_text(), 'html.parser').main
+    box = soup.select_one('.callout.warning')
+    assert [p.get_text() for p in box('p')] == ['Not of this study', 'Figures of another one.']
+    assert box['role'] == 'note'
+    assert ':::' not in soup.get_text()
+
+
+def test_callouts_of_chapters_are_closed_and_of_a_kind_that_quarto_has():
+    for file in REPORTED:
+        for cell in nbformat.read(ROOT/'nbs'/f'{file}.ipynb', 4).cells:
+            if cell.cell_type != 'markdown' or ':::' not in cell.source: continue
+            shown = body_html(v4.new_notebook(cells=[cell]))
+            kinds = [box['class'][1] for box in shown('div', 'callout')]
+            assert len(kinds) == cell.source.count('\n:::\n') + cell.source.endswith('\n:::')
+            assert set(kinds) <= {'note', 'tip', 'important', 'warning', 'caution'}
+            assert ':::' not in shown.get_text()
 
 
 def test_print_opens_the_folds_and_leaves_the_code_out(chromium, tmp_path):

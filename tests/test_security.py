@@ -29,7 +29,7 @@ from weldsynth.core.store import Study
 from weldsynth.data.images import read_grey
 from weldsynth.data.patches import load_patches
 from weldsynth.models import backbone
-from weldsynth.report.markup import markdown_html, sanitise
+from weldsynth.report.markup import csp_hash, markdown_html, sanitise
 from weldsynth.report.pages import execute, page_issues, render
 from weldsynth.report.quarto_pages import POLICY
 from weldsynth.stages.ldm import load_pipeline, train_denoiser
@@ -246,6 +246,7 @@ def hostile(tmp_path_factory):
 
 def test_payloads_are_inert_and_legible(hostile):
     soup = BeautifulSoup(hostile.read_text(), 'html.parser')
+    assert csp_hash(soup.find('script').extract().string) in str(soup.meta.find_next('meta'))
     assert not active(soup)
     assert page_issues(hostile.parent) == []
     def plain(text): return ' '.join(text.split())
@@ -268,7 +269,7 @@ def test_every_page_has_a_policy_that_comes_first(hostile):
     assert str(head).index('Content-Security-Policy') < min(str(head).index(t) for t in ('<title', '<style', '<link'))
     rules = dict(part.strip().split(' ', 1) for part in policy['content'].split(';'))
     assert rules['default-src'] == "'none'"
-    assert 'script-src' not in rules
+    assert rules['script-src'].startswith("'sha256-"), 'the page\'s own script and no other'
     assert rules['img-src'] == 'data:'
     assert rules['base-uri'] == rules['form-action'] == "'none'"
     assert "default-src 'none'" in POLICY
@@ -287,7 +288,7 @@ def test_a_browser_runs_none_of_it(hostile):
         page.goto(hostile.as_uri())
         page.wait_for_timeout(300)
         assert not heard
-        assert page.evaluate('document.scripts.length') == 0
+        assert page.evaluate('document.scripts.length') == 1
         assert page.url == hostile.as_uri()
         browser.close()
 

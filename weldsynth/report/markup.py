@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import re
 from collections import Counter
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['WIDE_PX', 'sanitise', 'one_line', 'mathml', 'markdown_html', 'cell_html', 'page_title', 'frame_tables',
-           'frame_figures', 'body_html']
+           'frame_figures', 'body_html', 'csp_hash']
 
 # %% ../../nbs/report/04_markup.ipynb #fcb258a8
 _MATHS = {'math', 'menclose', 'mfrac', 'mi', 'mn', 'mo', 'mover', 'mpadded', 'mphantom', 'mroot', 'mrow', 'mspace',
@@ -98,15 +99,34 @@ def markdown_html(
     return MarkdownWithMath(_renderer()(escape=False, exclude_anchor_links=True)).render(text)
 
 # %% ../../nbs/report/04_markup.ipynb #d71c83b0
+_CALLOUT = re.compile(r'^::: *\{\.callout-(\w+)(?: +title="([^"]*)")? *\}\n(.*?)\n:::$', re.M | re.S)
+
+
+def _callouts(text: str) -> str:
+    "Markdown with Quarto's callouts as boxes."
+    def box(found):
+        kind, title, body = found.groups()
+        title = f'<p class="callout-title">{title or kind.capitalize()}</p>'
+        return f'<div class="callout {kind}" role="note">\n\n{title}\n\n{body}\n\n</div>'
+    return _CALLOUT.sub(box, text)
+
+
+def _with_caption(text: str, numbered: dict) -> str:
+    "A figure or table in Markdown, numbered, with its caption."
+    caption = markdown_html(f'**{numbered["title"]}.** {numbered["caption"]}').strip()
+    caption = caption.replace('<p>', '<p class="caption">', 1)
+    return f'<div class="float" id="{numbered["label"]}">\n\n{text}\n\n{caption}\n\n</div>'
+
+# %% ../../nbs/report/04_markup.ipynb #79ea9391
 def cell_html(
     cell,  # from `prepare_page`
 ) -> str:
     "A prepared cell as HTML that cannot act: its text or its outputs."
-    if cell.cell_type == 'markdown': return _cleaner().clean(markdown_html(cell.source))
-    def shown(o):
-        if o.output_type == 'stream': return f'<pre class="text">{html.escape(o.text)}</pre>'
-        return _cleaner().clean(markdown_html(o.data['text/markdown']))
-    return ''.join(map(shown, cell.outputs))
+    def shown(text): return _cleaner().clean(markdown_html(_callouts(text)))
+    if cell.cell_type == 'markdown': return shown(cell.source)
+    if 'float' in cell.metadata: return shown(_with_caption(cell.outputs[0].data['text/markdown'], cell.metadata.float))
+    return ''.join(f'<pre class="text">{html.escape(o.text)}</pre>' if o.output_type == 'stream'
+                   else shown(o.data['text/markdown']) for o in cell.outputs)
 
 # %% ../../nbs/report/04_markup.ipynb #f03081a3
 _TITLE = re.compile(r'^# +(.+)', re.M)
@@ -149,8 +169,10 @@ def _is_wide(table) -> bool:
 
 def _table_name(table, taken: Counter) -> str:
     "The name of a table for who hears the page: its number, else the heading above it; `taken` counts the names."
-    around = table.find_parent(class_='float')
-    if around and around.strong: return around.strong.get_text().rstrip('.')
+    around = table.find_parent(class_=['float', 'quarto-float'])
+    caption = around and around.select_one('.caption, figcaption')
+    number = caption and re.match(r'Table\s\d+', caption.get_text(strip=True))
+    if number: return ' '.join(number[0].split())
     heading = table.find_previous(['h1', 'h2', 'h3', 'h4'])
     name = f'Table in “{heading.get_text()}”' if heading else 'Table'
     taken[name] += 1
@@ -201,3 +223,8 @@ def body_html(
     frame_tables(soup)
     frame_figures(soup)
     return soup
+
+# %% ../../nbs/report/04_markup.ipynb #d1eda9e7
+def csp_hash(text: str) -> str:
+    "The hash by which a content security policy allows the script `text`."
+    return 'sha256-' + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

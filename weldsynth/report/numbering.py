@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 # %% auto #0
-__all__ = ['KINDS', 'cell_options', 'label_anchor', 'Numbers', 'number_outputs', 'link_references', 'drop_empty_headings']
+__all__ = ['KINDS', 'CODE', 'cell_options', 'Numbers', 'number_outputs', 'link_references', 'change_markdown',
+           'drop_empty_headings']
 
 # %% ../../nbs/report/08_numbering.ipynb #bcbc8228
 def cell_options(
@@ -29,16 +30,12 @@ def cell_options(
 KINDS = {'fig': 'Figure', 'tbl': 'Table'}
 
 
-def label_anchor(
-    label: str,  # such as 'fig-loss'
-) -> str:
-    "The anchor of a label. Not the label itself, which Quarto would number once more."
-    return KINDS[label[:3]].lower() + label[3:]
-
-
 class Numbers:
     "Counts the figures and tables of a page."
-    def __init__(self):
+    def __init__(self,
+        page: str = 'page',  # its name, for the labels of what has none
+    ):
+        self.page = re.sub('[^a-z0-9]+', '-', page.lower()).strip('-')
         self.count: Counter = Counter()
         self.titles: dict = {}  # label -> 'Figure 3'
 
@@ -46,13 +43,12 @@ class Numbers:
         kind: str,        # 'fig' or 'tbl'
         label: str = '',  # of the cell; one of the other kind, or one that is taken, does not count
     ) -> tuple:
-        "(anchor, title) of the next figure or table."
+        "(label, title) of the next figure or table."
         self.count[kind] += 1
-        title = f'{KINDS[kind]} {self.count[kind]}'
-        is_own = label.startswith(f'{kind}-') and label not in self.titles
-        name = label if is_own else f'{kind}-{self.count[kind]}'
-        self.titles[name] = title
-        return label_anchor(name), title
+        is_own = re.fullmatch(f'{kind}-[a-z0-9-]+', label) and label not in self.titles
+        name = label if is_own else f'{kind}-{self.page}-{self.count[kind]}'
+        self.titles[name] = f'{KINDS[kind]} {self.count[kind]}'
+        return name, self.titles[name]
 
 # %% ../../nbs/report/08_numbering.ipynb #4f5bce1a
 _CAPTION = re.compile(r'<p class="caption">(.*)</p>', re.S)
@@ -84,40 +80,72 @@ def _with_captions(outputs: list, options: dict) -> Iterator:
         if caption and not _CAPTION.fullmatch(_text(after)): yield _markdown(f'<p class="caption">{caption}</p>')
 
 
+def _cell(output, **metadata) -> NotebookNode:
+    "A cell that only shows."
+    from nbformat import v4
+    return v4.new_code_cell('', outputs=[output], metadata=metadata)
+
+
+def _plain(caption: str) -> str:
+    "A caption in which Markdown has nothing to emphasise."
+    return re.sub(r'[*_~^]', lambda found: f'&#{ord(found[0])};', caption)
+
+# %% ../../nbs/report/08_numbering.ipynb #dadd5df6
 def number_outputs(
     outputs: list,     # of a cell, prepared
     options: dict,     # of the cell: label, fig-cap, tbl-cap
     numbers: Numbers,  # of the page
 ) -> list:
-    "The outputs, with each figure or table and its caption in one, numbered."
-    shown: list = []
+    "The outputs as cells; each figure or table with a caption is one, with label, title and caption in its metadata."
+    cells: list = []
     for output in _with_captions(outputs, options):
         caption = _CAPTION.fullmatch(_text(output))
-        kind = _kind(shown[-1]) if shown else ''
+        last = cells[-1].outputs if cells and 'float' not in cells[-1].metadata else []
+        kind = _kind(last[-1]) if last else ''
         if caption and kind:
-            anchor, title = numbers.next(kind, options.get('label', ''))
-            text = f'<p class="caption"><strong>{title}.</strong> {caption[1]}</p>'
-            shown[-1] = _markdown(f'<div class="float" id="{anchor}">\n\n{_text(shown[-1])}\n\n{text}\n\n</div>')
-        else: shown.append(output)
-    return shown
+            label, title = numbers.next(kind, options.get('label', ''))
+            cells.append(_cell(last.pop(), float=dict(label=label, title=title, caption=_plain(caption[1]))))
+        elif last: last.append(output)
+        else: cells.append(_cell(output))
+    return [cell for cell in cells if cell.outputs]
 
 # %% ../../nbs/report/08_numbering.ipynb #fece7b00
-_REFERENCE = re.compile(r'(?<![\w@`/.])@((?:fig|tbl)-[\w-]*\w)')
+_REFERENCE = re.compile(r'</?\w[^>]*>|( \()?(?<![\w@`/.])@((?:fig|tbl)-[\w-]*\w)(?(1)\))')
+_ABSENT = {'fig': 'a figure that this report does not have', 'tbl': 'a table that this report does not have'}
 
 
 def link_references(
-    text: str,     # Markdown of a page
-    page: str,     # its name, without suffix
-    labels: dict,  # label -> (page, title of the page, 'Figure 3')
+    text: str,       # Markdown of a page
+    page: str,       # its name, without suffix
+    labels: dict,    # label -> (page, title of the page, 'Figure 3')
+    by_quarto=False,  # leave those that stay within the page to Quarto
 ) -> str:
     "`text` with references such as `@fig-loss` as links."
     def link(found):
-        if found[1] not in labels: return found[0]
-        place, name, title = labels[found[1]]
-        anchor = label_anchor(found[1])
-        if place == page: return f'[{title}](#{anchor})'
-        return f'[{title} of “{name}”]({place}.html#{anchor})'
+        label = found[2]
+        if not label: return found[0]  # a tag
+        if label not in labels: return '' if found[1] else _ABSENT[label[:3]]
+        place, name, title = labels[label]
+        shown = f'[{title} of “{name}”]({place}.html#{label})'
+        if place == page: shown = f'@{label}' if by_quarto else f'[{title}](#{label})'
+        return f' ({shown})' if found[1] else shown
     return _REFERENCE.sub(link, text)
+
+# %% ../../nbs/report/08_numbering.ipynb #ef83c600
+CODE = '<details class="code">'  # how the cell with all code of a page begins
+
+
+def change_markdown(
+    cells: list,  # prepared; changed in place
+    change,       # text -> text
+):
+    "Change texts, outputs and captions; the code of the page stays."
+    for cell in cells:
+        if cell.source.startswith(CODE): continue
+        if cell.cell_type == 'markdown': cell.source = change(cell.source)
+        for o in cell.get('outputs', []):
+            if o.output_type == 'display_data': o.data['text/markdown'] = change(o.data['text/markdown'])
+        if 'float' in cell.metadata: cell.metadata.float.caption = change(cell.metadata.float.caption)
 
 # %% ../../nbs/report/08_numbering.ipynb #e459d497
 _HEADING = re.compile(r'^(#{2,6}) .*', re.M)

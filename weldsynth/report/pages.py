@@ -12,6 +12,7 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -32,8 +33,16 @@ from ..models.classifier import is_frozen
 from .citations import link_citations, references_section
 from .enclosures import browser, card_pages, enclose_files, enclose_pdf, enclosures_section
 from .kernels import forked_kernels, ordinary_kernel, terminate_kernels
-from .markup import body_html, one_line, page_title
-from .numbering import Numbers, cell_options, drop_empty_headings, link_references, number_outputs
+from .markup import body_html, csp_hash, one_line, page_title
+from weldsynth.report.numbering import (
+    CODE,
+    Numbers,
+    cell_options,
+    change_markdown,
+    drop_empty_headings,
+    link_references,
+    number_outputs,
+)
 from .page_checks import page_issues
 from .quarto_pages import render_quarto
 from ..stages.sample import generator_names
@@ -271,7 +280,7 @@ def _page_code(notebook: NotebookNode) -> str:
 def _code_fold(code: str) -> str:
     "Code in Markdown, folded away."
     fence = '`'*(1 + max(map(len, ['``', *re.findall('`+', code)])))
-    return (f'<details class="code"><summary>The code of this page</summary>\n\n{fence}python\n{code}\n{fence}\n\n'
+    return (f'{CODE}<summary>The code of this page</summary>\n\n{fence}python\n{code}\n{fence}\n\n'
             '</details>')
 
 # %% ../../nbs/report/01_pages.ipynb #bb0e0fb0
@@ -288,34 +297,27 @@ def _visible_cells(notebook: NotebookNode) -> list:
 
 
 def _cite(cells: list) -> set:
-    "Link the citations in the text and the outputs of prepared cells, in place. The keys that are cited."
+    "Link the citations in prepared cells, in place. The keys that are cited."
     cited: set = set()
-    for cell in cells:
-        if cell.cell_type == 'markdown': cell.source = link_citations(cell.source, cited)
-        for data in _markdown_outputs(cell): data['text/markdown'] = link_citations(data['text/markdown'], cited)
+    change_markdown(cells, lambda text: link_citations(text, cited))
     return cited
-
-
-def _markdown_outputs(cell) -> list:
-    "The data of the outputs of a cell that are Markdown."
-    return [o.data for o in cell.get('outputs', []) if o.output_type == 'display_data']
 
 # %% ../../nbs/report/01_pages.ipynb #93b9c92c
 def prepare_page(
     notebook: NotebookNode,  # an executed notebook
     chapters=CHAPTERS,       # the notebooks that have a page
     with_code: bool = True,  # in a fold at the end
+    page: str = 'page',      # the notebook's name, for the labels of its figures and tables
 ) -> NotebookNode:
     "A copy of `notebook` that both renderers show alike. Its `metadata.labels` are those of its figures and tables."
     from nbformat import v4
     cells: list = []
-    numbers, shown = Numbers(), _visible_cells(notebook)
+    numbers, shown = Numbers(page), _visible_cells(notebook)
     for cell in shown:
         if cell.cell_type == 'markdown': cells.append(v4.new_markdown_cell(_relink(cell.source, chapters)))
         else:
             outputs = list(filter(None, (_output(o, chapters) for o in cell.outputs)))
-            outputs = number_outputs(outputs, cell_options(cell.source), numbers)
-            if outputs: cells.append(v4.new_code_cell('', outputs=outputs))
+            cells += number_outputs(outputs, cell_options(cell.source), numbers)
     cells = drop_empty_headings(cells)
     code = _page_code(v4.new_notebook(cells=shown)) if with_code else ''
     after = [references_section(_cite(cells)), _code_fold(code) if code else '']
@@ -325,16 +327,14 @@ def prepare_page(
 
 # %% ../../nbs/report/01_pages.ipynb #8320539e
 def link_pages(
-    pages: dict,  # page -> prepared notebook; their text is changed in place
+    pages: dict,      # page -> prepared notebook; their text is changed in place
+    by_quarto=False,  # leave references that stay within a page to Quarto
 ):
     "Turn references to figures and tables, such as `@fig-loss`, into links, on whichever page they are."
     labels = {label: (page, page_title(notebook, page), title) for page, notebook in pages.items()
               for label, title in notebook.metadata.get('labels', {}).items()}
     for page, notebook in pages.items():
-        for cell in notebook.cells:
-            if cell.cell_type == 'markdown': cell.source = link_references(cell.source, page, labels)
-            for data in _markdown_outputs(cell):
-                data['text/markdown'] = link_references(data['text/markdown'], page, labels)
+        change_markdown(notebook.cells, partial(link_references, page=page, labels=labels, by_quarto=by_quarto))
 
 # %% ../../nbs/report/01_pages.ipynb #d46bb2e8
 def _render_built_in(
@@ -346,14 +346,14 @@ def _render_built_in(
     import jinja2
     loader = jinja2.FileSystemLoader(_ASSETS)
     template = jinja2.Environment(loader=loader, autoescape=True).get_template('page.html.jinja')
-    css = (_ASSETS/'report.css').read_text(encoding='utf-8')
+    css, js = ((_ASSETS/f'report.{kind}').read_text(encoding='utf-8') for kind in ('css', 'js'))
     chapters = [(page, page_title(nb, page)) for page, nb in pages.items()]
     for i, (page, title) in enumerate(chapters):
         body = body_html(pages[page])
         contents = [(h['id'], h.get_text()) for h in body('h2')]
-        text = template.render(title=title, page=page, chapters=chapters, study=study, css=css, body=str(body),
-                               version=__version__, contents=contents, before=chapters[:i][-1:],
-                               after=chapters[i + 1:][:1])
+        text = template.render(title=title, page=page, chapters=chapters, study=study, css=css, js=js,
+                               script_hash=csp_hash(js), body=str(body), version=__version__, contents=contents,
+                               before=chapters[:i][-1:], after=chapters[i + 1:][:1])
         (folder/f'{page}.html').write_text(text, encoding='utf-8')
 
 # %% ../../nbs/report/01_pages.ipynb #7c686c4e
@@ -373,7 +373,7 @@ def _prepared_pages(study: Study, chapters) -> dict:
     for c in chapters:
         copy = study.path/'notebooks'/f'{c}.ipynb'
         if not copy.exists(): raise StudyError(f'{copy} is missing: execute the chapters first')
-        pages[_page(c, chapters)] = prepare_page(nbformat.read(copy, 4), chapters, with_code=c != chapters[0])
+        pages[_page(c, chapters)] = prepare_page(nbformat.read(copy, 4), chapters, c != chapters[0], page=c)
     return pages | card_pages(study)
 
 
@@ -395,8 +395,9 @@ def render(
     with study.exclusive(), explain_disk_full(study.path/'report'), staging_dir(study.path) as part:
         files = enclose_files(study, part)
         _add_enclosures(pages, files)
-        link_pages(pages)
-        make = render_quarto if quarto.path() else _render_built_in
+        by_quarto = quarto.path() is not None
+        link_pages(pages, by_quarto)
+        make = render_quarto if by_quarto else _render_built_in
         make(pages, study.name, part)
         if files: enclose_pdf(part)
         _replace(part, study.path/'report')

@@ -5,6 +5,7 @@
 # %% ../../nbs/report/10_quarto_pages.ipynb #2825f59c
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -28,21 +29,49 @@ if TYPE_CHECKING:
     from bs4 import BeautifulSoup
     from nbformat import NotebookNode
 
+# %% ../../nbs/report/10_quarto_pages.ipynb #c425da8b
+_IMAGE = re.compile(r'<p class="figure"><img src="data:(image/\w+);base64,([^"]*)" alt="([^"]*)"></p>')
+
+
+def _cell_options(**options) -> str:
+    "The source of a cell that only shows: its options, one a line, in YAML."
+    lines = {'echo': False} | options
+    return '\n'.join(f'#| {key.replace("_", "-")}: {json.dumps(lines[key], ensure_ascii=False)}' for key in lines)
+
+
+def _float_cell(cell) -> NotebookNode:
+    "A figure or table with its caption as Quarto takes one."
+    from nbformat import v4
+    numbered, shown = cell.metadata.float, cell.outputs[0]
+    if numbered.label.startswith('tbl'):
+        options = dict(tbl_cap=numbered.caption.replace('\\', '\\\\').replace('&', '&amp;'))
+    else: options = dict(fig_cap=numbered.caption)
+    if image := _IMAGE.fullmatch(shown.data['text/markdown']):
+        kind, data, alt = image.groups()
+        shown, options['fig_alt'] = v4.new_output('display_data', {kind: data}), html.unescape(alt)
+    return v4.new_code_cell(_cell_options(label=numbered.label, **options), outputs=[shown])
+
 # %% ../../nbs/report/10_quarto_pages.ipynb #2a4d774a
 _TITLE = re.compile(r'^# +(.+)', re.M)
+
+
+def _quarto_cell(cell) -> NotebookNode:
+    "A prepared cell as Quarto takes it: code is in a fold of its own, and a cell that only shows has options alone."
+    if 'float' in cell.metadata: return _float_cell(cell)
+    cell = deepcopy(cell)
+    if cell.cell_type == 'code': cell.source = _cell_options()  # else Quarto shows an empty fold
+    return cell
 
 
 def quarto_notebook(
     page: str,               # its name, without suffix
     notebook: NotebookNode,  # from `prepare_page`
 ) -> NotebookNode:
-    "A copy whose title is where Quarto expects it. Code is in a fold of its own; a cell that only shows has none."
+    "A copy whose title, figures and tables are where Quarto expects them."
     from nbformat import v4
-    cells = deepcopy(notebook.cells)
+    cells = list(map(_quarto_cell, notebook.cells))
     first = next((c for c in cells if c.cell_type == 'markdown' and _TITLE.search(c.source)), None)
     if first: first.source = _TITLE.sub('', first.source, count=1).strip()
-    for cell in cells:
-        if cell.cell_type == 'code': cell.source = '#| echo: false'  # else Quarto shows an empty fold
     front = v4.new_raw_cell(f'---\ntitle: {json.dumps(page_title(notebook, page))}\n---')
     metadata = {k: v for k, v in notebook.metadata.items() if k == 'kernelspec'}
     return v4.new_notebook(cells=[front, *cells], metadata=metadata)
