@@ -4,7 +4,10 @@ import re
 import sys
 from pathlib import Path
 
-DIRECTIVE = re.compile(r'\s*#\s*\|(?!\s*(label|fig-cap|tbl-cap):)')  # nbdev's, which Quarto takes for broken options
+DIRECTIVE = re.compile(r'\s*#\s*\|')  # nbdev's, which Quarto takes for broken options
+LABEL = re.compile(r'^#\| label: (\S+)$', re.M)
+CAPTION = re.compile(r'\s*<p class="caption">(.*)</p>\s*', re.S)
+REFERENCE = re.compile(r'( \()?(?<![\w@`/.])@((fig|tbl)-[\w-]*\w)(?(1)\))')
 TITLE = re.compile(r'^# +(.+)\n*', re.M)
 LINK = re.compile(r'(?<!!)\[([^\]]+)\]\(([^)#:\s]+)(?:#[^)\s]*)?\)')
 
@@ -21,19 +24,54 @@ def shown_output(output: dict) -> dict:
     return output
 
 
-def shown_code(cell: dict) -> dict:
-    "A cell of code without nbdev's directives and without what went to stderr."
+def markdown(output: dict) -> str:
+    "The Markdown of an output, '' if it has none."
+    return ''.join(output.get('data', {}).get('text/markdown', ''))
+
+
+def kind(output: dict) -> str:
+    "'fig' for a picture, 'tbl' for a table, else ''."
+    if 'image/png' in output.get('data', {}): return 'fig'
+    return 'tbl' if markdown(output).lstrip().startswith('|') else ''
+
+
+def numbered(cell: dict, output: dict, caption: str, labels: list) -> dict:
+    "A figure or table with its caption as Quarto numbers it: a cell of options, with one output."
+    what = kind(output)
+    own = LABEL.search(text(cell))
+    label = own[1] if own and own[1].startswith(what) and own[1] not in labels else f'{what}-{len(labels) + 1}'
+    labels.append(label)
+    escaped = caption if what == 'fig' else caption.replace('&', '&amp;')  # an attribute of which Quarto reads the text
+    options = {'echo': False, 'label': label, f'{what}-cap': escaped}
+    alt = output.get('metadata', {}).get('image/png', {}).get('alt')
+    if alt: options['fig-alt'] = alt
+    source = [f'#| {key}: {json.dumps(value, ensure_ascii=False)}\n' for key, value in options.items()]
+    return dict(cell, id=f'{cell["id"]}-{len(labels)}', source=source, outputs=[output])
+
+
+def shown_code(cell: dict, labels: list) -> list:
+    "A cell of code without nbdev's directives and what went to stderr, and a cell for each output with a caption."
     source = '\n'.join(line for line in text(cell).splitlines() if not DIRECTIVE.match(line)).strip('\n')
-    outputs = [shown_output(o) for o in cell['outputs'] if o.get('name') != 'stderr']
-    return dict(cell, source=source.splitlines(keepends=True), outputs=outputs)
+    cells = [dict(cell, source=source.splitlines(keepends=True), outputs=[])]
+    for i, output in enumerate(map(shown_output, (o for o in cell['outputs'] if o.get('name') != 'stderr'))):
+        caption = CAPTION.fullmatch(markdown(output))
+        last = cells[-1]['outputs']
+        if caption and last and kind(last[-1]):
+            cells.append(numbered(cell, last.pop(), caption[1], labels))
+            cells.append(dict(cell, id=f'{cell["id"]}-after{i}', source=[], outputs=[]))
+        else: last.append(output)
+    return cells
 
 
-def shown_text(cell: dict) -> dict:
-    "A cell of text; links to files that are no pages of the site, such as CONTRIBUTING.md, are plain text."
+def shown_text(cell: dict, labels: list) -> dict:
+    "A cell of text. Links to what is no page of the site are plain text, and references lead to their own page alone."
     def link(found):
         is_page = found[2].endswith('.ipynb') and Path(found[2]).is_file()  # Quarto runs this in the notebook's folder
         return found[0] if is_page else found[1]
-    return dict(cell, source=LINK.sub(link, text(cell)).splitlines(keepends=True))
+    def reference(found):
+        if found[2] in labels: return found[0]
+        return '' if found[1] else f'a {dict(fig="figure", tbl="table")[found[3]]} of another chapter'
+    return dict(cell, source=LINK.sub(link, REFERENCE.sub(reference, text(cell))).splitlines(keepends=True))
 
 
 def front_matter(title: str) -> dict:
@@ -44,8 +82,9 @@ def front_matter(title: str) -> dict:
 
 def page(notebook: dict) -> dict:
     "The notebook with its first heading as title, and without cells that show nothing."
-    shown = dict(code=shown_code, markdown=shown_text)
-    cells = [shown.get(c['cell_type'], dict)(c) for c in notebook['cells']]
+    labels: list = []
+    cells = [shown for c in notebook['cells'] for shown in (shown_code(c, labels) if 'outputs' in c else [c])]
+    cells = [shown_text(c, labels) if c['cell_type'] == 'markdown' else c for c in cells]
     first = cells[0]
     found = TITLE.search(text(first))
     title = found[1].strip() if found else 'weldsynth'

@@ -56,9 +56,25 @@ def test_pages_have_a_title_and_no_directives(name):
     text = [''.join(c['source']) for c in notebook['cells'] if c['cell_type'] == 'markdown']
     assert not re.search(r'^# ', re.sub(r'```.*?```', '', '\n'.join(text), flags=re.S), re.M)
     code = [c for c in notebook['cells'] if c['cell_type'] == 'code']
-    assert not [line for c in code for line in c['source'] if re.match(r'\s*#\|\s*(?!label|fig-cap|tbl-cap)', line)]
+    directive = re.compile(r'\s*#\|(?!\s*(echo|label|fig-cap|fig-alt|tbl-cap):)')
+    assert not [line for c in code for line in c['source'] if directive.match(line)]
     links = re.findall(r'(?<!!)\]\(([^)#:\s]+)[)#]', '\n'.join(text))
     assert not [link for link in links if not ((ROOT/name).parent/link).is_file()], 'Quarto warns of a dead link'
     outputs = [o for c in code for o in c['outputs']]
     assert not [o for o in outputs if 'text/html' in o.get('data', {}) and len(o['data']) > 1]
     assert not [o for o in outputs if o.get('name') == 'stderr']
+
+
+@pytest.mark.parametrize('name', ['nbs/05_sweep.ipynb', 'nbs/09_verdict.ipynb'])
+def test_figures_and_tables_are_numbered_by_quarto_and_referred_to(name):
+    cells = shown(name)['cells']
+    options = [yaml.safe_load(''.join(c['source']).replace('#| ', '')) for c in cells
+               if c['cell_type'] == 'code' and '#| label' in ''.join(c['source'])]
+    labels = [o['label'] for o in options]
+    assert len(labels) == len(set(labels)) > 3
+    assert all(o['fig-cap'] and o['fig-alt'] if o['label'].startswith('fig') else o['tbl-cap'] for o in options)
+    text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    used = re.findall(r'@((?:fig|tbl)-[\w-]*\w)', text)
+    assert used
+    assert set(used) <= set(labels), 'Quarto warns of the others'
+    assert 'class=\\"caption' not in json.dumps([c.get('outputs', []) for c in cells])

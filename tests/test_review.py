@@ -259,8 +259,17 @@ def test_the_page_holds_no_key(sealed):
     found = json.loads(BeautifulSoup(page, 'html.parser').find(id='data').get_text())
     assert found == data
     assert set(found) == {'answers_format', 'px', 'mm_per_px', 'source', 'classes', 'practice', 'pause_every',
-                          'seconds', 'least_px', 'simulated', 'items', 'orders', 'set', 'hash'}
+                          'seconds', 'least_px', 'simulated', 'items', 'orders', 'deviation', 'set',
+                          'hash'}
     assert 'weld-' not in page
+
+
+@pytest.mark.parametrize(('px', 'least', 'said'), [
+    (16, 96, 'patches of 16 px, without surroundings: below the 96 px that are asked for'), (16, 16, '')])
+def test_a_set_of_small_images_records_the_deviation(px, least, said):
+    data, _ = sealed_noise(ReviewConfig(least_px=least), px=px)
+    assert data['deviation'] == said
+    assert ('Deviation' in review._size_text(data)) == bool(said)
 
 
 def test_a_label_cannot_leave_its_place(sealed):
@@ -709,7 +718,9 @@ def test_good_files_count_and_bad_ones_are_named(study, sent, countable, capsys,
     assert main(['review', 'score', 'plates', str(other)]) == 1
     assert 'whose other answers were counted before' in capsys.readouterr().err
     assert main(['review', 'score', 'plates', str(c), str(c)]) == 0
-    assert 'Three reviewers saw the intended flaw' in capsys.readouterr().out
+    assert 'Three reviewers saw the intended flaw' in (out := capsys.readouterr().out)
+    assert 'Deviation: patches of' in out
+    assert review.reviewed(study)['deviation'].startswith('patches of')
 
 
 @pytest.mark.slow

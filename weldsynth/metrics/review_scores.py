@@ -13,7 +13,7 @@ from importlib.resources import files
 # %% auto #0
 __all__ = ['REVIEWERS', 'ANSWERS_FORMAT', 'REALISM', 'checksum', 'simulated_answers', 'answers_issue', 'answer_table',
            'reviewer_facts', 'repeat_agreement', 'share_by_origin', 'by_reviewer', 'pooled_scores', 'share_text',
-           'review_sentence', 'by_class', 'artefact_list']
+           'size_deviation', 'review_sentence', 'by_class', 'artefact_list']
 
 # %% ../../nbs/metrics/06_review_scores.ipynb #3eb17da6
 import numpy as np
@@ -306,9 +306,18 @@ def share_text(
     if np.isnan(share): return 'not defined'
     return f'{share:.0f} %' + (' ({:.0f} to {:.0f})'.format(*bounds) if bounds else '')
 
+# %% ../../nbs/metrics/06_review_scores.ipynb #10ae0b2e
+def size_deviation(
+    px: int,     # side of the images that are shown
+    least: int,  # side that is asked for
+) -> str:
+    "What a review lacks whose images are smaller than is asked for, or ''."
+    if px >= least: return ''
+    return f'patches of {px} px, without surroundings: below the {least} px that are asked for'
+
 # %% ../../nbs/metrics/06_review_scores.ipynb #efe73723
 def review_sentence(
-    review: dict,  # from `pooled_scores`, with `source` ('real', 'simulated'); {} without answers
+    review: dict,  # from `pooled_scores`, with `source` ('real', 'simulated') and `deviation`; {} without answers
 ) -> str:
     "What people found in the synthetic images, in a few sentences of Markdown."
     n = review.get('reviewers', 0)
@@ -316,7 +325,8 @@ def review_sentence(
     who = ('One reviewer', 'Two reviewers', 'Three reviewers')[n - 1]
     if review['complete'] < len(REVIEWERS):
         who = f'Realism: **{review["complete"]} of {len(REVIEWERS)} reviews**. {who}'
-    return f'{who} {_findings(review)} {_efforts(review)}'
+    small = f' **Deviation: {review["deviation"]}.**' if review.get('deviation') else ''
+    return f'{who} {_findings(review)} {_efforts(review)}{small}'
 
 
 def _findings(review: dict) -> str:

@@ -25,7 +25,7 @@ from ..core.random import digest
 from ..core.store import Artefact, Study, stage
 from ..metrics import review_scores
 from ..metrics.fidelity import nan_to_none
-from ..metrics.review_scores import REVIEWERS, answers_issue, review_sentence, share_text
+from ..metrics.review_scores import REVIEWERS, answers_issue, review_sentence, share_text, size_deviation
 from .review_set import exported, load_set, sealed_set, shortage
 
 # %% ../../nbs/08_review.ipynb #99739d95
@@ -164,7 +164,7 @@ def counted_answers(study: Study) -> tuple:
     return sealed, [read_answers(f, data) for f in files if f.exists()]
 
 # %% ../../nbs/08_review.ipynb #a3311578
-@stage('review/scores', version=3,
+@stage('review/scores', version=4,
        reads=('rule.resamples', 'rule.level', 'review.least_share', 'review.least_seconds'),
        needs=lambda study, answers: [sealed_set(study)], also=lambda study, answers: dict(seed=study.seed))
 def answer_scores(
@@ -183,7 +183,8 @@ def answer_scores(
     review_scores.by_class(table).to_csv(folder/'classes.csv', index=False)
     images = int(key.part.isin(['scored', 'catch']).sum())
     scores = review_scores.pooled_scores(table, rule, study.seed, study.config.review, images)
-    (folder/'review.json').write_text(json.dumps(nan_to_none(dict(scores, source=data['source'])), indent=1))
+    of_set = dict(source=data['source'], deviation=size_deviation(data['px'], data['least_px']))
+    (folder/'review.json').write_text(json.dumps(nan_to_none(scores | of_set), indent=1))
 
 # %% ../../nbs/08_review.ipynb #91c50fad
 def score_review(study: Study) -> Artefact | None:
@@ -225,11 +226,11 @@ def _set_text(data: dict, key: pd.DataFrame) -> str:
 
 
 def _size_text(data: dict) -> str:
-    "How large the images are, and what an inspector should have."
+    "How large the images are, and what they lack."
     px, mm = data['px'], data['mm_per_px']
     scale = f'{px*mm:.3g} mm' if mm else 'scale not known'
-    small = f', less than the {data["least_px"]} that an inspector should have' if px < data['least_px'] else ''
-    return f'Each image has {px} x {px} pixels{small} ({scale}).'
+    small = size_deviation(px, data['least_px'])
+    return f'Each image has {px} x {px} pixels ({scale}).' + (f' Deviation: {small}.' if small else '')
 
 
 def _time_text(data: dict) -> str:

@@ -27,7 +27,7 @@ from ..data.flaws import VIEW
 from ..data.images import ImageError, read_picture
 from ..data.loading import resolve_inside
 from ..data.patches import PatchSet
-from ..metrics.review_scores import ANSWERS_FORMAT, REVIEWERS
+from ..metrics.review_scores import ANSWERS_FORMAT, REVIEWERS, size_deviation
 from .arms import draw_study_cleans
 from .data import prepare, study_patches, study_source
 from .sample import load_samples
@@ -151,7 +151,7 @@ def seal(
                 pause_every=config.break_every, seconds=config.seconds, least_px=config.least_px, simulated=simulated,
                 items=dict(sorted(pictures.items())),
                 orders={r: reviewer_order(key, config.repeat_gap, rng) for r in REVIEWERS})
-    data = json.loads(json.dumps(data))
+    data = json.loads(json.dumps(dict(data, deviation=size_deviation(data['px'], config.least_px))))
     return dict(data, set=f'{rng.integers(2**32):08x}', hash=digest(data, key.to_dict('records'))), key
 
 # %% ../../nbs/30_review_set.ipynb #e4791d67
