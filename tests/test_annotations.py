@@ -18,7 +18,7 @@ from weldsynth.data.check import check_and_read
 from weldsynth.data.film_windows import place_windows, read_films
 from weldsynth.data.flaw_maps import draw, flaw_map
 from weldsynth.data.images import DataError, ImageError
-from weldsynth.data.sources import AnnotatedFilms, open_source
+from weldsynth.data.sources import AnnotatedFilms, open_source, tell_understood
 from weldsynth.data.split import split
 
 CASES = Path(__file__).parent/'cases'
@@ -761,11 +761,12 @@ def test_a_changed_label_file_makes_other_data(tmp_path):
     assert source_of(tmp_path).fingerprint() != before
 
 
-def test_another_column_for_the_weld_is_said_to_be_missing(tmp_path):
+def test_another_column_for_the_weld_is_said_to_be_ignored(tmp_path, capsys):
     yolo_boxes(tmp_path)
-    found = []
-    source_of(tmp_path).read(PX, 'section', found.append)
-    assert [i.what for i in found] == ["has no column 'section', and its films are the groups"]
+    for group in ('group', 'film', 'section'): tell_understood(str(tmp_path), DataConfig(), group=group)
+    found = [line for line in capsys.readouterr().err.splitlines() if 'is ignored' in line]
+    assert len(found) == 1
+    assert 'has no columns, so --group section is ignored: its folders or films say what is one weld' in found[0]
 
 
 # --- windows.csv ---

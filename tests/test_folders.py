@@ -274,10 +274,27 @@ def test_a_failed_first_try_does_not_block_the_next(toy, tmp_path, name, capsys)
     with pytest.raises(StudyError, match="has no column 'group'"): prepare(open_study(name, str(table), 'fixture'))
     study = open_study(name, str(table), 'fixture', 'film', overrides={'denoiser.batch': 4})
     assert json.loads((study.path/'study.json').read_text())['plan']['group'] == 'film'
-    assert 'has made only patches so far; changed: group, denoiser.batch' in capsys.readouterr().err
+    line = 'has made only patches so far; changed: group, denoiser.batch. It goes on with the new settings'
+    assert line in capsys.readouterr().err
     assert len(study_patches(study)) == 48
     again = open_study(name, str(table), 'fixture', 'film', 1, overrides={'denoiser.batch': 4})
     assert again.path == study.path, 'nothing but patches was made'
+
+
+def test_an_imported_table_needs_no_group_and_the_message_says_so(toy, capsys):
+    assert main(['import', str(toy), '--profile', 'fixture']) == 0
+    assert main(['check', str(toy/'manifest.csv'), '--profile', 'fixture', '--group', 'film']) == 1
+    out = capsys.readouterr().out
+    assert "has no column 'film' (it has image, label, group)" in out
+    assert "leave --group out: an imported table has its welds in column 'group' (with make, GROUP=group)" in out
+
+
+@pytest.mark.parametrize('group', ['group', 'film'])
+def test_a_group_that_class_folders_cannot_have_is_said_to_be_ignored(toy, group, capsys):
+    main(['check', str(toy), '--profile', 'fixture', '--group', group])
+    lines = [line for line in capsys.readouterr().err.splitlines() if 'toy has no columns' in line]
+    assert len(lines) == (group == 'film')
+    assert all('--group film is ignored: its folders or films say what is one weld' in line for line in lines)
 
 
 def test_a_study_that_is_being_made_keeps_its_plan(toy):

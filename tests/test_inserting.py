@@ -17,6 +17,7 @@ from weldsynth.data.formats import decode_image
 from weldsynth.data.label_files import box_of
 from weldsynth.data.patches import mirror_images
 from weldsynth.models.insertion import bend_masks
+from weldsynth.stages import inserting
 from weldsynth.stages.data import training_fold
 from weldsynth.stages.inserting import Hand, Request, fit_mask, insert_into, parse_place, parse_size, window_side
 from weldsynth.stages.sample import TRAINED, draw_defects, load_samples, read_mark, sample_issues
@@ -198,3 +199,11 @@ def test_without_an_inserter_the_command_says_how_to_train_one(tmp_path, film):
     Image.fromarray(film).save(tmp_path/'a.png')
     with pytest.raises(StudyError, match="study 'bare' has no inserter: train one with"):
         insert_into(bare, tmp_path/'a.png', tmp_path/'out', Request('crack'))
+
+
+@pytest.mark.parametrize(('name', 'line'), [
+    ('nosuch.png', 'nosuch.png does not exist: give an image or a folder of images'),
+    ('empty', 'empty is not an image and has none in it')])
+def test_what_is_no_image_and_what_is_not_there(tmp_path, name, line):
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(StudyError, match=line): inserting.image_files(tmp_path/name)

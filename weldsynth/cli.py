@@ -252,7 +252,7 @@ def check(
     data = old_data or data
     if not data.strip(): raise _UsageError('No data set is given: name a folder of images, or a CSV.')
     config = choose_profile(profile, _overrides(_data_fields(fields, clean, split)))
-    tell_understood(data, config.data, seed)
+    tell_understood(data, config.data, seed, group)
     issues, patches = check_and_read(data, config, group, seed, every)
     if len(issues): print(issues_text(issues))
     count = count_text(issues)

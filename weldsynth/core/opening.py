@@ -88,7 +88,8 @@ def _take_changes(study: Study, changed: list, profile: str):
     "Log changes of a study's plan; `StudyError` if it has begun and more than the outside set is changed."
     fields = ', '.join(changed[:3]) + f' and {len(changed) - 3} more'*(len(changed) > 3)
     if not _has_begun(study):
-        return log(f"study '{study.name}' has made only patches so far; changed: {fields}")
+        return log(f"study '{study.name}' has made only patches so far; changed: {fields}. "
+                   'It goes on with the new settings')
     if study.is_closed() or not outside_alone(changed):
         again = f'; --profile {profile} goes on with it' if 'profile' in changed else ''
         raise StudyError(f"study '{study.name}' was started with other settings ({fields}): "

@@ -35,6 +35,7 @@ class AnnotatedFilms:
     config: DataConfig
     seed: int = 0
     is_simulated: ClassVar[bool] = False
+    own_groups: ClassVar[tuple] = ('group', 'film')  # the only names that `group` may have: films are the groups
 
     @classmethod
     def accepts(cls, data: str) -> bool: return find_annotations(data) is not None
@@ -91,7 +92,4 @@ class AnnotatedFilms:
     def read(self, px: int, group: str, report: Report = raise_if_error) -> PatchSet | None:
         films, issues = self.films
         report_all(report, issues)
-        if group not in ('group', 'film'):
-            fix = "leave GROUP out, or import the folder and name the welds in its windows.csv"
-            report(Issue(self.root.name, f"has no column '{group}', and its films are the groups", fix, False))
         return cut_windows(self.root, films, self.windows(px), px, report) if films else None

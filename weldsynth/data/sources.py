@@ -168,6 +168,7 @@ class Folder(Undescribed):
     seed: int = 0
     is_simulated: ClassVar[bool] = False
     title: ClassVar[str] = 'images in class folders'
+    own_groups: ClassVar[tuple] = ('group',)  # the only names that `group` may have: folders name the welds
 
     @classmethod
     def accepts(cls, data: str) -> bool: return Path(data).is_dir() and source_table(data) is None
@@ -296,8 +297,15 @@ def open_source(
 # %% ../../nbs/data/09_sources.ipynb #856941cb
 def tell_understood(
     data: str, config: DataConfig, seed: int = 0,  # as for `open_source`
+    group: str = 'group',                          # the column that is to name the weld
 ):
-    "Say in one line how the data were understood; nothing for data that cannot be read, which is reported elsewhere."
-    try: line = getattr(open_source(data, config, seed), 'understood', '')
-    except DataError: return
-    if line: log(f'{Path(data).name or data} is {line}')
+    "Say how the data were understood, and if `group` is ignored; nothing for data that cannot be read."
+    name = Path(data).name or data
+    try:
+        source = open_source(data, config, seed)
+        line = getattr(source, 'understood', '')
+    except DataError: return  # it is reported elsewhere
+    if line: log(f'{name} is {line}')
+    if group not in getattr(source, 'own_groups', (group,)):
+        log(f"{name} has no columns, so --group {group} is ignored: its folders or films say what is one weld; "
+            "to name the welds yourself, import the folder and fill the column 'group' of its table")

@@ -212,14 +212,20 @@ def _weld_column(rows: pd.DataFrame) -> str:
     return next(named, 'COLUMN')
 
 
+def _group_fix(rows: pd.DataFrame) -> str:
+    "How to name the column of the weld, where the one that was named is missing."
+    if 'group' in rows:
+        return "leave --group out: an imported table has its welds in column 'group' (with make, GROUP=group)"
+    weld = _weld_column(rows)
+    return f'say which column names the weld: --group {weld} (with make, GROUP={weld})'
+
+
 def _entry_issues(rows: pd.DataFrame, name: str, needed: tuple, group: str) -> Iterator[Issue]:
     "Yields needed columns that are missing, and entries of them that are blank or unprintable."
     for column in dict.fromkeys((*needed, group)):
         if column not in rows:
-            weld = _weld_column(rows)
-            example = f'say which column names the weld: --group {weld} (with make, GROUP={weld})'
             what = f"has no column '{column}' (it has {', '.join(map(str, rows.columns))})"
-            yield Issue(name, what, example if column == group else 'add it')
+            yield Issue(name, what, _group_fix(rows) if column == group else 'add it')
             continue
         for line in rows.index[rows[column] == '']:
             yield Issue(line_of(name, line), f"'{column}' is blank", 'fill it or remove the line')

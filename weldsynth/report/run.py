@@ -27,7 +27,7 @@ def announce(
     study: Study,
 ):
     "Say how the data were understood, how the configuration differs from its preset, and what will be made anew."
-    tell_understood(study.data, study.config.data, study.seed)
+    tell_understood(study.data, study.config.data, study.seed, study.group)
     for field, (value, preset) in config_changes(study.config).items():
         log(f'{field} = {value_text(value)} ({study.config.profile}: {value_text(preset)})')
     if study.is_closed(): return

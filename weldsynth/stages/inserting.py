@@ -255,6 +255,7 @@ def image_files(
 ) -> list:
     "The images to insert flaws into. Raises `StudyError` where there is none."
     if path.is_file(): return [path]
+    if not path.exists(): raise StudyError(f'{path} does not exist: give an image or a folder of images')
     found = files_below(path)[0] if path.is_dir() else []
     files = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files: raise StudyError(f'{path} is not an image and has none in it: give an image or a folder of images')
