@@ -1,13 +1,15 @@
 """From outside the package one line in a table adds a source, generator, classifier, arm, metric, safeguard, ..."""
+import io
 import json
 import math
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 from unittest.mock import patch
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,7 +41,7 @@ from weldsynth.stages.data import prepare, study_patches, study_source, training
 from weldsynth.stages.filters import CRITERIA, try_filters
 from weldsynth.stages.ood import measure_ood
 from weldsynth.stages.robustness import attack_classifiers, measure_robustness
-from weldsynth.stages.sample import GENERATORS, draw_defects
+from weldsynth.stages.sample import GENERATORS, draw_defects, sample_issues, study_generator, weights_hash
 from weldsynth.stages.sweep import draw_study_samples
 from weldsynth.stages.verdict import evaluate
 
@@ -325,21 +327,44 @@ def snippets() -> list:
 def test_each_snippet_of_contributing_adds_a_member():
     tables = (STAGES, GENERATORS, ARMS, METRICS, GUARDS, SOURCES, CLASSIFIERS, CORRUPTIONS, ATTACKS, OOD_SCORES,
               CRITERIA)
+    members = [snippet for snippet in snippets() if 'recommend(' not in snippet]
     with ExitStack() as stack:
         for table in tables: stack.enter_context(patch.dict(table))
-        for table, snippet in zip(tables, snippets(), strict=True):
+        for table, snippet in zip(tables, members, strict=True):
             before = len(table)
             exec(snippet, dict(__name__='snippet'))
             assert len(table) == before + 1, snippet
 
 
-def test_the_generator_of_contributing_draws(study, tmp_path):
-    other = replace(study, path=tmp_path, config=with_overrides(study.config, {'sampler.generator': 'bright'}))
-    snippet = next(s for s in snippets() if 'GENERATORS' in s)
-    with patch.dict(GENERATORS):
-        exec(snippet, dict(__name__='snippet'))
-        samples = draw_defects(other, 2., 6)
-    assert len(pd.read_csv(samples.path/'manifest.csv')) == 6
+@pytest.fixture(scope='module')
+def mixed(study, tmp_path_factory):
+    "A study by the generator of CONTRIBUTING, made by the two snippets as they stand, and what they print."
+    config, printed = with_overrides(study.config, {'sampler.generator': 'mixed'}), io.StringIO()
+    other = replace(study, path=tmp_path_factory.mktemp('mixed'), config=config)
+    with patch.dict(GENERATORS), patch('weldsynth.core.opening.open_study', lambda *_, **__: other):
+        with redirect_stdout(printed):
+            for snippet in snippets():
+                if 'GENERATORS' in snippet or 'recommend(' in snippet: exec(snippet, dict(__name__='snippet'))
+        yield other, printed.getvalue()
+
+
+def test_the_generator_of_contributing_gets_an_answer(mixed): assert re.search('gain|decided', mixed[1])
+
+
+def test_the_generator_of_contributing_says_what_it_needs(mixed):
+    assert study_generator(mixed[0]).needs == 'flawed patches'
+
+
+def test_the_chapter_on_samples_takes_a_generator_without_weights(mixed):
+    cells = nbformat.read(Path(__file__).parent.parent/'nbs'/'03_sample.ipynb', 4).cells
+    cell = next(c.source for c in cells if c.source.startswith('manifests = '))
+    study = mixed[0]
+    tried = {('mixed', 2.): draw_defects(study, 2., 6)}
+    known = dict(study=study, tried=tried, n=6, pd=pd, GENERATORS=GENERATORS, weights_hash=weights_hash)
+    exec(cell, known | dict(sample_issues=sample_issues))
+    wrong = patch.dict(known, weights_hash=lambda model: 'other')
+    with wrong, pytest.raises(AssertionError, match='mixed: its samples were not drawn with its weights'):
+        exec(cell, known | dict(sample_issues=sample_issues))
 
 
 def test_the_source_of_contributing_reads_class_folders():
