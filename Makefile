@@ -6,6 +6,9 @@ given    = $(foreach o,$1,$(if $($(lastword $(subst :, ,$o))),--$(firstword $(su
 STUDY    = $(if $(DATA),'$(DATA)') $(call given,name:NAME profile:PROFILE group:GROUP seed:SEED clean:CLEAN split:SPLIT)
 OPTIONS  = $(STUDY) $(call given,prevalence:PREVALENCE missed-cost:MISSED_COST false-cost:FALSE_COST outside:OUTSIDE outside-map:OUTSIDE_MAP) $(if $(PRETRAINED),--set sampler.generator=text --set 'text.pretrained=$(PRETRAINED)') $(foreach s,$(SET),--set '$s')
 
+# where a recipe may call quarto: that of the environment first
+WITH_BIN = PATH="$(CURDIR)/$(BIN):$$PATH"
+
 # one process per test worker; the smallest profile
 TESTING  = OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=2 WELDSYNTH_CORES=1 WELDSYNTH_PROFILE=fixture
 
@@ -17,7 +20,7 @@ $(READY): setup.py settings.ini pyproject.toml
 	touch $@
 
 report: $(READY)  ## the study and its report: DATA=folder NAME=x PROFILE=demo GROUP=film SEED=0 CLEAN=name SPLIT=given PREVALENCE=0.02 MISSED_COST=100 FALSE_COST=1 OUTSIDE=folder OUTSIDE_MAP='crack=crack,other=-' PRETRAINED=folder SET='denoiser.steps=9000 data.px=96'
-	@$(BIN)/weldsynth report $(OPTIONS)
+	@$(WITH_BIN) $(BIN)/weldsynth report $(OPTIONS)
 
 check: $(READY)  ## all that is wrong with a data set: DATA=folder PROFILE=demo GROUP=film SEED=0 CLEAN=name SPLIT=given
 	@$(BIN)/weldsynth check $(if $(DATA),'$(DATA)') $(call given,profile:PROFILE group:GROUP seed:SEED clean:CLEAN split:SPLIT)
@@ -59,8 +62,8 @@ soak: $(READY)  ## the long variants of the tests; their figures go to nbs/recor
 lab: $(READY)  ## the notebooks, to read and run
 	$(BIN)/jupyter lab nbs
 
-case: $(READY)  ## the case on real radiographs: GDXRAY=folder PROFILE=demo
-	@$(BIN)/weldsynth gdxray '$(GDXRAY)' $(call given,profile:PROFILE)
+case: $(READY)  ## the case on real radiographs: GDXRAY=folder PROFILE=demo SPLITS='section film' SET='classifier.seeds=5'
+	@$(BIN)/weldsynth gdxray '$(GDXRAY)' $(call given,profile:PROFILE splits:SPLITS) $(foreach s,$(SET),--set '$s')
 	$(BIN)/nbdev_clean
 
 speed: $(READY)  ## the speed of this machine against the standard implementation, into nbs/11_speed.ipynb: NAME=x PROFILE=demo
@@ -78,9 +81,9 @@ readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(BIN)/nbdev_clean --fname nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout nbs/index.ipynb | sed 's#](\([0-9a-z_/]*\.\(ipynb\|png\)\))#](nbs/\1)#g' > README.md
 
-docs:  ## all notebooks as a site, in _docs; needs quarto on the PATH
-	@command -v quarto > /dev/null || { echo 'no quarto on the PATH, so no site: .venv/bin/pip install quarto-cli downloads it'; exit 1; }
-	@rm -rf _docs quarto.log && QUARTO_LOG=quarto.log quarto render && ! grep -sE 'Unable to resolve|\b(WARN|WARNING|ERROR|CRITICAL)\b' quarto.log
+docs:  ## all notebooks as a site, in _docs; needs quarto in .venv/bin or on the PATH
+	@$(WITH_BIN) && command -v quarto > /dev/null || { echo 'no quarto here, so no site: .venv/bin/pip install quarto-cli downloads it'; exit 1; }
+	@rm -rf _docs quarto.log && $(WITH_BIN) QUARTO_LOG=quarto.log quarto render && ! grep -sE 'Unable to resolve|\b(WARN|WARNING|ERROR|CRITICAL)\b' quarto.log
 
 clean:  ## everything but studies
 	rm -rf .venv *.egg-info .pytest_cache

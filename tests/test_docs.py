@@ -1,6 +1,8 @@
 """The site of all notebooks: what `quarto render` in a checkout reads, and the filter that it runs on each notebook."""
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +80,45 @@ def test_figures_and_tables_are_numbered_by_quarto_and_referred_to(name):
     assert used
     assert set(used) <= set(labels), 'Quarto warns of the others'
     assert 'class=\\"caption' not in json.dumps([c.get('outputs', []) for c in cells])
+
+
+# --- make ---
+
+def make(folder, *words, **tools):
+    "Run `make` on the project's Makefile in `folder`, whose environment has stand-ins for these tools; what was said."
+    (folder/'.venv'/'bin').mkdir(parents=True)
+    shutil.copy(ROOT/'Makefile', folder)
+    for name in ('setup.py', 'settings.ini', 'pyproject.toml', '.venv/.ready'): (folder/name).touch()
+    for name, script in tools.items():
+        file = folder/'.venv'/'bin'/name
+        file.write_text(f'#!/bin/sh\n{script}\n')
+        file.chmod(0o755)
+    without = os.pathsep.join(p for p in os.environ['PATH'].split(os.pathsep) if not (Path(p)/'quarto').exists())
+    return subprocess.run(['make', *words], cwd=folder, capture_output=True, text=True, env={'PATH': without})
+
+
+needs_make = pytest.mark.skipif(not shutil.which('make'), reason='make is not on PATH')
+
+
+@needs_make
+@pytest.mark.parametrize(('target', 'said'), [('docs', 'quarto render'), ('report', 'quarto by weldsynth')])
+def test_make_finds_the_quarto_of_the_environment(tmp_path, target, said):
+    done = make(tmp_path/'a b', target, quarto='echo "quarto $*"', weldsynth='quarto by weldsynth')
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
+@needs_make
+def test_make_docs_says_how_to_get_quarto(tmp_path):
+    done = make(tmp_path/'a', 'docs')
+    assert done.returncode != 0
+    assert '.venv/bin/pip install quarto-cli' in done.stdout
+
+
+@needs_make
+def test_make_case_can_repeat_the_recorded_runs(tmp_path):
+    done = make(tmp_path/'a', 'case', 'GDXRAY=films', 'PROFILE=demo', 'SPLITS=film',
+                'SET=sampler.generator=ldm,insert,insert-1step,vary classifier.seeds=5',
+                weldsynth='echo "$*"', nbdev_clean='')
+    assert done.stdout.startswith("gdxray films --profile demo --splits film --set "
+                                  'sampler.generator=ldm,insert,insert-1step,vary --set classifier.seeds=5\n')
