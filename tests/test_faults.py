@@ -3,6 +3,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import nbformat
@@ -70,6 +71,13 @@ def verdict(study):
     recommend(study)
 
 
+def features_and_judges(study):
+    "Heads on frozen features, which are kept in `features/` beside the study."
+    os.environ['WELDSYNTH_HOME'] = str(study.path.parent)
+    config = with_overrides(study.config, {'classifier.kind': 'features', 'classifier.steps': 8})
+    train_judges(replace(study, config=config))
+
+
 class Step(NamedTuple):
     "A part of a study that is struck."
     work: Callable
@@ -77,6 +85,7 @@ class Step(NamedTuple):
 
 
 STEPS = {
+    'features': Step(features_and_judges, prepare),
     'autoencoder': Step(train_autoencoder, prepare),
     'denoiser': Step(train_denoiser, train_autoencoder),
     'inserter': Step(train_inserter, train_autoencoder),
@@ -153,7 +162,7 @@ def test_killed_while_a_state_is_saved(whole, tmp_path, step):
     assert first == dict(began=True, saving=True, end='killed')
 
 
-@pytest.mark.parametrize('step', ['autoencoder', 'sampling', 'fits'])
+@pytest.mark.parametrize('step', ['features', 'autoencoder', 'sampling', 'fits'])
 def test_a_full_disk_while_something_is_written(whole, tmp_path, step):
     check_disk_full_line(survives(whole, tmp_path, step, kind='full', at=5)['end'])
 
