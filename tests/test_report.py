@@ -305,10 +305,10 @@ def test_a_heading_with_nothing_below_it_goes_with_its_entry(tmp_path, no_quarto
     assert [a.get_text() for a in soup.select('nav.side ul a')] == ['Text', 'Parts']
 
 
-def test_the_first_page_goes_from_verdict_and_figures_to_actions_then_checks_then_pictures():
+def test_the_first_page_goes_from_verdict_figures_and_pictures_to_checks_then_actions():
     page = str(body_html(prepare_page(nbformat.read(ROOT/'nbs'/'04_eval.ipynb', 4))))
-    order = ['class="verdict', 'missed flaws', 'What to do now', 'Next review of this page', 'Safety checks',
-             'Integration path', '<img']
+    order = ['class="verdict', 'missed flaws', '<img', 'Safety checks', 'What to do now', 'Next review of this page',
+             'Integration path']
     places = [page.index(text) for text in order]
     assert places == sorted(places)
 

@@ -138,7 +138,7 @@ def test_the_brier_ratio_of_an_arm_with_itself_is_one(study, fold, predictions):
 
 
 def test_without_held_out_films_nothing_speaks_for_them(study):
-    assert film_gain(study) == (None, 'films that nothing has seen')
+    assert film_gain(study) == (None, 'films kept out of all training')
 
 
 def test_the_autoencoded_change_has_an_interval_where_there_are_welds_enough(study):

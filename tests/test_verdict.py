@@ -156,6 +156,15 @@ def test_copies_are_counted(changes, exact, near):
 def test_what_was_not_measured_is_not_assessed(guard): assert guard.outcome == 'not assessed'
 
 
+def test_a_value_without_an_interval_is_said_to_be_measured():
+    nothing = (np.nan, np.nan)
+    assert guard_gate(dict(gate=(.9, *nothing)), RULE).plain.endswith(
+        'is open: measured (90.0 %), but too few welds for an interval.')
+    assert guard_autoencoded((.037, *nothing), RULE).plain.endswith(
+        'is open: measured (a rise of +3.7 points), but too few welds for an interval.')
+    assert guard_gate(dict(gate=(np.nan, *nothing)), RULE).measured == 'not measured'
+
+
 def test_a_floor_that_is_high_raises_the_limit_of_the_fingerprint():
     audit = dict(probe=(.75, .72, .78), probe_floor=(.7, .6, .8))
     assert guard_fingerprint(audit, RULE).outcome == 'holds'
@@ -224,7 +233,7 @@ def test_a_classifier_that_is_not_good_enough_decides_nothing(outcome):
     for gain in (clear, loss):
         decision, reason = decide_shipping({'real': gain}, [failing(.001)], True, RULE, entry)
         assert decision == 'INCONCLUSIVE'
-        assert reason == 'the classifier is not good enough to answer; not met: well above guessing'
+        assert reason == 'the classifier is not shown to be well above guessing'
     held = [entry[0]._replace(outcome='holds')]
     assert decide_shipping({'real': clear}, [], True, RULE, held)[0] == 'SHIP'
 
@@ -298,7 +307,7 @@ def verdict():
     return dict(
         decision='SHIP', provisional=True, reason='the gain is clear', best_control='cut-paste',
         gains={'real': [.05, .02, .08], 'cut-paste': [.04, .01, .07]},
-        entry=[Guard('trained to the end', 'It is.', '+0.2 points', 'at most 1.0 points more', 'holds')._asdict()],
+        entry=[Guard('trained long enough', 'It is.', '+0.2 points', 'at most 1.0 points more', 'holds')._asdict()],
         guards=nan_to_none([g._asdict() for g in guards]),
         not_covered=[], minimum_detectable=.02, sample_size_note='The gain is decided.', simulated=True,
         groups_known=True, test_images=100, test_groups=16, folds=1, seeds=4, generators=1, profile='demo', plan='0'*32,

@@ -161,8 +161,8 @@ def integration_path(
     limit = f'{100*(false_calls + rule.most_false_calls_added):.1f} %'
     keys = ('step', 'what', 'go_on', 'roll_back')
     rows = [
-        ('Keep test data real', 'Synthetic images carry their origin in the manifest, and ingest refuses them as real; '
-         'none enters validation or test.', 'The marks are in place.',
+        ('Keep test data real', 'The manifest marks synthetic images, and they cannot be read in as real ones; none enters '
+         'validation or test.', 'The marks are in place.',
          'A synthetic image is found among real ones.'),
         ('Shadow', 'The new classifier runs beside the present one on every weld and decides nothing.',
          f'Each class has {rule.least_items} confirmed flaws, and the new score is above the present one.',
@@ -171,6 +171,6 @@ def integration_path(
          'A month without an escape that the present classifier would have caught.',
          f'False calls exceed {limit} of clean patches, half a point above the real-only classifier here.'),
         ('Full use', 'All lines, with the real-only classifier kept ready: it can be switched back at once.',
-         'The audits of the risk register stay quiet.', 'Any trigger of the risk register.'),
+         'No check of the risk register finds anything.', 'Any trigger of the risk register.'),
     ]
     return [dict(zip(keys, row, strict=True)) for row in rows]

@@ -252,18 +252,28 @@ def _trace_text(trace: str, used: str) -> str:
             'fails': f'{can}, and the classifier uses it.'}.get(used, f'{can}, and the classifier may use it.')
 
 # %% ../../nbs/metrics/07_rule.ipynb #c68639be
+def _open(
+    question: str,
+    value: str,  # what was measured; '' for nothing
+) -> str:
+    "Why a safety check is not assessed: nothing was measured, or no interval of it can be given."
+    if not value: return f'{question} was not measured.'
+    return f'{question} is open: measured ({value}), but too few welds for an interval.'
+
+
 def guard_autoencoded(
     change: tuple | None,  # of false calls on clean images that went through the autoencoder
     rule: RuleConfig,
 ) -> Guard:
     "False calls on autoencoded clean images may not rise by more than 2 points over those of real."
     result, p = _assess(change, rule, most=rule.most_autoencoded_added)
-    rise = '' if change is None else format_points(*change, unit=' points')
+    rise = '' if change is None or np.isnan(change[0]) else format_points(*change, unit=' points')
     measured = f'false calls after the decoder rise by {rise} more than with real images' if rise else 'not measured'
+    value = f'a rise of {rise.partition(" (")[0]}' if rise else ''
     plain = {'holds': "The classifier does not take the decoder's trace for a flaw.",
              'fails': "The classifier takes the decoder's trace for a flaw.",
              'in doubt': "The classifier may take the decoder's trace for a flaw.",
-             'not assessed': "Whether the classifier takes the decoder's trace for a flaw was not measured."}
+             'not assessed': _open("Whether the classifier takes the decoder's trace for a flaw", value)}
     limit = f'no rise beyond {100*rule.most_autoencoded_added:.0f} points'
     return Guard('no shortcut', plain[result], measured, limit, result, p, MORE_FITS)
 
@@ -275,12 +285,13 @@ def guard_gate(
     "The reference classifiers' macro F1 on autoencoded validation images is at least .97 of that on the originals."
     ratio = saved_interval(audit, 'gate')
     result, p = _assess(ratio, rule, least=rule.least_gate)
-    percent = [100*x for x in ratio] if ratio is not None else []
-    measured = 'macro F1 kept: {:.1f} % ({:.1f} to {:.1f})'.format(*percent) if percent else 'not measured'
+    kept, low, high = [100*x for x in ratio or [np.nan]*3]
+    value = '' if np.isnan(kept) else f'{kept:.1f} %'
+    measured = f'macro F1 kept: {value} ({bounds_text(low, high, ".1f")})' if value else 'not measured'
     plain = {'holds': "The generator's compression keeps the flaws.",
              'fails': "The generator's compression loses a part of the flaws.",
              'in doubt': "The generator's compression may lose a part of the flaws.",
-             'not assessed': "Whether the generator's compression keeps the flaws was not measured."}
+             'not assessed': _open("Whether the generator's compression keeps the flaws", value)}
     limit = f'at least {100*rule.least_gate:.0f} %'
     return Guard('flaws kept by compression', plain[result], measured, limit, result, p,
                  'more validation welds, or more latent channels')
@@ -419,7 +430,7 @@ def decide_shipping(
     With outer folds the control is chosen on welds that other folds test, which flatters it: as a rival for SHIP that
     is safe, but then only the gain over real images can be ruled out."""
     unfit = [g.name for g in entry if g.outcome != 'holds']
-    if unfit: return 'INCONCLUSIVE', f'the classifier is not good enough to answer; not met: {", ".join(unfit)}'
+    if unfit: return 'INCONCLUSIVE', f'the classifier is not shown to be {", or ".join(unfit)}'
     failing = [g for g in guards if g.outcome == 'fails']
     hopeless = [arm for arm, (_, _, high) in gains.items()
                 if high < rule.least_gain and (folds == 1 or arm == 'real')]

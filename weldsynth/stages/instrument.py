@@ -119,7 +119,7 @@ def _trained(changes: pd.Series, longest: float, rule: RuleConfig) -> Guard:
     result = 'fails' if change - error > limit else 'in doubt' if error > limit else 'holds'
     points = f'{100*change:+.1f} points, standard error {100*error:.1f}'.replace('-', '−')
     less = f'{100*(change - error):+.1f} points'.replace('-', '−')
-    return Guard('trained to the end', f'Training {longest:g} times as long changes the validation score by {points}.',
+    return Guard('trained long enough', f'Training {longest:g} times as long changes the validation score by {points}.',
                  f'macro F1 changes by {points}: {less} after taking off one standard error',
                  f'change less its standard error at most +{100*limit:.1f} points, standard error at most '
                  f'{100*limit:.1f}',
@@ -129,8 +129,8 @@ def _trained(changes: pd.Series, longest: float, rule: RuleConfig) -> Guard:
 def _above_trivial(own: float, trivial: pd.Series, rule: RuleConfig) -> Guard:
     "Is the classifier well above what needs no training?"
     limit = trivial.max() + rule.least_over_trivial
-    plain = (f'Macro F1 on validation is {_points(own)} % at its best threshold; {trivial.idxmax()} would score '
-             f'{_points(trivial.max())} %.')
+    plain = (f'Macro F1 on validation is {_points(own)} % at its best threshold; without training the best '
+             f'rule, {trivial.idxmax()}, has {_points(trivial.max())} %.')
     return Guard('better than no training', plain, f'macro F1 {_points(own)} %', f'at least {_points(limit)} %',
                  'holds' if own >= limit else 'fails')
 
@@ -142,8 +142,8 @@ def _above_rivals(own: float, rivals: pd.Series, rule: RuleConfig) -> Guard:
         return Guard(name, 'This profile compares with no other classifier.', 'not compared', 'none', 'holds')
     best, f1 = rivals.idxmax(), rivals.max()
     limit = f1 - rule.most_under_rival
-    plain = (f'Macro F1 on validation is {_points(own)} % at its best threshold, and {_points(f1)} % with the '
-             f'classifier {best}.')
+    plain = (f'Macro F1 on validation is {_points(own)} % at its best threshold, and {_points(f1)} % with '
+             f'another classifier ({best}).')
     return Guard(name, plain, f'macro F1 {_points(own)} %', f'at least {_points(limit)} %',
                  'holds' if own >= limit else 'fails')
 

@@ -81,8 +81,8 @@ def film_gain(
         difference = result['real+synthetic']['macro_f1'] - result['real']['macro_f1']
         n = fold.table.film.nunique()
         gain = interval(difference, rule.level, rule.least_welds)
-        return gain, f'{n} film{"s"*(n > 1)} that nothing has seen'
-    return None, 'films that nothing has seen'
+        return gain, f'{n} film{"s"*(n > 1)} kept out of all training'
+    return None, 'films kept out of all training'
 
 # %% ../../nbs/09_verdict.ipynb #765f0dd6
 def autoencoded_change(
@@ -101,11 +101,20 @@ def autoencoded_change(
 def _audits(study: Study) -> list: return [audit_samples(with_chosen_generator(part)) for part in study.parts()]
 
 
+def _audit_figures(folder: Path) -> dict:
+    "`audit.json`; where it has no interval of what compression keeps, with the value that `gate.csv` gives."
+    figures = json.loads((folder/'audit.json').read_text())
+    if figures.get('gate') is None:
+        kept = pd.read_csv(folder/'gate.csv').set_index('class').ratio['macro']
+        figures['gate'] = [float(kept), float('nan'), float('nan')]
+    return figures
+
+
 def study_audit(
     study: Study,
 ) -> dict:
     "`audit.json` of the study; of several outer folds copies are added up, and shares and intervals averaged."
-    audits = [json.loads((audit.path/'audit.json').read_text()) for audit in _audits(study)]
+    audits = [_audit_figures(audit.path) for audit in _audits(study)]
     if len(audits) == 1: return audits[0]
     def joined(name, values):
         if None in values: return None
@@ -229,7 +238,7 @@ def _verdict_inputs(study: Study) -> list:
     return [open_test(study), check_instrument(study), *_audits(study), score_review(study.first)]
 
 
-@stage('eval/verdict', version=12, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
+@stage('eval/verdict', version=13, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
        needs=_verdict_inputs)
 def evaluate(study: Study, folder):
     "The tables of `_tables`, `guards.csv`, and the `verdict.json` that rests on them."
