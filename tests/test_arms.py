@@ -159,7 +159,7 @@ def test_reading_the_result_again_is_not_an_opening(study):
 
 def test_the_test_fold_opens_once(study_copy):
     plan = study_copy.test_log()[0]['plan']
-    with pytest.raises(StudyError, match='stays shut'): claim_test_fold(study_copy, plan)
+    with pytest.raises(StudyError, match='is not used again'): claim_test_fold(study_copy, plan)
     with pytest.raises(StudyError, match='under another plan'): claim_test_fold(study_copy, 'another')
     assert events(study_copy) == ['opened', 'done', 'refused', 'refused']
     assert times_opened(study_copy) == 1

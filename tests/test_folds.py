@@ -128,7 +128,7 @@ def test_the_test_of_one_fold_cannot_be_opened_again(copy):
     part = copy.parts()[1]
     shutil.rmtree(next((part.path/'eval').glob('test-*')))
     shutil.rmtree(next((copy.path/'eval').glob('pooled-*')))
-    with pytest.raises(StudyError, match='stays shut'): open_test(copy)
+    with pytest.raises(StudyError, match='is not used again'): open_test(copy)
     assert copy.test_log()[-1]['event'] == 'refused'
 
 

@@ -357,7 +357,7 @@ def test_the_log_has_the_outside_set_after_the_test(made):
 
 def test_a_second_opening_is_refused_and_recorded(closed_copy):
     shutil.rmtree(open_outside(closed_copy).path)
-    with pytest.raises(StudyError, match=r"^the outside set of study 'fixture' was opened on .* stays shut"):
+    with pytest.raises(StudyError, match=r"^the outside set of study 'fixture' was used on .* is not used again"):
         recommend(closed_copy)
     assert events(closed_copy) == ['opened', 'done', 'outside opened', 'outside done', 'outside refused']
 

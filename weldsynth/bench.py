@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 # %% auto #0
-__all__ = ['RECORD', 'EFFORT', 'step_seconds', 'our_samples', 'sample_quality', 'compare_sampling', 'inserted_samples',
-           'compare_insertion', 'compare_training', 'study_costs', 'stage_jobs', 'growth', 'recorded', 'measure',
-           'record', 'summary']
+__all__ = ['RECORD', 'EFFORT', 'recorded', 'step_seconds', 'our_samples', 'sample_quality', 'compare_sampling',
+           'inserted_samples', 'compare_insertion', 'compare_training', 'study_costs', 'stage_jobs', 'growth',
+           'measure', 'record', 'summary']
 
 # %% ../nbs/11_speed.ipynb #fe31cee5
 import numpy as np
@@ -58,6 +58,15 @@ from .stages.data import prepare, study_patches, training_fold
 from .stages.insertion import insert_planned, masked_fold, plan_insertions
 from .stages.ldm import load_autoencoder, load_film_noise, load_pipeline, train_denoiser
 from .stages.sample import sample_rows, write_samples
+
+# %% ../nbs/11_speed.ipynb #4225ff92
+RECORD = 'nbs/records/speed.json'
+
+
+def recorded() -> dict:
+    "The measurements so far: 'cpu' and 'gpu', each with one entry per hardware, the newest last."
+    file = checkout()/RECORD
+    return json.loads(file.read_text()) if file.exists() else dict(cpu={}, gpu={})
 
 # %% ../nbs/11_speed.ipynb #8c75d4f9
 def step_seconds(
@@ -348,15 +357,6 @@ def growth(
         made = list(progress(largest_first, 'how cost grows', len(points)))[::-1]
     axes = ['images']*len(parts) + ['pixels']*len(sides)
     return pd.DataFrame([dict(axis=axis, **row) for axis, rows in zip(axes, made, strict=True) for row in rows])
-
-# %% ../nbs/11_speed.ipynb #4225ff92
-RECORD = 'nbs/records/speed.json'
-
-
-def recorded() -> dict:
-    "The measurements so far: 'cpu' and 'gpu', each with one entry per hardware, the newest last."
-    file = checkout()/RECORD
-    return json.loads(file.read_text()) if file.exists() else dict(cpu={}, gpu={})
 
 # %% ../nbs/11_speed.ipynb #a616b6dd
 EFFORT: dict[str, dict[str, tuple]] = dict(

@@ -9,11 +9,12 @@ import html
 import io
 import os
 import re
+from datetime import date
 from typing import TYPE_CHECKING
 
 # %% auto #0
-__all__ = ['escape', 'show_figure', 'markdown_table', 'show_table', 'pictures_left_out', 'shown_patches', 'patch_rows',
-           'titled_patches', 'draw_bars']
+__all__ = ['escape', 'show_figure', 'markdown_table', 'show_table', 'show_recorded', 'pictures_left_out', 'shown_patches',
+           'patch_rows', 'titled_patches', 'draw_bars']
 
 # %% ../../nbs/core/06_display.ipynb #c5403ac9
 import numpy as np
@@ -84,6 +85,16 @@ def show_table(
     from IPython.display import Markdown, display
     display(Markdown(markdown_table(table, digits)))
     _show_caption(caption)
+
+# %% ../../nbs/core/06_display.ipynb #99eaaee0
+def show_recorded(
+    runs,  # pairs of a date such as '2026-11-28' and a machine
+):
+    "Say when and where the figures of a chapter were recorded, and that they are not of this study."
+    from IPython.display import Markdown, display
+    days = {(date.fromisoformat(day[:10]), machine): None for day, machine in runs}
+    when = '; '.join(f'{day.day} {day:%B %Y}, {escape(machine)}' for day, machine in sorted(days))
+    display(Markdown(f'<p class="band"><strong>Recorded on {when}; not this study.</strong></p>'))
 
 # %% ../../nbs/core/06_display.ipynb #c1864191
 def pictures_left_out() -> bool:

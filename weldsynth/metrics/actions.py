@@ -161,8 +161,8 @@ def integration_path(
     limit = f'{100*(false_calls + rule.most_false_calls_added):.1f} %'
     keys = ('step', 'what', 'go_on', 'roll_back')
     rows = [
-        ('Keep test data real', 'The manifest marks synthetic images, and they cannot be read in as real ones; none enters '
-         'validation or test.', 'The marks are in place.',
+        ('Keep test data real', 'The manifest marks synthetic images, and they cannot be read in as real ones; '
+         'none enters validation or test.', 'The marks are in place.',
          'A synthetic image is found among real ones.'),
         ('Shadow', 'The new classifier runs beside the present one on every weld and decides nothing.',
          f'Each class has {rule.least_items} confirmed flaws, and the new score is above the present one.',

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['late_change', 'percent_change', 'changes_text', 'range_text', 'p_text', 'apart']
+__all__ = ['late_change', 'percent_change', 'changes_text', 'range_text', 'mean_range', 'two_digits', 'p_text', 'apart']
 
 # %% ../../nbs/metrics/14_captions.ipynb #03738e2c
 import numpy as np
@@ -52,6 +52,23 @@ def range_text(
     return text.replace('-', '−')
 
 # %% ../../nbs/metrics/14_captions.ipynb #506255bf
+def mean_range(
+    values: np.ndarray,  # N
+) -> str:
+    "The mean of values with their range, one decimal each; a single value alone."
+    mean, low, high = np.mean(values), np.min(values), np.max(values)
+    text = f'{mean:.1f}' if len(values) == 1 else f'{mean:.1f} ({low:.1f} to {high:.1f})'
+    return text.replace('-', '−')
+
+# %% ../../nbs/metrics/14_captions.ipynb #a63ed3ee
+def two_digits(
+    percent: float,  # 0 to 100
+) -> str:
+    "A share in percent with two significant digits, so that a small one is not shown as 0."
+    if 0 < percent < .01: return '< 0.01'
+    return f'{percent:.0f}' if percent >= 10 else f'{percent:.2g}'
+
+# %% ../../nbs/metrics/14_captions.ipynb #abf41835
 def p_text(
     p: float,
 ) -> str:

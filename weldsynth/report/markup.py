@@ -167,14 +167,14 @@ def _is_wide(table) -> bool:
     return sum(map(max, zip(*rows, strict=False))) > _NARROW
 
 
-def _table_name(table, taken: Counter) -> str:
-    "The name of a table for who hears the page: its number, else the heading above it; `taken` counts the names."
-    around = table.find_parent(class_=['float', 'quarto-float'])
+def _frame_name(framed, kind: str, taken: Counter) -> str:
+    "The name of a frame for who hears the page: its number, else the heading above it; `taken` counts the names."
+    around = framed.find_parent(class_=['float', 'quarto-float'])
     caption = around and around.select_one('.caption, figcaption')
-    number = caption and re.match(r'Table\s\d+', caption.get_text(strip=True))
+    number = caption and re.match(r'(?:Table|Figure)\s\d+', caption.get_text(strip=True))
     if number: return ' '.join(number[0].split())
-    heading = table.find_previous(['h1', 'h2', 'h3', 'h4'])
-    name = f'Table in “{heading.get_text()}”' if heading else 'Table'
+    heading = framed.find_previous(['h1', 'h2', 'h3', 'h4'])
+    name = f'{kind} in “{heading.get_text()}”' if heading else kind
     taken[name] += 1
     return name if taken[name] == 1 else f'{name}, {taken[name]}'
 
@@ -189,7 +189,7 @@ def frame_tables(
     for cell in soup('td'):
         if len(cell.get_text()) > _LONG: cell['class'] = 'long'
     for table in soup('table'):
-        title = _table_name(table, taken)
+        title = _frame_name(table, 'Table', taken)
         kind = 'scroll wide' if _is_wide(table) else 'scroll'
         frame = {'class': kind, 'role': 'region', 'aria-label': title, 'tabindex': '0'}
         table.wrap(table.find_parents()[-1].new_tag('div', attrs=frame))
@@ -208,9 +208,11 @@ def frame_figures(
     soup: BeautifulSoup,  # a page or a part of one; changed in place
 ):
     "Mark the figures that scroll sideways on a telephone, and name them for who hears the page."
+    taken: Counter = Counter()
     for figure in soup.select('p.figure:has(> img[src])'):
         if max(_png_width(str(image['src'])) for image in figure('img')) <= WIDE_PX: continue
-        figure.attrs |= {'class': 'figure wide', 'role': 'region', 'tabindex': '0', 'aria-label': 'Figure'}
+        title = _frame_name(figure, 'Figure', taken)
+        figure.attrs |= {'class': 'figure wide', 'role': 'region', 'tabindex': '0', 'aria-label': title}
 
 
 def body_html(

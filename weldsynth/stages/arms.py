@@ -361,7 +361,7 @@ def chosen_control(
 def freeze(
     study: Study,
 ) -> dict:
-    "All that is decided before the test is opened, for all outer folds, and its hash."
+    "All that is decided before the test images are used, for all outer folds, and its hash."
     study = study.whole
     parts = [dict(selected=selected(part), fits=fit_arms(part).key) for part in study.parts()]
     plan = dict(study.plan(), arms=list(study_arms(study)), best_control=chosen_control(study), parts=parts,
@@ -382,8 +382,8 @@ def claim_test_fold(
     if other_plan or any(e['event'] == f'{prefix}done' for e in before):
         study.log_test_event(f'{prefix}refused', plan)
         changed = 'under another plan ' if other_plan else ''
-        raise StudyError(f"the {what} of study '{study.name}' was opened {changed}on {before[0]['when']} and stays "
-                         'shut: a changed study needs another NAME, and honest numbers need welds it has not seen')
+        raise StudyError(f"the {what} of study '{study.name}' was used {changed}on {before[0]['when']} and is "
+                         'not used again: a changed study needs another NAME, and honest numbers need welds it has not seen')
     study.log_test_event(f'{prefix}opened', plan)
 
 # %% ../../nbs/07_arms.ipynb #141019c9
