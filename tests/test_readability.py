@@ -110,7 +110,7 @@ def pending_colons(cells):
     "Paragraphs that end in a colon before a code cell without output: a page hides the code."
     pairs = zip(cells, cells[1:], strict=False)
     return [a.source.strip().splitlines()[-1] for a, b in pairs if a.cell_type == 'markdown'
-            and a.source.strip().endswith(':') and b.cell_type == 'code' and not b.get('outputs')]
+            and re.search(r'(?<!:):$', a.source.strip()) and b.cell_type == 'code' and not b.get('outputs')]
 
 
 def untidy(text):
