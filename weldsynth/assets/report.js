@@ -7,7 +7,7 @@
     return made;
   };
   const shown = element('img', {alt: ''});
-  const caption = element('p', {className: 'caption'});
+  const caption = element('p', {className: 'caption', tabIndex: 0});
   const view = element('div', {className: 'view', tabIndex: 0}, shown);
   view.setAttribute('role', 'region');
   view.setAttribute('aria-label', 'Enlarged figure');
