@@ -95,7 +95,7 @@ def test_a_training_set_is_made_once_for_all_seeds(study, monkeypatch):
     def counted(arm, make): return lambda pool: made.append((arm, pool.generator)) or make(pool)
     for arm, member in ARMS.items(): monkeypatch.setitem(ARMS, arm, member._replace(make=counted(arm, member.make)))
     jobs = _fit_plan(study)
-    sets = _training_sets(study, jobs)
+    sets = _training_sets(jobs, {g: Pool(study, g) for g in range(study.config.sampler.generators)})
     assert len(made) == len(set(made)) == len(sets)
     assert len(jobs) == study.config.classifier.seeds*len(study_arms(study))
 
