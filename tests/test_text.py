@@ -10,7 +10,7 @@ from weldsynth.core.config import StudyError, with_overrides
 from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
 from weldsynth.models.layers import holes
-from weldsynth.models.text import class_prompts, draw_by_text, embed_prompts, inpaints, load_pretrained
+from weldsynth.models.text import class_prompts, draw_by_text, embed_prompts, inpaints, kept_bytes, load_pretrained
 from weldsynth.report import cards
 from weldsynth.stages.audit import audit_samples
 from weldsynth.stages.data import study_patches, training_fold
@@ -126,6 +126,13 @@ def test_what_was_learnt_and_the_prompt_change_the_picture(study, pipe):
 def test_an_image_does_not_depend_on_its_company(study, pipe):
     both, one = drawn_by(study, pipe, [1, 2], [5, 6]), drawn_by(study, pipe, [1], [5])
     assert torch.allclose(both[:1], one, atol=.5)
+
+
+def test_what_a_step_keeps_is_the_same_without_numbers(pipe):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    kept = kept_bytes(pipe.unet, 2, 8)
+    with FakeTensorMode(): assert kept_bytes(pipe.unet, 2, 8) == kept
+    assert kept < kept_bytes(pipe.unet, 4, 8) < 2*kept + 1000, 'all but the embedding of times grows with the batch'
 
 
 def test_the_same_weights_elsewhere_are_the_same_weights(study, tmp_path):

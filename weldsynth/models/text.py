@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['PIPELINES', 'load_pretrained', 'inpaints', 'class_prompts', 'embed_prompts', 'Adapter', 'TextPairs', 'text_pairs',
-           'text_loss_for', 'text_batch', 'draw_by_text']
+           'text_loss_for', 'text_batch', 'kept_bytes', 'draw_by_text']
 
 # %% ../../nbs/models/16_text.ipynb #e6228722
 import torch
@@ -168,6 +168,26 @@ def text_batch(
         time = torch.randint(1000, (batch,), generator=rng)
         return latents, pairs.extra[rows], noise, time, text[pairs.labels[rows]]
     return draw_batch
+
+# %% ../../nbs/models/16_text.ipynb #6ec90346
+def kept_bytes(
+    unet,        # with the matrices of an `Adapter`; only the shapes of its weights count
+    batch: int,  # images
+    side: int,   # of the latents
+) -> int:
+    "What a training step keeps for its backward pass, beside the weights, in 32 bits; 77 words a prompt."
+    from torch.func import functional_call
+    weights = {name: torch.empty(w.shape, requires_grad=w.requires_grad) for name, w in unet.named_parameters()}
+    own, kept = {w.untyped_storage()._cdata for w in weights.values()}, []
+    def keep(x):
+        kept.append(x.untyped_storage())
+        return x
+    config = unet.config
+    noisy, text = torch.empty(batch, config.in_channels, side, side), torch.empty(batch, 77, config.cross_attention_dim)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        drawn = functional_call(unet, weights, (noisy, torch.zeros(batch).long()), dict(encoder_hidden_states=text))
+        mse_loss(drawn.sample, torch.empty_like(drawn.sample))
+    return sum({s._cdata: s.nbytes() for s in kept if s._cdata not in own}.values())
 
 # %% ../../nbs/models/16_text.ipynb #59eef37f
 @torch.inference_mode()
