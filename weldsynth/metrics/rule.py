@@ -401,7 +401,8 @@ def is_clear(
 # %% ../../nbs/metrics/07_rule.ipynb #9f27d19f
 PLAIN_ARMS = {'real': 'real images alone', 'real-repeated': 'repeating real images',
               'real-augmented': 'distorting real images', 'cut-paste': 'pasting real flaws into clean welds',
-              'cut-paste-matched': 'pasting real flaws where the generator inserts its own'}
+              'cut-paste-matched': 'pasting real flaws where the generator inserts its own',
+              'real-contrastive': 'training with the contrastive loss as well'}
 
 
 def plain_arms(
