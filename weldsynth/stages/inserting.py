@@ -230,7 +230,7 @@ def _site_of_mask(mask: np.ndarray, shape: tuple, side: int, px: int) -> tuple:
     return small.to(torch.uint8)*255, window
 
 
-def _added(grey: np.ndarray, layer: np.ndarray, flaw: np.ndarray, window: Window, deep: bool) -> Inserted:
+def _added(grey: np.ndarray, layer: np.ndarray, flaw: np.ndarray, window: Window, deep: bool = False) -> Inserted:
     "An image with a layer added in a window, in whole numbers of 8 bits, or of 16 if it is `deep` or needs them."
     kind = np.uint16 if deep or grey.max() > 255 else np.uint8
     greys, mask = np.rint(grey).clip(0, np.iinfo(kind).max).astype(kind), np.zeros(grey.shape, bool)
