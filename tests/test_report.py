@@ -477,6 +477,20 @@ def test_the_bibliography_is_complete_and_without_doubles():
     assert len(set(labels)) == len(labels)
 
 
+def test_frames_that_scroll_have_names_of_their_own():
+    "Screen readers list them as landmarks, so two of one name cannot be told apart."
+    file = io.BytesIO()
+    Image.new('L', (700, 4)).save(file, 'PNG')
+    wide = v4.new_output('display_data', {'image/png': base64.b64encode(file.getvalue()).decode()},
+                         metadata={'image/png': dict(alt='a line')})
+    cells = [v4.new_markdown_cell('# Page'),
+             v4.new_code_cell('x', outputs=[wide, caption('One'), wide, caption('Two')]),
+             v4.new_code_cell('y', outputs=[wide, wide, table(), caption('Three'), table()])]
+    names = [frame['aria-label'] for frame in body_html(prepare_page(notebook(*cells))).select('[role=region]')]
+    assert len(set(names)) == len(names) == 6
+    assert {'Figure 1', 'Figure 2', 'Figure in “Page”', 'Table 1', 'Table in “Page”'} <= set(names)
+
+
 def test_unreadable_maths_is_shown_as_written():
     assert mathml('x^2^3 < y', 'inline') == '<code>x^2^3 &lt; y</code>'
 
