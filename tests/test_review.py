@@ -797,7 +797,7 @@ def test_the_chapter_and_the_first_page(study, sent, countable, n, chapters, mon
     assert 'simulated or synthetic, correct' in text
     assert (HOSTILE in text) == (n == 3)
     assert text.count('saw the intended flaw') == 1, 'nothing made up stands in a report'
-    assert not page('script')
+    assert not page.main('script')
     assert not any(i['src'].startswith('http') for i in page('img'))
     assert 'nan' not in text.split()
     assert page.main.find('math') is None
