@@ -241,12 +241,12 @@ def fit_all(
     mine = jobs[me.process_index::me.num_processes]
     alike = [pair for pair in mine if pair not in own]
     _fit_missing(sets, alike, config, optimiser, eval_set, label, resume, curves is not None)
-    for pair in mine:
-        if pair in own and not load_state(resume, _fit_file(*pair)):
-            weights = own[pair]()
-            net = load_classifier(config, len(eval_set.classes), weights)
-            probs = probabilities(net, values_of(eval_set.images, config))
-            save_state(resume, _fit_file(*pair), dict(weights, probabilities=probs))
+    unlike = [pair for pair in mine if pair in own and not load_state(resume, _fit_file(*pair))]
+    if unlike: eval_values = values_of(eval_set.images, config)
+    for pair in unlike:
+        weights = own[pair]()
+        net = load_classifier(config, len(eval_set.classes), weights)
+        save_state(resume, _fit_file(*pair), dict(weights, probabilities=probabilities(net, eval_values)))
     barrier(f'the end of {label}')
     for name, seed in jobs:
         saved = load_state(resume, _fit_file(name, seed))

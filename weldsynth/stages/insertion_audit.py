@@ -276,7 +276,8 @@ def audit_insertions(
     features = extract(real.both[:, :1])
     project = principal_projection(features, study.config.audit.fidelity_dimensions)
     def seen(some): return project(extract(some.both[:, :1]))
-    reference = {label: project(features)[here] for label, here in _groups(study, real, thirds).items()}
+    projected = project(features)
+    reference = {label: projected[here] for label, here in _groups(study, real, thirds).items()}
     rows = [row for title, some in sets.items() for row in _rows_of(study, title, reference, seen(some), thirds, some)]
     pd.DataFrame(rows, columns=AUDIT_COLUMNS).to_csv(folder/'sets.csv', index=False)
 
