@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 # %% auto #0
-__all__ = ['RECORD', 'EFFORT', 'recorded', 'step_seconds', 'our_samples', 'sample_quality', 'compare_sampling',
-           'inserted_samples', 'compare_insertion', 'compare_training', 'study_costs', 'stage_jobs', 'growth',
-           'measure', 'record', 'summary']
+__all__ = ['RECORD', 'PAGES', 'EFFORT', 'recorded', 'step_seconds', 'our_samples', 'sample_quality', 'compare_sampling',
+           'inserted_samples', 'compare_insertion', 'compare_training', 'compare_reading', 'study_costs',
+           'compare_pages', 'stage_jobs', 'growth', 'measure', 'record', 'summary']
 
 # %% ../nbs/11_speed.ipynb #fe31cee5
 import numpy as np
@@ -53,6 +53,7 @@ from .models.film_noise import FilmNoise, add_film_noise
 from .models.fit_speed import compare_embedding, compare_fits, comparison
 from .models.insertion import Inserter, make_inserter, student_of
 from .models.training import train
+from .report.pages import execute, execute_one, render, study_parameters
 from .stages.audit import load_judge, unseen_defects
 from .stages.data import prepare, study_patches, training_fold
 from .stages.insertion import insert_planned, masked_fold, plan_insertions
@@ -242,6 +243,24 @@ def _training_usage(study: Study, seconds: float) -> dict:
     draw_batch = _even_batch(latents, torch.arange(batch) % 6, config.denoiser)
     return timing.machine_share(_denoiser(config), denoiser_loss, draw_batch(1), seconds)
 
+# %% ../nbs/11_speed.ipynb #87affdf4
+def compare_reading(
+    study: Study,
+    images: int = 2_000,  # a tenth of them defects
+    rounds: int = 2,
+) -> dict:
+    "Seconds per image of both sides, from PNGs in class folders: read alone, against read, checked, split and saved."
+    sizes = {'data.defects': images//10, 'data.cleans': images - images//10, 'data.plates': 20, 'data.folds': 1}
+    config = with_overrides(study.config, sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder)/'images'
+        _write_images(config, files)
+        def ours():
+            with tempfile.TemporaryDirectory() as fresh: prepare(Study('read', Path(fresh), config, str(files)))
+        def standard(): stock.read_images(files)
+        seconds = timing.compare_speed(lambda: timing.clock(standard)/images, lambda: timing.clock(ours)/images, rounds)
+        return comparison('reading images', f'{images:,} PNGs of {config.data.px} px', seconds, ours)
+
 # %% ../nbs/11_speed.ipynb #8e8b8e9c
 def study_costs(
     study: Study,
@@ -252,6 +271,32 @@ def study_costs(
     rows = pd.DataFrame([{k: info[k] for k in facts} for info in infos], columns=facts)
     seconds = dict(pieces=('seconds', 'size'), seconds=('seconds', 'sum'), longest=('seconds', 'max'))
     return rows.groupby('stage').agg(**seconds, hardware=('hardware', lambda h: sorted(set(h)))).reset_index()
+
+# %% ../nbs/11_speed.ipynb #6a08e0d1
+PAGES = ('01_data', '12_reliability', '13_lab_notes', 'glossary')  # chapters that need no network
+
+
+def compare_pages(
+    study: Study,           # its data and configuration are taken; its own pages stay as they are
+    chapters: tuple = PAGES,
+    rounds: int = 2,
+) -> dict:
+    "Seconds per page of both sides: executed one by one and converted, against side by side and rendered."
+    from nbconvert import HTMLExporter
+    nbs = checkout()/'nbs'
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, WELDSYNTH_HOME=folder):
+        trial = replace(study.whole, name='pages', path=Path(folder)/'studies'/'pages')
+        def standard():
+            for c in chapters:
+                copy = Path(folder)/f'{c}.ipynb'
+                execute_one(nbs/copy.name, copy, study_parameters(trial))
+                copy.with_suffix('.html').write_text(HTMLExporter().from_filename(str(copy))[0], encoding='utf-8')
+        def ours():
+            execute(trial, chapters=chapters)
+            render(trial, chapters)
+        pages = len(chapters)
+        seconds = timing.compare_speed(lambda: timing.clock(standard)/pages, lambda: timing.clock(ours)/pages, rounds)
+        return comparison('pages', f'{pages} chapters, {cores()} at a time', seconds, ours)
 
 # %% ../nbs/11_speed.ipynb #0576b442
 def _growth_studies(images: int, px: int, folder: Path) -> tuple:
@@ -361,10 +406,13 @@ def growth(
 # %% ../nbs/11_speed.ipynb #a616b6dd
 EFFORT: dict[str, dict[str, tuple]] = dict(
     quick=dict(sampling=(2, 20, 1, (2,)), training=(4, 1), fits=(.02, 2, 1), features=(64, 1),
+               reading=(800, 1), pages=(('glossary',), 1),
                growth=(1_600, 16, 800, (16, 32), (2, 1))),
     cpu=dict(sampling=(4, 256, 8), training=(6, 2), fits=(.1, 8, 2), features=(512, 2),
+             reading=(2_000, 2), pages=(PAGES, 2),
              growth=(8_000, 32, 1_000, (32, 48, 64, 96), (4, 2, 1))),
     gpu=dict(sampling=(4, 2_000, 3), training=(60, 3), fits=(.3, 10, 2), features=(20_000, 2),
+             reading=(2_000, 2), pages=(PAGES, 2),
              growth=(20_000, 32, 2_000, (32, 64, 96, 128), (4, 2, 1))))
 
 
@@ -382,9 +430,10 @@ def measure(
     fitted = [compare_fits(fold, config.classifier, config.optimiser, kind, *effort['fits'])
               for kind in ('small', 'features')]
     embedded = compare_embedding(fold, config.classifier, *effort['features'])
+    read, rendered = compare_reading(study, *effort['reading']), compare_pages(study, *effort['pages'])
     return dict(hardware=hardware(), gpu=gpu, date=time.strftime('%Y-%m-%d'), versions=versions(),
                 threads=torch.get_num_threads(), profile=config.profile,
-                races=[sampled, *inserted, *trained, embedded, *fitted],
+                races=[sampled, *inserted, *trained, embedded, *fitted, read, rendered],
                 quality=quality, usage=_training_usage(study, trained[0]['ours']),
                 study=study_costs(study).to_dict('records'), growth=growth(*effort['growth']).to_dict('records'))
 

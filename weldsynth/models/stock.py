@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # %% auto #0
-__all__ = ['stock_pipeline', 'stock_images', 'stock_set', 'save_stock_samples', 'image_loader', 'stock_step_seconds']
+__all__ = ['stock_pipeline', 'stock_images', 'stock_set', 'save_stock_samples', 'image_loader', 'stock_step_seconds',
+           'read_images']
 
 # %% ../../nbs/models/08_stock.ipynb #0e818711
 import torch
@@ -114,3 +115,12 @@ def stock_step_seconds(
         optimizer.step()
         optimizer.zero_grad()
     return seconds()
+
+# %% ../../nbs/models/08_stock.ipynb #ba6f6e3b
+def read_images(
+    folder: Path,  # with a folder of PNGs for each class
+) -> torch.Tensor:
+    "All images, opened one at a time; uint8, N x 1 x H x W."
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+    return torch.stack([image for image, _ in ImageFolder(folder, v2.Compose([v2.Grayscale(), v2.ToImage()]))])
