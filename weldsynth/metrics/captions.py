@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['late_change', 'percent_change', 'changes_text', 'range_text', 'mean_range', 'two_digits', 'p_text', 'apart']
+__all__ = ['MEASURES', 'late_change', 'percent_change', 'changes_text', 'range_text', 'percent_text', 'measure_text',
+           'mean_range', 'two_digits', 'p_text', 'apart']
 
 # %% ../../nbs/metrics/14_captions.ipynb #03738e2c
 import numpy as np
@@ -50,6 +51,33 @@ def range_text(
     text = short_number(value)
     if not np.isnan([low, high]).any(): text += f' ({short_number(low)} to {short_number(high)})'
     return text.replace('-', '−')
+
+# %% ../../nbs/metrics/14_captions.ipynb #df39782d
+def percent_text(
+    share: float,  # 0 to 1, as its bounds
+    low: float,
+    high: float,
+    instead: str = 'n/a',  # where the share is NaN
+) -> str:
+    "A share in percent with its interval, one decimal each."
+    if np.isnan(share): return instead
+    bounds = '' if np.isnan([low, high]).any() else f' ({100*low:.1f} to {100*high:.1f})'
+    return f'{100*share:.1f}{bounds}'.replace('-', '−')
+
+# %% ../../nbs/metrics/14_captions.ipynb #85526840
+MEASURES = dict(frechet='Fréchet distance', kid='KID', precision='precision, %', recall='recall, %',
+                coverage='coverage, %')  # others are called by their own names
+
+
+def measure_text(
+    metric: str,  # of realism, such as 'kid'
+    value: float,
+    low: float,
+    high: float,
+    instead: str = 'n/a',  # where the value is NaN
+) -> str:
+    "A measure of realism with its interval: shares in percent, distances as they are."
+    return (percent_text if '%' in MEASURES.get(metric, '') else range_text)(value, low, high, instead)
 
 # %% ../../nbs/metrics/14_captions.ipynb #506255bf
 def mean_range(
