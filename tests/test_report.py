@@ -305,9 +305,9 @@ def test_a_heading_with_nothing_below_it_goes_with_its_entry(tmp_path, no_quarto
     assert [a.get_text() for a in soup.select('nav.side ul a')] == ['Text', 'Parts']
 
 
-def test_the_first_page_goes_from_verdict_figures_and_pictures_to_checks_then_actions():
+def test_the_first_page_goes_from_verdict_pictures_and_figures_to_checks_then_actions():
     page = str(body_html(prepare_page(nbformat.read(ROOT/'nbs'/'04_eval.ipynb', 4))))
-    order = ['class="verdict', 'missed flaws', '<img', 'Safety checks', 'What to do now', 'Next review of this page',
+    order = ['class="verdict', '<img', 'missed flaws', 'Safety checks', 'What to do now', 'Next review of this page',
              'Integration path']
     places = [page.index(text) for text in order]
     assert places == sorted(places)
@@ -759,6 +759,24 @@ def test_a_figure_opens_enlarged_and_the_focus_returns(chromium, tmp_path, monke
     assert [(v['id'], v['nodes'][0]['target']) for v in axe.Axe().run(page).response['violations']] == []
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     assert asked == []
+    page.close()
+
+
+@pytest.mark.parametrize('width', [1280, 390])
+def test_the_first_page_answers_on_one_wide_screen(chromium, tmp_path, no_quarto, width):
+    "The committed first page: verdict and pictures side by side, then figures and prices, within 900 pixels."
+    committed = nbformat.read(ROOT/'nbs'/'04_eval.ipynb', 4)
+    index = render(executed_study(tmp_path, ['04_eval'], lambda: committed), ['04_eval'])
+    page = chromium.new_page(viewport=dict(width=width, height=900))
+    page.goto(index.as_uri())
+    def box(selector): return page.locator(selector).first.bounding_box()
+    verdict, pictures, prices = map(box, ('.verdict', '.part .figure', '.part table'))
+    checks, steps = map(box, ('h2[id^="safety-checks"]', '#what-to-do-now'))
+    side_by_side = width > 1000
+    assert (pictures['x'] > verdict['x'] + verdict['width']) == side_by_side
+    assert (steps['y'] == checks['y']) == side_by_side
+    assert (prices['y'] + prices['height'] < 900) == side_by_side
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
     page.close()
 
 

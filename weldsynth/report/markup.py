@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['WIDE_PX', 'sanitise', 'one_line', 'mathml', 'markdown_html', 'cell_html', 'page_title', 'frame_tables',
-           'frame_figures', 'body_html', 'csp_hash']
+           'frame_figures', 'body_html', 'group_parts', 'csp_hash']
 
 # %% ../../nbs/report/04_markup.ipynb #fcb258a8
 _MATHS = {'math', 'menclose', 'mfrac', 'mi', 'mn', 'mo', 'mover', 'mpadded', 'mphantom', 'mroot', 'mrow', 'mspace',
@@ -225,6 +225,19 @@ def body_html(
     frame_tables(soup)
     frame_figures(soup)
     return soup
+
+# %% ../../nbs/report/04_markup.ipynb #72f4a6d2
+def group_parts(
+    page: BeautifulSoup,  # from `body_html`; changed in place
+):
+    "Put what follows the title into parts: what comes before the first heading, then each heading and what follows it."
+    part = None
+    for element in list(page.contents):
+        if getattr(element, 'name', None) == 'h1': continue
+        if part is None or getattr(element, 'name', None) == 'h2':
+            part = page.new_tag('div', attrs={'class': 'part'})
+            element.insert_before(part)
+        part.append(element.extract())
 
 # %% ../../nbs/report/04_markup.ipynb #d1eda9e7
 def csp_hash(text: str) -> str:

@@ -33,7 +33,7 @@ from ..models.classifier import is_frozen
 from .citations import link_citations, references_section
 from .enclosures import browser, card_pages, enclose_files, enclose_pdf, enclosures_section
 from .kernels import forked_kernels, ordinary_kernel, terminate_kernels
-from .markup import body_html, csp_hash, one_line, page_title
+from .markup import body_html, csp_hash, group_parts, one_line, page_title
 from weldsynth.report.numbering import (
     CODE,
     Numbers,
@@ -350,6 +350,7 @@ def _render_built_in(
     chapters = [(page, page_title(nb, page)) for page, nb in pages.items()]
     for i, (page, title) in enumerate(chapters):
         body = body_html(pages[page])
+        if page == 'index': group_parts(body)
         contents = [(h['id'], h.get_text()) for h in body('h2')]
         text = template.render(title=title, page=page, chapters=chapters, study=study, css=css, js=js,
                                script_hash=csp_hash(js), body=str(body), version=__version__, contents=contents,
