@@ -1,9 +1,20 @@
-"""Guidance by a classifier, on a mixture of normal distributions in which everything is known."""
+"""Guidance by a classifier: on a mixture of normal distributions in which everything is known, and as a generator."""
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 import torch
 
+from weldsynth.core.config import with_overrides
+from weldsynth.core.files import file_hash
+from weldsynth.core.profiles import PROFILES
+from weldsynth.core.store import Study
 from weldsynth.models.denoiser import NULL_CLASS, few_step_solver, guided_velocity, noise_schedule
 from weldsynth.models.guidance import ClassifierGuidance, NoiseClassifier, class_gradient, velocity_shift
+from weldsynth.stages.data import training_fold
+from weldsynth.stages.guided import classifier_guidance, train_noise_classifier
+from weldsynth.stages.ldm import load_pipeline
+from weldsynth.stages.sample import draw_defects, load_samples, sample_issues, tried_guidances
 
 MEANS = torch.tensor([[-1.5, 0.], [.5, 2.], [2., -1.]])  # of three classes in two dimensions
 SHARES = torch.tensor([.5, .3, .2])
@@ -121,3 +132,46 @@ def test_a_gradient_can_be_had_in_inference_mode_and_leaves_the_weights_alone():
     assert torch.equal(outside, inside)
     assert outside.abs().sum() > 0
     assert all(p.grad is None for p in net.parameters())
+
+
+# --- as a generator ---
+
+SMALL = {'sampler.generator': 'ldm-guided', 'autoencoder.steps': 2, 'denoiser.steps': 2, 'guidance.steps': 4,
+         'sampler.steps': 3, 'sampler.batch': 7}
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+    return Study('guided', tmp_path_factory.mktemp('guided'), with_overrides(PROFILES['fixture'], SMALL))
+
+
+def test_the_samples_are_marked_with_the_classifier_that_guided_them(study):
+    drawn, model = draw_defects(study, 3., 20), train_noise_classifier(study)
+    rows = pd.read_csv(drawn.path/'manifest.csv')
+    assert not [*sample_issues(drawn.path)]
+    assert set(rows.checkpoint) == {model.key}
+    assert set(rows.weights) == {file_hash(model.path/'classifier.safetensors')}
+    assert tried_guidances(study) == study.config.guidance.scales, 'validation chooses the scale'
+
+
+def test_at_scale_1_nothing_pushes_and_above_it_the_classifier_does(study):
+    alone = replace(study, config=with_overrides(study.config, {'sampler.generator': 'ldm'}))
+    classes = training_fold(study).classes
+    def images(study, scale): return load_samples(draw_defects(study, scale, 20), classes).images.int()
+    assert (images(study, 1.) - images(alone, 1.)).abs().max() <= 1
+    assert (images(study, 8.) - images(study, 1.)).abs().max() > 1
+
+
+def test_each_condition_of_the_denoiser_has_the_class_that_it_was_trained_for(study):
+    guide = classifier_guidance(study, train_noise_classifier(study))
+    names = load_pipeline(study).labels
+    classes = training_fold(study).classes
+    assert len(guide.classes) == len(names)
+    assert {classes[c] for c in guide.classes.tolist()} == set(classes)
+    assert not guide.alone
+
+
+def test_a_part_of_the_defects_has_a_classifier_of_its_own(study):
+    part, whole = train_noise_classifier(study, fraction=.5), train_noise_classifier(study)
+    assert part.key != whole.key
+    assert part.info['args'] == dict(generator=0, fraction=.5)

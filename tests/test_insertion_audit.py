@@ -73,7 +73,7 @@ def test_the_one_step_generator_takes_one_step_without_guidance(study):
     assert set(manifest.steps) == {1}
     assert set(manifest.guidance) == {1.}
     assert load_samples(drawn, ('clean',)).masks.flatten(1).amax(1).tolist() == [255]*10
-    assert set(GENERATORS) == {'ldm', 'ldm-refined', 'insert', 'insert-1step', 'vary', 'text'}
+    assert set(GENERATORS) == {'ldm', 'ldm-refined', 'insert', 'insert-1step', 'vary', 'text', 'ldm-guided'}
 
 
 def test_the_table_holds_every_set_and_class_with_shares(study):

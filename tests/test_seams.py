@@ -307,7 +307,8 @@ def test_another_metric_makes_the_audit_anew(study, tmp_path):
 def test_an_unknown_generator_is_an_error_in_one_line(study, tmp_path):
     config = with_overrides(study.config, {'sampler.generator': 'flow'})
     other = replace(study, path=tmp_path, config=config)
-    line = "'flow' is unknown: choose one of ldm, ldm-refined, insert, insert-1step, vary, text, brightness"
+    line = "'flow' is unknown: choose one of ldm, ldm-refined, insert, insert-1step, vary, text, ldm-guided, " \
+           'brightness'
     with pytest.raises(StudyError, match=line):
         draw_defects(other, 2., 10)
 

@@ -29,7 +29,7 @@ FIXTURE = _preset(
     denoiser=dict(heads=2, layers=2, steps=20, batch=16, augment_copies=2),
     snapshots=dict(images=4, steps=4),
     inserter=dict(heads=2, layers=2, steps=20, batch=16), student=dict(lessons=40, steps=10, batch=16),
-    refiner=dict(width=8, steps=20),
+    refiner=dict(width=8, steps=20), guidance=dict(width=8, steps=20),
     sampler=dict(steps=4, synthetics=40, synthetic_cleans=20),
     classifier=dict(kind='small', steps=20, batch=32, seeds=2),
     instrument=dict(seeds=2, lengths=(1., 2.), rivals=('small',)),

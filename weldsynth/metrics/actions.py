@@ -20,7 +20,7 @@ from .rule import FOUND_TEXT, Evidence, Guard, found_name, is_clear
 # %% ../../nbs/metrics/12_actions.ipynb #1c13965e
 PLAIN_GENERATORS = {'ldm': 'whole patches', 'ldm-refined': 'refined whole patches', 'insert': 'inserted flaws',
                     'insert-1step': 'flaws inserted in one step', 'vary': 'variations of real flaws',
-                    'text': 'images drawn from text'}
+                    'text': 'images drawn from text', 'ldm-guided': 'whole patches guided by a classifier'}
 
 
 def plain_generators(

@@ -71,7 +71,7 @@ def study_chapters(
 ) -> tuple:
     "The chapters of a study's report, in reading order: those of `CHAPTERS` that are about it, and further ones."
     names = generator_names(study)
-    chapters = [c for c in CHAPTERS if c != '02_ldm' or {'ldm', 'ldm-refined'} & set(names)]
+    chapters = [c for c in CHAPTERS if c != '02_ldm' or {'ldm', 'ldm-refined', 'ldm-guided'} & set(names)]
     if {'insert', 'insert-1step'} & set(names): chapters.insert(chapters.index('06_audit') + 1, INSERTED)
     after = chapters.index('09_verdict') + 1
     if study.config.profile in EXTRA_PROFILES and is_frozen(study.config.classifier):

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['TIMES', 'QUALITY_COLUMNS', 'train_noise_classifier', 'load_noise_classifier', 'guidance_kinds', 'compare_guidance']
+__all__ = ['QUALITY_COLUMNS', 'guidance_kinds', 'compare_guidance']
 
 # %% ../../nbs/27_classifier_guidance.ipynb #dbb4232e
 import numpy as np
@@ -18,90 +19,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 # %% ../../nbs/27_classifier_guidance.ipynb #bd39a839
-from ..core.random import torch_stream
-from ..core.runtime import device, log, process
+from ..core.runtime import log, process
 from ..core.store import Study, stage
 from ..data.patches import class_plan
 from ..metrics.agreement import exact_share
 from ..metrics.fidelity import compare_features, principal_projection
 from ..metrics.timing import clock
-from ..models.autoencoder import encode
-from ..models.denoiser import CPU_BATCH, draw, generate, guided_velocity, noise_schedule, sample_condition_ids
-from ..models.guidance import ClassifierGuidance, NoiseClassifier, noise_classifier_batch, noise_classifier_loss
-from ..models.training import seeded_weights, train
+from ..models.denoiser import CPU_BATCH, draw, generate, guided_velocity, sample_condition_ids
 from .audit import judge_probabilities, study_features, train_judges, unseen_defects
 from .data import study_patches
-from weldsynth.stages.ldm import (
-    load_autoencoder,
-    load_film_noise,
-    load_pipeline,
-    mirrored_latents,
-    train_autoencoder,
-    train_denoiser,
-)
+from .guided import classifier_guidance, train_noise_classifier
+from .ldm import load_film_noise, load_pipeline, train_denoiser
 from .sample import SAMPLER_FIELDS, draw_batches, sample_rows
-
-# %% ../../nbs/27_classifier_guidance.ipynb #4e88fe81
-TIMES = (0, 150, 300, 450, 600, 750, 900)  # at which the classifier is looked at
-
-
-def _known_at(net: NoiseClassifier, latents: torch.Tensor, labels: torch.Tensor, time: int) -> float:
-    "The share of noised latents whose class the classifier names, mean over the classes."
-    noise = torch.randn(latents.shape, generator=torch_stream('noise classifier check', time))
-    times = torch.full((len(latents),), time)
-    noisy = noise_schedule().add_noise(latents, noise, times)
-    with torch.inference_mode():
-        favourite = torch.cat([net(x.to(device()), t.to(device())).argmax(1).cpu()
-                               for x, t in zip(noisy.split(256), times.split(256), strict=True)])
-    right = (favourite == labels).float()
-    return torch.stack([right[labels == c].mean() for c in labels.unique()]).mean().item()
-
-
-@stage('ldm/noise-classifier', version=1, shared=True,
-       reads=('guidance.width', 'guidance.steps', 'guidance.batch', 'guidance.lr', 'optimiser'),
-       needs=lambda study: [train_autoencoder(study)])
-def train_noise_classifier(study: Study, folder):
-    "`classifier.safetensors`, the loss curve, and `accuracy.csv`: right answers by time on training and validation."
-    config, seed, patches = study.config.guidance, [study.seed], study_patches(study)
-    autoencoder, fold, held_out = load_autoencoder(study), patches.fold('train'), patches.fold('validation')
-    latents = mirrored_latents(autoencoder, fold)
-    net = seeded_weights(seed, 'noise classifier weights', lambda: _untrained_classifier(study))
-    net, curve = train(net, noise_classifier_loss, noise_classifier_batch(latents, fold.labels, config.batch, seed),
-                       config.steps, config.lr, study.config.optimiser, 'training noise classifier',
-                       resume=folder/'resume')
-    if not process().is_main_process: return
-    save_file(net.state_dict(), folder/'classifier.safetensors')
-    curve.to_csv(folder/'loss.csv', index=False)
-    sets = dict(training=(latents[0], fold.labels), validation=(encode(autoencoder, held_out.images), held_out.labels))
-    rows = [(name, time, _known_at(net, *part, time)) for name, part in sets.items() for time in TIMES]
-    pd.DataFrame(rows, columns=['fold', 'time', 'accuracy']).to_csv(folder/'accuracy.csv', index=False)
-
-
-def _untrained_classifier(study: Study) -> NoiseClassifier:
-    config = study.config
-    return NoiseClassifier(config.autoencoder.latents, len(study_patches(study).classes), config.guidance.width)
-
-
-def load_noise_classifier(
-    study: Study,
-) -> NoiseClassifier:
-    "The study's trained classifier of noised latents, on this process's device; trained first if need be."
-    net = _untrained_classifier(study)
-    net.load_state_dict(load_file(train_noise_classifier(study).path/'classifier.safetensors'))
-    return net.to(device()).eval().requires_grad_(False)
 
 # %% ../../nbs/27_classifier_guidance.ipynb #3077a20b
 def guidance_kinds(
     study: Study,
-    pipe,  # from `load_pipeline`
 ) -> dict:
     "kind -> what takes the place of `guided_velocity` in `generate`."
-    by_class = load_file(train_denoiser(study).path/'conditions_by_class.safetensors')
-    classes = torch.arange(len(pipe.labels))
-    for label, conditions in by_class.items(): classes[conditions] = int(label)
-    net = load_noise_classifier(study)
-    return {'classifier-free': guided_velocity, 'classifier': ClassifierGuidance(net, classes),
-            'classifier alone': ClassifierGuidance(net, classes, alone=True)}
+    by_classifier = classifier_guidance(study, train_noise_classifier(study))
+    return {'classifier-free': guided_velocity, 'classifier': by_classifier,
+            'classifier alone': replace(by_classifier, alone=True)}
 
 
 def _rows(study: Study) -> pd.DataFrame:
@@ -199,7 +137,7 @@ def _cost(study: Study, pipe, kinds: dict, rows: pd.DataFrame) -> pd.DataFrame:
 def compare_guidance(study: Study, folder):
     "`quality.csv`, `cost.csv`, and `examples.safetensors`: the first image of each class, by kind and scale."
     pipe, rows = load_pipeline(study), _rows(study)
-    kinds = guidance_kinds(study, pipe)
+    kinds = guidance_kinds(study)
     made = _drawn(study, pipe, kinds, rows, folder/'resume')
     if not process().is_main_process: return
     _cost(study, pipe, kinds, rows).to_csv(folder/'cost.csv', index=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from xml.sax.saxutils import quoteattr
 
 # %% auto #0
 __all__ = ['GENERATORS', 'TRAINED', 'NAMESPACES', 'MARK_FIELDS', 'SAMPLER_FIELDS', 'sample_rows', 'Generator', 'LatentDiffusion',
-           'Refined', 'Insertion', 'OneStepInsertion', 'Variation', 'TextToImage', 'generator_names', 'each_generator',
-           'study_generator', 'tried_guidances', 'draw_batches', 'xmp', 'marked_png', 'read_mark', 'weights_hash',
-           'write_samples', 'sample_issues', 'draw_defects', 'draw_cleans', 'load_samples']
+           'Refined', 'GuidedByClassifier', 'Insertion', 'OneStepInsertion', 'Variation', 'TextToImage',
+           'generator_names', 'each_generator', 'study_generator', 'tried_guidances', 'draw_batches', 'xmp',
+           'marked_png', 'read_mark', 'weights_hash', 'write_samples', 'sample_issues', 'draw_defects', 'draw_cleans',
+           'load_samples']
 
 # %% ../../nbs/03_sample.ipynb #6622773c
 import numpy as np
@@ -35,10 +37,11 @@ from ..core.runtime import barrier, cores, process, progress
 from ..core.store import Artefact, Study, config_read, stage
 from ..data.images import read_grey
 from ..data.patches import PatchSet, class_plan
-from ..models.denoiser import generate, sample_condition_ids, with_oom_retry
+from ..models.denoiser import generate, guided_velocity, sample_condition_ids, with_oom_retry
 from ..models.text import class_prompts, embed_prompts, inpaints
 from .background import background_inputs, selected_neighbours
 from .data import study_patches
+from .guided import classifier_guidance, train_noise_classifier
 from weldsynth.stages.insertion import (
     insert_planned,
     load_inserter,
@@ -88,9 +91,14 @@ class LatentDiffusion:
         "The function (list of (condition, class number), seeds) -> images, its solver steps, and its solver's name."
         call, sampler = model.info['args'], study.config.sampler
         pipe, film_noise = load_pipeline(study, **call), load_film_noise(study, call['fraction'])
+        velocity = self.velocity(study, model)
         def draw(both, seeds):
-            return generate(pipe, film_noise, [condition for condition, _ in both], seeds, guidance, sampler)
+            return generate(pipe, film_noise, [condition for condition, _ in both], seeds, guidance, sampler, velocity)
         return draw, sampler.steps, type(pipe.scheduler).__name__
+
+    def velocity(self, study: Study, model: Artefact) -> Callable:
+        "The guidance, for `generate`."
+        return guided_velocity
 
     def sample(self, study: Study, model: Artefact, rows: pd.DataFrame, guidance: float, resume: Path) -> PatchSet:
         draw, steps, solver = self.drawing(study, model, guidance)
@@ -118,6 +126,18 @@ class Refined(LatentDiffusion):
     def drawing(self, study: Study, model: Artefact, guidance: float) -> tuple:
         draw = refined_sampler(study, model, strength=guidance)
         return draw, study.config.refining.solver_steps, 'EDMDPMSolverMultistepScheduler'
+
+
+class GuidedByClassifier(LatentDiffusion):
+    "The same as `LatentDiffusion`, pushed towards its class by a [classifier of noised latents](33_guided.ipynb)."
+    needs = 'the networks of ldm'
+
+    def train(self, study: Study, seed: int, fraction: float) -> Artefact:
+        return train_noise_classifier(study, seed, fraction)
+
+    def guidances(self, study: Study) -> tuple: return study.config.guidance.scales
+
+    def velocity(self, study: Study, model: Artefact) -> Callable: return classifier_guidance(study, model)
 
 
 class Insertion:
@@ -211,7 +231,7 @@ class TextToImage:
 
 GENERATORS: dict[str, Generator] = {
     'ldm': LatentDiffusion(), 'ldm-refined': Refined(), 'insert': Insertion(), 'insert-1step': OneStepInsertion(),
-    'vary': Variation(), 'text': TextToImage()}
+    'vary': Variation(), 'text': TextToImage(), 'ldm-guided': GuidedByClassifier()}
 
 
 def generator_names(
@@ -316,9 +336,10 @@ def weights_hash(
 ) -> str:
     """The SHA-256 hash of the trained weights, '' where there are none.
 
-    They are `pipeline/transformer/*.safetensors`, `refiner/*.safetensors`, or `lora.safetensors`, what was added to
-    pretrained weights."""
-    places = 'pipeline/transformer/*.safetensors', 'refiner/*.safetensors', 'lora.safetensors'
+    They are `pipeline/transformer/*.safetensors`, `refiner/*.safetensors`, `classifier.safetensors`, or
+    `lora.safetensors`, what was added to pretrained weights."""
+    places = ('pipeline/transformer/*.safetensors', 'refiner/*.safetensors', 'classifier.safetensors',
+              'lora.safetensors')
     files = [file for place in places for file in model.path.glob(place)]
     return file_hash(files[0]) if files else ''
 
