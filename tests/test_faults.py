@@ -15,7 +15,8 @@ from nbformat import v4
 from weldsynth.core.config import with_overrides
 from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study
-from weldsynth.report.pages import execute, render
+from weldsynth.report.chapters import execute
+from weldsynth.report.pages import render
 from weldsynth.stages.arms import fit_arms, open_test
 from weldsynth.stages.audit import train_judges
 from weldsynth.stages.data import prepare

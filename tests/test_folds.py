@@ -19,7 +19,7 @@ from weldsynth.data.split import split
 from weldsynth.metrics.studies import expected_power
 from weldsynth.models.classifier import load_classifier, probabilities
 from weldsynth.report.cards import finish
-from weldsynth.report.pages import execute
+from weldsynth.report.chapters import execute
 from weldsynth.report.verification import verify
 from weldsynth.stages import arms
 from weldsynth.stages.arms import fit_arms, open_test, test_predictions as predictions_of, times_opened

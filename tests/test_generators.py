@@ -14,7 +14,7 @@ from weldsynth.core.store import Study
 from weldsynth.data.patches import head_per_class
 from weldsynth.data.simulate import simulate
 from weldsynth.models.layers import holes
-from weldsynth.report.pages import study_chapters
+from weldsynth.report.chapters import study_chapters
 from weldsynth.stages.arms import (
     ARMS,
     Pool,

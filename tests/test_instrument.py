@@ -118,7 +118,7 @@ FAILURES = {
                            'points, standard error 0.0.'),
     'better than no training': ({('features', 1.): .43, ('features', 2.): .43},
                                 'Macro F1 on validation is 43.0 % at its best threshold; without training the best '
-                                f'rule, {NAMED}, has 34.0 %.'),
+                                f'rule ("{NAMED}") has 34.0 %.'),
     'as good as other classifiers': ({('small', 1.): .65},
                                      'Macro F1 on validation is 62.0 % at its best threshold, and 65.0 % with '
                                      'another classifier (small).')}
@@ -176,7 +176,7 @@ def test_a_failing_condition_comes_before_everything_else():
     broken = Guard('false calls', '', '', '', 'fails', 1e-9)
     assert decide_shipping(gains, [], True, RULE, [holding])[0] == 'SHIP'
     assert decide_shipping(gains, [broken], True, RULE, [holding])[0] == 'DO NOT SHIP'
-    answer = ('INCONCLUSIVE', 'the classifier is not shown to be trained long enough')
+    answer = ('INCONCLUSIVE', 'the classifier has not been shown to be trained long enough')
     assert decide_shipping(gains, [], True, RULE, [failing, holding]) == answer
     assert decide_shipping(gains, [broken], True, RULE, [failing]) == answer
 
@@ -196,7 +196,7 @@ def test_the_verdict_of_a_classifier_that_is_not_good_enough_says_so(verdict_wit
     good, bad = verdict_with('holds'), verdict_with('fails')
     assert 'not shown to be' not in good['reason']
     assert bad['decision'] == 'INCONCLUSIVE'
-    assert bad['reason'] == 'the classifier is not shown to be a condition'
+    assert bad['reason'] == 'the classifier has not been shown to be a condition'
     assert bad['reason'] in bad['sentence']
     assert bad['entry'] == [dict(name='a condition', plain='Something is so.', measured='1', threshold='at least 2',
                                  outcome='fails', p=None, closing='')]

@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from weldsynth.report.pages import CASES, CHAPTERS
+from weldsynth.report.chapters import CASES, CHAPTERS
 
 ROOT = Path(__file__).parent.parent
 NBS = ROOT/'nbs'

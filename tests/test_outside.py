@@ -23,7 +23,8 @@ from weldsynth.data.patches import PatchSet
 from weldsynth.data.simulate import simulate
 from weldsynth.metrics.intervals import Jackknife, drop_elsewhere, interval, variance
 from weldsynth.report.cards import finish
-from weldsynth.report.pages import CHAPTERS, OUTSIDE, execute, page_issues, render, study_chapters
+from weldsynth.report.chapters import CHAPTERS, OUTSIDE, execute, study_chapters
+from weldsynth.report.pages import page_issues, render
 from weldsynth.report.quarto_pages import quarto_project
 from weldsynth.report.verification import verify
 from weldsynth.stages.arms import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from weldsynth.report.pages import CHAPTERS
+from weldsynth.report.chapters import CHAPTERS
 
 ROOT = Path(__file__).parent.parent
 NBS = ROOT/'nbs'

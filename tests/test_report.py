@@ -20,12 +20,13 @@ from weldsynth.core.display import escape
 from weldsynth.core.profiles import PROFILES, choose_profile
 from weldsynth.core.runtime import checkout
 from weldsynth.core.store import Study
-from weldsynth.report import pages as report
+from weldsynth.report import chapters as report
+from weldsynth.report.chapters import CASES, CHAPTERS, execute
 from weldsynth.report.citations import citation_label, link_citations, read_bibliography
 from weldsynth.report.markup import body_html, csp_hash, mathml
 from weldsynth.report.numbering import cell_options
 from weldsynth.report.page_checks import empty_announcements
-from weldsynth.report.pages import CASES, CHAPTERS, execute, link_pages, page_issues, prepare_page, render
+from weldsynth.report.pages import link_pages, page_issues, prepare_page, render
 from weldsynth.report.quarto_pages import mend_page, quarto_notebook, quarto_project
 
 ROOT = checkout()
@@ -406,7 +407,7 @@ REPORTED = (*CHAPTERS, report.OUTSIDE, report.INSERTED, report.COMPARED, *report
 def reported():
     "Every chapter that a report may have, prepared, as it was committed."
     read = {c: nbformat.read(ROOT/'nbs'/f'{c}.ipynb', 4) for c in REPORTED}
-    return {report._page(c): prepare_page(nb, REPORTED, page=c) for c, nb in read.items()}
+    return {report.page_name(c): prepare_page(nb, REPORTED, page=c) for c, nb in read.items()}
 
 
 def test_labels_are_valid_and_unique_in_the_report():
@@ -502,7 +503,7 @@ def test_a_new_report_takes_the_place_of_the_old_one_and_a_crash_does_not(tmp_pa
     assert render(study) == index
     assert not (index.parent/'stale.html').exists()
     whole = index.read_text()
-    monkeypatch.setattr(report, 'body_html', lambda nb: 1/0)
+    monkeypatch.setattr('weldsynth.report.pages.body_html', lambda nb: 1/0)
     with pytest.raises(ZeroDivisionError): render(study)
     assert index.read_text() == whole
     assert {p.name for p in study.path.iterdir()} == {*LOCKS, 'notebooks', 'report'}
@@ -581,7 +582,7 @@ def test_quarto_project_lists_the_chapters(tmp_path):
     config = REPORT_PROJECT
     assert config['website']['sidebar']['contents'] == ['index.ipynb', *(f'{c}.ipynb' for c in CHAPTERS[1:])]
     assert config['execute'] == {'enabled': False}
-    quarto_project({report._page(c): prepare_page(chapter()) for c in CHAPTERS}, tmp_path)
+    quarto_project({report.page_name(c): prepare_page(chapter()) for c in CHAPTERS}, tmp_path)
     style = config['format']['html']
     themes = [f for theme in style['theme'].values() for f in theme if '.' in f]
     for file in [*config['website']['sidebar']['contents'], style['css'], *themes, '_quarto.yml']:

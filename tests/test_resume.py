@@ -27,7 +27,7 @@ from weldsynth.models import fits, training
 from weldsynth.models.denoiser import draw, from_folder
 from weldsynth.models.fits import fit_parallel
 from weldsynth.models.training import train
-from weldsynth.report.pages import execute
+from weldsynth.report.chapters import execute
 from weldsynth.stages import ldm, sample
 from weldsynth.stages.data import prepare, study_patches
 from weldsynth.stages.ldm import load_film_noise, load_pipeline, train_autoencoder, train_denoiser
@@ -186,7 +186,7 @@ from nbformat import v4
 from weldsynth import cli
 from weldsynth.core.profiles import choose_profile
 from weldsynth.core.store import Study
-from weldsynth.report.pages import execute
+from weldsynth.report.chapters import execute
 
 root = Path(sys.argv[1])
 nbs = root/'nbs'

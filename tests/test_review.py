@@ -42,7 +42,8 @@ from weldsynth.metrics.review_scores import (
     share_text,
     simulated_answers,
 )
-from weldsynth.report.pages import execute, page_issues, render
+from weldsynth.report.chapters import execute
+from weldsynth.report.pages import page_issues, render
 from weldsynth.stages import review, review_set
 from weldsynth.stages.arms import draw_study_cleans
 from weldsynth.stages.audit import study_copies

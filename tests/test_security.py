@@ -29,8 +29,9 @@ from weldsynth.core.store import Study
 from weldsynth.data.images import read_grey
 from weldsynth.data.patches import load_patches
 from weldsynth.models import backbone
+from weldsynth.report.chapters import execute
 from weldsynth.report.markup import csp_hash, markdown_html, sanitise
-from weldsynth.report.pages import execute, page_issues, render
+from weldsynth.report.pages import page_issues, render
 from weldsynth.report.quarto_pages import POLICY
 from weldsynth.stages.ldm import load_pipeline, train_denoiser
 
@@ -360,7 +361,8 @@ open(os.environ['HEARD'] + f'.{os.getpid()}', 'w')
 STUDY = '''
 import sys
 from weldsynth.core.opening import open_study
-from weldsynth.report.pages import execute, page_issues, render
+from weldsynth.report.chapters import execute
+from weldsynth.report.pages import page_issues, render
 from weldsynth.stages.verdict import recommend
 from weldsynth.report.cards import finish
 study = open_study('named', sys.argv[1], 'fixture', 'film')

@@ -32,7 +32,7 @@ from weldsynth.data.tables import line_of
 from weldsynth.metrics.timing import matrix_rate
 from weldsynth.models.classifier import CLASSIFIERS, grey_resnet18
 from weldsynth.models.training import Checkpoints, Snapshots, TrainingLog, start_training
-from weldsynth.report.pages import study_parameters
+from weldsynth.report.chapters import study_parameters
 from weldsynth.stages.review import answer_scores, export_review, export_text, score_text
 from weldsynth.stages.review_set import new_set, sealed_set
 

@@ -13,7 +13,7 @@ from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
 from weldsynth.metrics import timing
 from weldsynth.models import stock
-from weldsynth.report import pages
+from weldsynth.report import chapters
 from weldsynth.stages.data import training_fold
 from weldsynth.stages.ldm import load_pipeline, train_denoiser
 
@@ -164,8 +164,8 @@ def test_the_command_measures_records_and_draws_the_chapter(study, entry, checko
     def execute(notebook, copy, parameters): done.append((notebook.name, parameters['profile']))
     monkeypatch.setenv('WELDSYNTH_HOME', str(checkout))
     monkeypatch.setattr(bench, 'measure', lambda s: done.append(s.config.profile) or entry)
-    monkeypatch.setattr(pages, 'execute_one', execute)
-    monkeypatch.setattr(pages, 'update_reference', lambda copy, notebook: done.append(copy.name))
+    monkeypatch.setattr(chapters, 'execute_one', execute)
+    monkeypatch.setattr(chapters, 'update_reference', lambda copy, notebook: done.append(copy.name))
     assert cli.main(['speed', '--profile', 'fixture']) == 0
     assert done == ['fixture', ('11_speed.ipynb', 'fixture'), '11_speed.ipynb']
     assert 'sampling: ' in capsys.readouterr().out

@@ -13,7 +13,8 @@ from PIL import Image
 from weldsynth.core.opening import open_study
 from weldsynth.core.runtime import checkout
 from weldsynth.data.simulate import simulate
-from weldsynth.report.pages import CHAPTERS, execute, page_issues, render
+from weldsynth.report.chapters import CHAPTERS, execute
+from weldsynth.report.pages import page_issues, render
 from weldsynth.stages.arms import ARMS
 from weldsynth.stages.verdict import recommend
 

@@ -173,9 +173,9 @@ def test_a_floor_that_is_high_raises_the_limit_of_the_fingerprint():
 TRACE = dict(probe=(.9, .8, .95), probe_floor=(.5, .4, .6))
 
 @pytest.mark.parametrize(('short_cut', 'outcome', 'says'), [
-    (USED, 'fails', 'and the classifier uses it'),
-    (UNUSED, 'holds', 'but the classifier does not use it'),
-    (None, 'in doubt', 'may use it')])
+    (USED, 'fails', 'and the classifier uses the difference'),
+    (UNUSED, 'holds', 'but the classifier does not use the difference'),
+    (None, 'in doubt', 'may use the difference')])
 def test_a_trace_is_judged_by_harm(short_cut, outcome, says):
     guard = guard_fingerprint(TRACE, RULE, short_cut)
     assert guard.outcome == outcome
@@ -233,7 +233,7 @@ def test_a_classifier_that_is_not_good_enough_decides_nothing(outcome):
     for gain in (clear, loss):
         decision, reason = decide_shipping({'real': gain}, [failing(.001)], True, RULE, entry)
         assert decision == 'INCONCLUSIVE'
-        assert reason == 'the classifier is not shown to be well above guessing'
+        assert reason == 'the classifier has not been shown to be well above guessing'
     held = [entry[0]._replace(outcome='holds')]
     assert decide_shipping({'real': clear}, [], True, RULE, held)[0] == 'SHIP'
 

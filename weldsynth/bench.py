@@ -53,7 +53,8 @@ from .models.film_noise import FilmNoise, add_film_noise
 from .models.fit_speed import compare_embedding, compare_fits, comparison
 from .models.insertion import Inserter, make_inserter, student_of
 from .models.training import train
-from .report.pages import execute, execute_one, render, study_parameters
+from .report.chapters import execute, execute_one, study_parameters
+from .report.pages import render
 from .stages.audit import load_judge, unseen_defects
 from .stages.data import prepare, study_patches, training_fold
 from .stages.insertion import insert_planned, masked_fold, plan_insertions
@@ -259,7 +260,8 @@ def compare_reading(
             with tempfile.TemporaryDirectory() as fresh: prepare(Study('read', Path(fresh), config, str(files)))
         def standard(): stock.read_images(files)
         seconds = timing.compare_speed(lambda: timing.clock(standard)/images, lambda: timing.clock(ours)/images, rounds)
-        return comparison('reading images', f'{images:,} PNGs of {config.data.px} px', seconds, ours)
+        about = f'ImageFolder, against files checked, split and saved as well; {images:,} PNGs of {config.data.px} px'
+        return comparison('reading images', about, seconds, ours)
 
 # %% ../nbs/11_speed.ipynb #8e8b8e9c
 def study_costs(
@@ -296,7 +298,9 @@ def compare_pages(
             render(trial, chapters)
         pages = len(chapters)
         seconds = timing.compare_speed(lambda: timing.clock(standard)/pages, lambda: timing.clock(ours)/pages, rounds)
-        return comparison('pages', f'{pages} chapters, {cores()} at a time', seconds, ours)
+        about = (f'papermill and nbconvert, one by one, against {pages} chapters, {cores()} at a time, numbered, '
+                 'linked and checked as well')
+        return comparison('pages', about, seconds, ours)
 
 # %% ../nbs/11_speed.ipynb #0576b442
 def _growth_studies(images: int, px: int, folder: Path) -> tuple:

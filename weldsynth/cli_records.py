@@ -43,22 +43,22 @@ def update_reference(
 ):
     "Update the outputs in the notebooks."
     from weldsynth.core.runtime import checkout, home
-    from weldsynth.report import pages
+    from weldsynth.report import chapters
     copies = home()/'studies'/name/'notebooks'
     if not copies.is_dir():
         raise StudyError(f"study '{name}' has no executed notebooks in {copies}: run `weldsynth report` first")
     for copy in sorted(copies.glob('*.ipynb')):
-        if copy.stem not in pages.CASES: pages.update_reference(copy, checkout()/'nbs'/copy.name)
+        if copy.stem not in chapters.CASES: chapters.update_reference(copy, checkout()/'nbs'/copy.name)
 
 # %% ../nbs/cli_records.ipynb #57b8e99e
 def _update_chapter(chapter: str, folder: Path, parameters: dict):
     "Execute one chapter of the checkout into `folder`, and put the outputs into the chapter."
     from weldsynth.core.runtime import checkout
-    from weldsynth.report import pages
+    from weldsynth.report import chapters
     notebook = checkout()/'nbs'/f'{chapter}.ipynb'
     folder.mkdir(parents=True, exist_ok=True)
-    pages.execute_one(notebook, folder/notebook.name, parameters)
-    pages.update_reference(folder/notebook.name, notebook)
+    chapters.execute_one(notebook, folder/notebook.name, parameters)
+    chapters.update_reference(folder/notebook.name, notebook)
 
 # %% ../nbs/cli_records.ipynb #84353a47
 @_command(name='case', hidden=True)
@@ -112,7 +112,7 @@ def speed(
 ):
     "Measure the speed of this machine."
     from weldsynth import bench
-    from weldsynth.report.pages import study_parameters
+    from weldsynth.report.chapters import study_parameters
     study = _open_study(old_data or data, name, profile, group, seed, [])
     entry = bench.measure(study)
     bench.record(entry)

@@ -52,10 +52,7 @@ LONG = _preset(
     sweep=dict(samples=500), robustness=dict(images=600))
 
 THOROUGH = _preset(
-    'thorough', contrastive=dict(arms=True), denoiser=dict(layers=6, steps=4_500, batch=64), inserter=dict(steps=3_000),
-    refiner=dict(steps=6_000, most_noise=1.5), refining=dict(strengths=(.9, 1.5), solver_steps=4),
-    classifier=dict(seeds=6),
-    instrument=dict(seeds=5),
+    'thorough', contrastive=dict(arms=True), classifier=dict(seeds=6), instrument=dict(seeds=5),
     robustness=dict(images=600, attacked=60, pgd_steps=10, square_bounds=(2., 4.), square_queries=100),
     sweep=dict(samples=500, shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5)))
 

@@ -140,7 +140,7 @@ def risk_register(
         ('wrong labels', f'synthetic-only reaches {taught} real-only score; reference classifiers see '
          f'the intended class in {agreement} of samples; three reviewers (labels right, gross artefacts): '
          f'{by["realism, three reviewers"]}', 'retrain, look at samples, filter', 'model owner',
-         'either figure falls after a retraining'),
+         'one of these figures falls after a retraining'),
         ('shortcut: decoder means flaw', f'traces of the generator: {by["traces of the generator"]}; '
          f'{by["no shortcut"]}', 'repeat the audit at every retraining',
          'model owner', 'the safety check on traces fails'),
@@ -171,6 +171,6 @@ def integration_path(
          'A month without an escape that the present classifier would have caught.',
          f'False calls exceed {limit} of clean patches, half a point above the real-only classifier here.'),
         ('Full use', 'All lines, with the real-only classifier kept ready: it can be switched back at once.',
-         'No check of the risk register finds anything.', 'Any trigger of the risk register.'),
+         'No trigger of the risk register has fired.', 'Any trigger of the risk register fires.'),
     ]
     return [dict(zip(keys, row, strict=True)) for row in rows]

@@ -248,8 +248,8 @@ def _trace_text(trace: str, used: str) -> str:
     if trace == 'holds': return 'A computer can hardly tell synthetic images from real ones.'
     can = 'A computer can tell synthetic images from real ones'
     if trace == 'in doubt': can = can.replace('can', 'may be able to')
-    return {'holds': f'{can}, but the classifier does not use it.',
-            'fails': f'{can}, and the classifier uses it.'}.get(used, f'{can}, and the classifier may use it.')
+    use = {'holds': 'but the classifier does not use', 'fails': 'and the classifier uses'}
+    return f'{can}, {use.get(used, "and the classifier may use")} the difference.'
 
 # %% ../../nbs/metrics/07_rule.ipynb #c68639be
 def _open(
@@ -431,7 +431,7 @@ def decide_shipping(
     With outer folds the control is chosen on welds that other folds test, which flatters it: as a rival for SHIP that
     is safe, but then only the gain over real images can be ruled out."""
     unfit = [g.name for g in entry if g.outcome != 'holds']
-    if unfit: return 'INCONCLUSIVE', f'the classifier is not shown to be {", or ".join(unfit)}'
+    if unfit: return 'INCONCLUSIVE', f'the classifier has not been shown to be {", or ".join(unfit)}'
     failing = [g for g in guards if g.outcome == 'fails']
     hopeless = [arm for arm, (_, _, high) in gains.items()
                 if high < rule.least_gain and (folds == 1 or arm == 'real')]

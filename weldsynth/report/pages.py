@@ -6,33 +6,24 @@
 from __future__ import annotations
 
 import html
-import json
-import os
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
 # %% auto #0
-__all__ = ['CHAPTERS', 'CASES', 'OUTSIDE', 'INSERTED', 'COMPARED', 'EXTRAS', 'EXTRA_PROFILES', 'study_chapters', 'execute_one',
-           'config_changes', 'study_parameters', 'execute', 'update_reference', 'prepare_page', 'link_pages', 'render',
-           'page_issues']
+__all__ = ['prepare_page', 'link_pages', 'render', 'page_issues']
 
 # %% ../../nbs/report/01_pages.ipynb #d2dce056
 from .. import __version__
-from ..core.config import StudyConfig, StudyError, config_table
-from ..core.files import explain_disk_full, remove_stale_staging, staging_dir, write_atomic
-from ..core.profiles import PROFILES
-from ..core.runtime import checkout, cores, progress
+from ..core.config import StudyError
+from ..core.files import explain_disk_full, staging_dir
+from ..core.runtime import checkout
 from ..core.store import Study
-from ..models.classifier import is_frozen
+from .chapters import CHAPTERS, page_name, study_chapters
 from .citations import link_citations, references_section
 from .enclosures import browser, card_pages, enclose_files, enclose_pdf, enclosures_section
-from .kernels import forked_kernels, ordinary_kernel, terminate_kernels
 from .markup import body_html, csp_hash, group_parts, one_line, page_title
 from weldsynth.report.numbering import (
     CODE,
@@ -45,163 +36,13 @@ from weldsynth.report.numbering import (
 )
 from .page_checks import page_issues
 from .quarto_pages import render_quarto
-from ..stages.sample import generator_names
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 # %% ../../nbs/report/01_pages.ipynb #7c48fcb5
 _all_ = ['page_issues']
-
-# %% ../../nbs/report/01_pages.ipynb #1d8500f1
-CHAPTERS = ('04_eval', '01_data', '02_ldm', '03_sample', '05_sweep', '06_audit', '14_instrument', '07_arms',
-            '29_detection', '28_errors', '08_review', '09_verdict', '10_gdxray', '11_speed', '12_reliability',
-            '13_lab_notes', 'glossary')
-CASES = {'10_gdxray'}
-OUTSIDE = '15_outside'  # follows 09_verdict where a study has an outside set
-INSERTED = '20_insertion_audit'  # follows 06_audit where a study inserts flaws
-COMPARED = '24_comparison'  # follows 09_verdict where a study has several generators
-EXTRAS = ('21_contrastive', '22_filters', '25_ood', '26_robustness', '27_classifier_guidance')  # hours on a CPU
-EXTRA_PROFILES = ('thorough', 'full')  # in which `EXTRAS` follow the verdict, for classifiers on frozen features
 _ASSETS = checkout()/'weldsynth'/'assets'
-
-# %% ../../nbs/report/01_pages.ipynb #fab2f500
-def study_chapters(
-    study: Study,
-) -> tuple:
-    "The chapters of a study's report, in reading order: those of `CHAPTERS` that are about it, and further ones."
-    names = generator_names(study)
-    chapters = [c for c in CHAPTERS if c != '02_ldm' or {'ldm', 'ldm-refined', 'ldm-guided'} & set(names)]
-    if {'insert', 'insert-1step'} & set(names): chapters.insert(chapters.index('06_audit') + 1, INSERTED)
-    after = chapters.index('09_verdict') + 1
-    if study.config.profile in EXTRA_PROFILES and is_frozen(study.config.classifier):
-        chapters[after:after] = [c for c in EXTRAS if c != '27_classifier_guidance' or 'ldm' in names]
-    if len(names) > 1: chapters.insert(after, COMPARED)
-    if study.config.outside.data: chapters.insert(after, OUTSIDE)
-    return tuple(chapters)
-
-
-def _page(chapter: str, chapters=CHAPTERS) -> str:
-    "The name of the page of `chapter`, without suffix."
-    return 'index' if chapter == chapters[0] else chapter
-
-# %% ../../nbs/report/01_pages.ipynb #f967e9f6
-def _fitting_parameters(notebook: Path, parameters: dict) -> dict:
-    "Those of `parameters` that the notebook's parameters cell names."
-    import nbformat
-    cells = [c for c in nbformat.read(notebook, 4).cells if 'parameters' in c.metadata.get('tags', [])]
-    source = cells[-1].source if cells else ''
-    return {k: v for k, v in parameters.items() if re.search(rf'^{k}\s*=', source, re.M)}
-
-# %% ../../nbs/report/01_pages.ipynb #cca67bc8
-def _run_notebook(notebook: Path, copy: Path, parameters: dict, kernel: type) -> str:
-    "Run `notebook` into `copy`. The reason why it failed, in one line, or ''."
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    try:
-        papermill.execute_notebook(notebook, copy, parameters, kernel_name='python3', language='python',
-                                   kernel_manager_class=kernel, progress_bar=False)
-        return ''
-    except papermill.PapermillExecutionError as e:
-        if e.ename == 'StudyError': return ' '.join(e.evalue.split())
-        return f'{e.ename}: {e.evalue}'.strip().splitlines()[-1].strip()
-    except DeadKernelError: return 'its process ended (out of memory?)'
-
-# %% ../../nbs/report/01_pages.ipynb #fa6f5fe9
-def execute_one(
-    notebook: Path,               # what to run; it is not changed
-    copy: Path,                   # where the executed copy is to be
-    parameters: dict,             # for its parameters cell; what that does not name is left out
-    kernel: type | None = None,  # a class of kernel managers; an ordinary kernel if not given
-):
-    "Run `notebook` into `copy`. Raises `StudyError`, one line, if it fails; the copy shows how far it came."
-    if not notebook.exists():
-        raise StudyError(f'notebook {notebook} is missing: run weldsynth from a complete checkout')
-    parameters = _fitting_parameters(notebook, parameters)
-    with explain_disk_full(copy), staging_dir(copy.parent) as part:
-        try: reason = _run_notebook(notebook, part/copy.name, parameters, kernel or ordinary_kernel())
-        finally:
-            if (part/copy.name).exists(): (part/copy.name).replace(copy)
-    if reason: raise StudyError(f'notebook {notebook.name} failed: {reason}')
-
-# %% ../../nbs/report/01_pages.ipynb #5db55e94
-def _in_threads(
-    run,             # chapter -> None
-    chapters: list,
-    threads: int,
-):
-    "Run the chapters; yields as each ends. An early end terminates their kernels, so that a training saves its state."
-    pool = ThreadPoolExecutor(threads)
-    try:
-        for done in as_completed([pool.submit(run, c) for c in chapters]): yield done.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        terminate_kernels()
-        pool.shutdown()
-
-# %% ../../nbs/report/01_pages.ipynb #6d3d6e39
-def config_changes(
-    config: StudyConfig,
-) -> dict:
-    "dotted name -> (value, value in the preset), for each field of `config` that differs from its preset."
-    now = config_table(config)
-    preset = config_table(PROFILES.get(config.profile, StudyConfig()))
-    return {k: (now[k], preset[k]) for k in now.index if now[k] != preset[k]}
-
-# %% ../../nbs/report/01_pages.ipynb #d1664cd5
-def study_parameters(
-    study: Study,
-) -> dict:
-    "What a chapter's parameters cell needs to open `study`."
-    changes = {k: new for k, (new, _) in config_changes(study.config).items()}
-    return dict(name=study.name, data=study.data, profile=study.config.profile, group=study.group, seed=study.seed,
-                overrides=json.dumps(changes) if changes else '')
-
-# %% ../../nbs/report/01_pages.ipynb #89395605
-def execute(
-    study: Study,               # whose parameters the chapters get
-    nbs: Path | None = None,    # the folder of the notebooks; that of the checkout if not given
-    chapters=None,              # which to run, and in which order; `study_chapters` if not given
-    kernel: type | None = None,  # a class of kernel managers; if not given, forked kernels for more than two chapters
-    **more,                     # parameters for the notebooks that have them, such as `prevalence`
-) -> Path:                      # the folder of the executed copies
-    "Run every chapter with the parameters of `study`. The first makes what is missing; the others run side by side."
-    nbs, chapters = nbs or checkout()/'nbs', chapters or study_chapters(study)
-    copies = study.path/'notebooks'
-    copies.mkdir(parents=True, exist_ok=True)
-    parameters = study_parameters(study) | more
-    forks = forked_kernels() if kernel is None and len(chapters) > 2 else nullcontext(kernel)
-    with study.exclusive(), forks as manager:
-        remove_stale_staging(copies)
-        def run(c): execute_one(nbs/f'{c}.ipynb', copies/f'{c}.ipynb', {} if c in CASES else parameters, manager)
-        _run_all(run, chapters)
-    return copies
-
-
-def _run_all(run, chapters):
-    "Run the first chapter alone, then the others side by side, each with one thread."
-    first, *others = chapters
-    for _ in _in_threads(run, [first], 1): pass
-    with patch.dict(os.environ, OMP_NUM_THREADS='1'):
-        at_once = max(cores(), min(4, cores(on_cpu=True)))
-        for _ in progress(_in_threads(run, others, at_once), 'notebooks', len(others)): pass
-
-# %% ../../nbs/report/01_pages.ipynb #5dae6105
-def update_reference(
-    copy: Path,      # an executed copy
-    notebook: Path,  # what it is a copy of; its outputs are replaced
-):
-    "Put the outputs of `copy` into `notebook`, without what went to stderr."
-    import nbformat
-    executed = {c.id: c for c in nbformat.read(copy, 4).cells}
-    committed = nbformat.read(notebook, 4)
-    for cell in committed.cells:
-        if cell.cell_type != 'code': continue
-        if cell.id not in executed or executed[cell.id].source != cell.source:
-            raise StudyError(f'{copy} was made from other code than {notebook}: execute it again')
-        cell.outputs = [o for o in executed[cell.id].outputs if o.get('name') != 'stderr']
-        cell.execution_count = None
-    write_atomic(notebook, nbformat.writes(committed))
 
 # %% ../../nbs/report/01_pages.ipynb #ed6b24a3
 _LINK = re.compile(r'(?<!!)\[([^\]]+)\]\((?:\./)?([\w./-]+)\.ipynb(#[^)\s]*)?\)')
@@ -214,7 +55,8 @@ def _relink(
     "`text` with links to chapters as links to their pages; links to other notebooks are plain text."
     def link(m):
         label, chapter, anchor = m.groups()
-        return f"[{label}]({_page(chapter, chapters)}.html{(anchor or '').lower()})" if chapter in chapters else label
+        if chapter not in chapters: return label
+        return f"[{label}]({page_name(chapter, chapters)}.html{(anchor or '').lower()})"
     return _LINK.sub(link, text)
 
 # %% ../../nbs/report/01_pages.ipynb #5d4b198a
@@ -374,7 +216,7 @@ def _prepared_pages(study: Study, chapters) -> dict:
     for c in chapters:
         copy = study.path/'notebooks'/f'{c}.ipynb'
         if not copy.exists(): raise StudyError(f'{copy} is missing: execute the chapters first')
-        pages[_page(c, chapters)] = prepare_page(nbformat.read(copy, 4), chapters, c != chapters[0], page=c)
+        pages[page_name(c, chapters)] = prepare_page(nbformat.read(copy, 4), chapters, c != chapters[0], page=c)
     return pages | card_pages(study)
 
 

@@ -14,7 +14,8 @@ from ..core.runtime import log
 from ..core.store import Study, outdated
 from ..data.sources import tell_understood
 from .cards import finish
-from .pages import config_changes, execute, render
+from .chapters import config_changes, execute
+from .pages import render
 from ..stages.arms import fit_arms
 from ..stages.data import prepare_or_count
 from ..stages.outside_data import prepare_outside

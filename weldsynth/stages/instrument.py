@@ -130,7 +130,7 @@ def _above_trivial(own: float, trivial: pd.Series, rule: RuleConfig) -> Guard:
     "Is the classifier well above what needs no training?"
     limit = trivial.max() + rule.least_over_trivial
     plain = (f'Macro F1 on validation is {_points(own)} % at its best threshold; without training the best '
-             f'rule, {trivial.idxmax()}, has {_points(trivial.max())} %.')
+             f'rule ("{trivial.idxmax()}") has {_points(trivial.max())} %.')
     return Guard('better than no training', plain, f'macro F1 {_points(own)} %', f'at least {_points(limit)} %',
                  'holds' if own >= limit else 'fails')
 
