@@ -13,6 +13,8 @@ __all__ = ['PLAIN_GENERATORS', 'OUTCOMES', 'plain_generators', 'Light', 'lights'
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from ..core.config import RuleConfig
 from .intervals import group_multiplier, interval
 from .rule import FOUND_TEXT, Evidence, Guard, found_name, is_clear
@@ -96,11 +98,16 @@ def to_have(
 
 
 def flaws_until(
-    counts,     # of flaws seen, by class
-    least: int,  # of each class
+    counts,              # of flaws seen, by class
+    least: int,          # of each class
+    chance: float = .9,  # that there are as many of each
 ) -> int:
-    "How many flaws will have been seen when there are `least` of each class, if classes occur as in `counts`."
-    return math.ceil(round(least*sum(counts)/max(min(counts), 1), 6))
+    "How many flaws must come before there are `least` of each class, by chance and in the shares of `counts`."
+    from scipy.optimize import brentq
+    from scipy.stats import poisson
+    shares = np.maximum(counts, 1)/np.maximum(counts, 1).sum()
+    most = (least + 10*math.sqrt(least) + 10)/shares.min()
+    return math.ceil(brentq(lambda n: poisson.sf(least - 1, n*shares).prod() - chance, least, most))
 
 # %% ../../nbs/metrics/12_actions.ipynb #e59dfe2a
 def _worst_found(guards: list, found_changes: dict) -> str:

@@ -124,7 +124,8 @@ def _roc_jackknife(fold: PatchSet, predictions: Predictions, rates: np.ndarray) 
     flawed, (welds, names) = fold.labels.numpy() > 0, pd.factorize(fold.table.group)
     kept = [np.full(len(fold), True), *(welds != g for g in range(len(names)))]
     found = [[_found_at(s[rows], flawed[rows], rates) for rows in kept] for s in 1 - predictions.probs[..., 0]]
-    return Jackknife(np.array(found), predictions.generators, np.full(len(rates), len(names)))
+    both = min(len(np.unique(welds[flawed])), len(np.unique(welds[~flawed])))  # welds that a rate can rest on
+    return Jackknife(np.array(found), predictions.generators, np.full(len(rates), both))
 
 
 RATES = np.concatenate([np.arange(0, 10)/200, np.arange(5, 101)/100])  # of false calls, closer together at first

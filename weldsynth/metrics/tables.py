@@ -133,13 +133,14 @@ def arm_gains(
 ) -> pd.DataFrame:
     """Gain of macro F1 of each arm over real and over the control: arm, over, mean, low, high, p, holm.
 
-    `p` is the chance of such gains, the smaller of the two, if there were none; `holm` is corrected for the arms.
+    `p` is the chance of such gains, the smaller of the two, if there were none, doubled as intervals have two sides;
+    `holm` is corrected for the arms.
     """
     rows = []
     for arm, over in ((arm, over) for arm in arms for over in ('real', control)):
         gain = interval(results[arm]['macro_f1'] - results[over]['macro_f1'], rule.level, rule.least_welds)
         beyond = p_value(gain, 0., rule.level)
-        rows.append((arm, over, *gain, beyond if gain[0] > 0 else 1 - beyond))
+        rows.append((arm, over, *gain, np.minimum(1., 2*(beyond if gain[0] > 0 else 1 - beyond))))
     table = pd.DataFrame(rows, columns=['arm', 'over', 'mean', 'low', 'high', 'p'])
     p = table.groupby('arm', sort=False).p.max()
     holm = pd.Series(holm_adjusted(p.to_numpy()), p.index)

@@ -26,6 +26,7 @@ from ..core.runtime import checkout, hardware, log, versions
 from ..core.store import Study, stage
 from ..metrics.classification import choose_threshold, clean_weight, decide, macro_f1, ranking, trivial_scores
 from ..metrics.rule import Guard
+from ..models.classifier import CLASSIFIERS
 from ..models.fits import FIT_FIELDS, fit_all
 from .data import prepare, study_patches
 
@@ -103,7 +104,7 @@ def entry_conditions(
     longest = max(study.config.instrument.lengths)
     rivals = f1.drop(kind, level='classifier').groupby('classifier').max()
     return [_trained(by_seed[kind, longest] - by_seed[kind, 1.], longest, rule), _above_trivial(own, trivial, rule),
-            _above_rivals(own, rivals, rule)]
+            _above_rivals(own, rivals, kind, rule)]
 
 # %% ../../nbs/14_instrument.ipynb #2014bf64
 def _points(f1: float) -> str: return f'{100*f1:.1f}'
@@ -135,15 +136,16 @@ def _above_trivial(own: float, trivial: pd.Series, rule: RuleConfig) -> Guard:
                  'holds' if own >= limit else 'fails')
 
 
-def _above_rivals(own: float, rivals: pd.Series, rule: RuleConfig) -> Guard:
+def _above_rivals(own: float, rivals: pd.Series, kind: str, rule: RuleConfig) -> Guard:
     "Is the classifier as good as the others at hand?"
-    name = 'as good as other classifiers'
+    name = 'as good as the classifiers compared'
+    left_out = ', '.join(sorted(set(CLASSIFIERS) - {kind, *rivals.index}))
     if rivals.empty:
         return Guard(name, 'This profile compares with no other classifier.', 'not compared', 'none', 'holds')
     best, f1 = rivals.idxmax(), rivals.max()
     limit = f1 - rule.most_under_rival
     plain = (f'Macro F1 on validation is {_points(own)} % at its best threshold, and {_points(f1)} % with '
-             f'another classifier ({best}).')
+             f'another classifier ({best}).' + (f' Not compared: {left_out}.' if left_out else ''))
     return Guard(name, plain, f'macro F1 {_points(own)} %', f'at least {_points(limit)} %',
                  'holds' if own >= limit else 'fails')
 
