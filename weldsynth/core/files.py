@@ -123,14 +123,17 @@ def explain_disk_full(
 @contextmanager
 def file_lock(
     path: Path,         # the file or folder to hold; the lock is a file beside it
-    timeout: float = 0, # seconds to wait for another owner to end; negative: without end
+    timeout: float = 0, # seconds to wait for another owner to end; negative: without end, and the wait is said
 ):
     "Holds `path` against other processes; yields whether that was possible."
     lock = FileLock(path.with_name(f'{path.name}.lock'))
-    try: lock.acquire(timeout=timeout)
+    try: lock.acquire(timeout=max(timeout, 0))
     except Timeout:
-        yield False
-        return
+        if timeout >= 0:
+            yield False
+            return
+        log(f'waiting for another process, which makes {path.name.removeprefix(".part-")}')
+        lock.acquire()
     try: yield True
     finally: lock.release()
 
