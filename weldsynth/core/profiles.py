@@ -53,7 +53,6 @@ LONG = _preset(
 
 THOROUGH = _preset(
     'thorough', contrastive=dict(arms=True), classifier=dict(seeds=6), instrument=dict(seeds=5),
-    robustness=dict(images=600, attacked=60, pgd_steps=10, square_bounds=(2., 4.), square_queries=100),
     sweep=dict(samples=500, shares=(.25, .5, 1., 2., 4.), fractions=(.05, .1, .25, .5)))
 
 # %% ../../nbs/core/08_profiles.ipynb #e6a66c71
