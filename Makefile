@@ -72,7 +72,7 @@ speed: $(READY)  ## the speed of this machine against the standard implementatio
 
 reference: PROFILE = thorough
 reference: SET     = sampler.generator=ldm,insert,insert-1step,vary
-reference: report  ## the outputs that the committed notebooks carry: a night on 2 cores
+reference: report  ## the outputs that the committed notebooks carry: an evening on 2 cores
 	$(BIN)/weldsynth update-reference --name simulated-$(PROFILE)
 	$(BIN)/nbdev_clean
 

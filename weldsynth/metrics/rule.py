@@ -402,7 +402,7 @@ def is_clear(
 PLAIN_ARMS = {'real': 'real images alone', 'real-repeated': 'repeating real images',
               'real-augmented': 'distorting real images', 'cut-paste': 'pasting real flaws into clean welds',
               'cut-paste-matched': 'pasting real flaws where the generator inserts its own',
-              'real-contrastive': 'training with the contrastive loss as well'}
+              'real-contrastive': 'real images with a contrastive loss'}
 
 
 def plain_arms(
