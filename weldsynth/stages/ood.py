@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['OOD_COLUMNS', 'without', 'measure_ood']
+__all__ = ['OOD_COLUMNS', 'without', 'ood_arms', 'measure_ood']
 
 # %% ../../nbs/25_ood.ipynb #6cb9c270
 import numpy as np
@@ -91,6 +91,13 @@ def _scores_of(study: Study, values, member: list, validation: PatchSet, seen, s
                 rows.append((kind, name, title, len(welds), *bounds))
     return rows
 
+# %% ../../nbs/25_ood.ipynb #54794e14
+def ood_arms(
+    study: Study,
+) -> list:
+    "The arms whose scores are measured: those that are trained by cross-entropy alone."
+    return [arm for arm in study_arms(study) if all_arms()[arm].fit is None]
+
 # %% ../../nbs/25_ood.ipynb #00ead12d
 @stage('eval/ood', version=3, needs=lambda study: [*arm_inputs(study), *background_inputs(study), *_opened(study)],
        reads=(*FIT_FIELDS, 'controls', 'audit.filter_quantile', 'audit.filter_min_kept', 'ood', 'rule.level',
@@ -103,7 +110,7 @@ def measure_ood(study: Study, folder):
         raise StudyError('these scores are measured on frozen features: choose --set classifier.kind=features')
     validation, pool, classifier = study_patches(study).fold('validation'), Pool(study, 0), study.config.classifier
     seen, groups = values_of(validation.images, classifier), validation.table.group.to_numpy()
-    arms = {arm: all_arms()[arm].make(pool) for arm in study_arms(study) if all_arms()[arm].fit is None}
+    arms = {arm: all_arms()[arm].make(pool) for arm in ood_arms(study)}
     far = {kind: (values_of(images, classifier), welds) for kind, (images, welds) in _far(study).items()}
     rows = []
     for number, label in enumerate(['', *validation.classes[1:]]):
