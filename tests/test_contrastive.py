@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 from itertools import combinations
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from weldsynth.models.contrastive import fit_contrastive, head_weights, supervis
 from weldsynth.stages.arms import fit_arms, study_arms
 from weldsynth.stages.contrastive import training_values
 from weldsynth.stages.data import training_fold
+from weldsynth.stages.ood import measure_ood, ood_arms
 
 TEMPERATURE = .5
 
@@ -109,3 +111,9 @@ def test_a_classifier_without_the_class_of_bad_images_names_images_as_that_with_
     weights = head_weights(net, len(fold.classes))
     plain = load_classifier(config.classifier, len(fold.classes), weights)
     assert torch.allclose(probabilities(plain, values), fit_contrastive(*arguments)(values), atol=1e-5)
+
+
+def test_scores_of_what_is_not_known_are_of_the_other_arms(study):
+    measured = pd.read_csv(measure_ood(study).path/'ood.csv')
+    assert list(dict.fromkeys(measured.arm)) == ood_arms(study)
+    assert set(ood_arms(study)) == set(study_arms(study)) - set(ARMS_OF_IT)
