@@ -31,6 +31,7 @@ from weldsynth.report.chapters import execute
 from weldsynth.stages import ldm, sample
 from weldsynth.stages.data import prepare, study_patches
 from weldsynth.stages.ldm import load_film_noise, load_pipeline, train_autoencoder, train_denoiser
+from weldsynth.stages.refining import train_refiner
 from weldsynth.stages.sample import draw_batches, draw_defects, sample_rows
 from weldsynth.stages.sweep import sweep_guidance
 
@@ -72,11 +73,12 @@ def dies_at(monkeypatch, module, name, n):
 
 @pytest.mark.parametrize(('stages', 'make'), [
     (('data/patches',), train_autoencoder),
-    (('data/patches', 'ldm/autoencoder'), train_denoiser)], ids=['autoencoder', 'denoiser'])
+    (('data/patches', 'ldm/autoencoder'), train_denoiser),
+    (('data/patches', 'ldm/autoencoder', 'ldm/denoiser'), train_refiner)], ids=['autoencoder', 'denoiser', 'refiner'])
 @pytest.mark.parametrize('step', [1, 11])
 def test_a_training_resumes_bit_by_bit(study, tmp_path, monkeypatch, stages, make, step):
     "Weights, averaged weights, loss curve and snapshots."
-    cut = begun(study, tmp_path/'cut', *stages)
+    cut, whole = (begun(study, tmp_path/name, *stages) for name in ('cut', 'whole'))
     with monkeypatch.context() as patch:
         dies_at(patch, training, 'save_checkpoint', step + 1)
         with pytest.raises(Killed): make(cut)
@@ -86,7 +88,7 @@ def test_a_training_resumes_bit_by_bit(study, tmp_path, monkeypatch, stages, mak
     steps = dies_at(monkeypatch, training, 'backward_with_oom_retry', 0)
     made = make(cut)
     assert len(steps) == 20 - step
-    assert same(made, make(study))
+    assert same(made, make(whole))
     assert not staged(cut)
 
 

@@ -191,9 +191,10 @@ def _optimizer_state(net: torch.nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 
 def _set_optimizer_state(net: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict):
-    "Put the tensors of `_optimizer_state` back; the settings stay."
+    "Put the tensors of `_optimizer_state` back, laid out in memory as they were; the settings stay."
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-    state = _optimizer_state(net, optimizer) | tensors
+    state = _optimizer_state(net, optimizer)
+    state |= {name: torch.empty_like(state[name]).copy_(x) for name, x in tensors.items()}
     set_optimizer_state_dict(net, optimizer, state, options=StateDictOptions(flatten_optimizer_state_dict=True))
 
 # %% ../../nbs/models/01_training.ipynb #502f8855

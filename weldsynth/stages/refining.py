@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
 # %% ../../nbs/32_refining.ipynb #a083e847
-@stage('ldm/refiner', version=1, shared=True, reads=('refiner', 'optimiser'),
+@stage('ldm/refiner', version=2, shared=True, reads=('refiner', 'optimiser'),
        needs=lambda study, generator, fraction: [train_denoiser(study, generator, fraction)])
 def train_refiner(
     study: Study,
