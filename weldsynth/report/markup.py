@@ -158,7 +158,8 @@ _NARROW = 350  # pixels for a table on a telephone of 390
 def _least_width(cell) -> int:
     "About how many pixels a cell needs on a telephone, broken between its words."
     longest = max(map(len, cell.get_text().split(' ')))
-    return max(7*longest + 11, 112 if 'long' in cell.get('class', '') else 0)
+    least = 0 if 'long' not in cell.get('class', '') else 112 if cell.find_previous_sibling(['th', 'td']) else 84
+    return max(7*longest + 6, least)
 
 
 def _is_wide(table) -> bool:
