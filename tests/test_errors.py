@@ -66,8 +66,8 @@ def test_each_picture_has_its_number_and_class(fold, predictions):
 
 def test_the_table_of_errors_has_units_and_the_number_of_calls(fold, predictions):
     table = error_table(worst_misses(fold, predictions[ARM], 3), 'mm', 2)
-    assert list(table) == ['no.', 'class', 'size, mm', 'score, %', 'called by', 'weld', 'patch']
-    assert set(table['called by']) <= {'0 of 2'}, 'at half of two, most do not miss it'
+    assert list(table) == ['no.', 'class', 'size, mm', 'score, %', 'called flawed by', 'weld', 'patch']
+    assert set(table['called flawed by']) <= {'0 of 2'}, 'at half of two, most do not miss it'
 
 
 # --- by segment ---

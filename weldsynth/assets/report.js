@@ -30,3 +30,8 @@
     };
   }
 })();
+/* The menu beside the page shows the chapter that is open. */
+{
+  const menu = document.querySelector('.top'), here = document.querySelector('.side [aria-current]');
+  if (menu && here) menu.scrollTop = here.offsetTop - menu.clientHeight/2;
+}

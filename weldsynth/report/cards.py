@@ -216,8 +216,8 @@ def _use_text(study: Study) -> str:
         loads = ('The folder holds the matrices of LoRA alone; they belong to a pretrained pipeline whose files have '
                  f'the fingerprint `{pretrained}`. The licence of its weights binds what is drawn with them.')
     else: loads = 'It is loaded by weldsynth alone.'
-    return (f'{loads} Samples may be used to train '
-            "a classifier under the conditions of the study's report. **Not for** validation or test of any "
+    return (f"{loads} Samples may be used to train a classifier if the study's report recommends it, and as it says. "
+            '**Not for** validation or test of any '
             f'inspection system, nor as evidence about any weld. It was trained on {_source_text(study)}.')
 
 # %% ../../nbs/report/02_cards.ipynb #1c12c662
@@ -278,7 +278,7 @@ def _data_front(study: Study, images: int):
 
 # %% ../../nbs/report/02_cards.ipynb #e839bb88
 _LABELS_TEXT = (
-    'Paths are relative to the folder of the study. Each PNG carries XMP metadata (IPTC digital source type '
+    'Each PNG carries XMP metadata (IPTC digital source type '
     '*trainedAlgorithmicMedia*; model, seed, class), and `manifest.csv` has a row for it with the SHA-256 hash of the '
     'file. The label is the class that was asked for; no person has confirmed it.')
 _DATA_USE_TEXT = (
@@ -291,7 +291,8 @@ _DATA_USE_TEXT = (
 def _real_counts(study: Study) -> pd.DataFrame:
     "How many real images and groups there are of each class, by fold."
     patches = study_patches(study)
-    table = pd.crosstab(patches.table.label, patches.table.fold).reindex(list(patches.classes))
+    folds = [fold for fold in ('train', 'validation', 'test', 'film') if (patches.table.fold == fold).any()]
+    table = pd.crosstab(patches.table.label, patches.table.fold).reindex(list(patches.classes), columns=folds)
     groups = patches.table.groupby('label').group.nunique()
     table = table.rename_axis(columns=None).assign(groups=groups)
     return table.rename(index=lambda c: c.replace('_', ' ')).reset_index()
@@ -314,7 +315,7 @@ def data_card(
     rows, advice = _sample_table(study), recommend(study)
     varied = isinstance(study_generator(with_chosen_generator(study.first)), Variation)
     kind = 'strength' if varied else 'guidance scale'
-    px = study.config.data.px
+    px, source = study.config.data.px, 'Simulated' if study_source(study).is_simulated else 'Real'
     labels, generators = rows.label.str.replace('_', ' '), rows.generator.map('generator {}'.format)
     drawn = pd.crosstab(labels, generators).rename_axis(columns=None)
     return _card(
@@ -323,7 +324,7 @@ def data_card(
         f'{kind} {rows.guidance.iloc[0]:g}. They come from {_source_text(study)}.',
         f'> **{advice["headline"]}.** {escape(advice["finding"])}',
         '## Synthetic images', markdown_table(drawn.reset_index()), _LABELS_TEXT,
-        '## Real images behind them', markdown_table(_real_counts(study)), _origin_text(study),
+        f'## {source} images behind them', markdown_table(_real_counts(study)), _origin_text(study),
         '## Use', _DATA_USE_TEXT)
 
 # %% ../../nbs/report/02_cards.ipynb #e8aefaca

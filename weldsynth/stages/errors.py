@@ -57,7 +57,8 @@ def error_table(
     clean = errors.label == 'clean'
     table = {'no.': range(1, len(errors) + 1), 'class': errors.label.where(~clean, errors.likeliest).map(plain_label)}
     if errors['size'].notna().any(): table[f'size{unit and f", {unit}"}'] = errors['size']
-    table |= {'score, %': 100*errors.flaw_probability, 'called by': [f'{n} of {seeds}' for n in errors.called_by]}
+    called = [f'{n} of {seeds}' for n in errors.called_by]
+    table |= {'score, %': 100*errors.flaw_probability, 'called flawed by': called}
     return pd.DataFrame(table | {'weld': errors.weld, 'patch': errors.id})
 
 # %% ../../nbs/28_errors.ipynb #9d5eb0aa
