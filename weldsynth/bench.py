@@ -190,7 +190,7 @@ def compare_insertion(
         def ours(inserter=inserter, guidance=guidance, steps=steps):
             inserted_samples(study, inserter, rows, guidance, replace(sampler, steps=steps))
         seconds = _sampling_seconds(stock_pipe, rows[:one_by_one], 2., ours, many, rounds)
-        about = f'{type(stock_pipe.scheduler).__name__} 50, one by one, against {steps} steps, {config.data.px} px'
+        about = f'{type(stock_pipe.scheduler).__name__} 50, one by one, against {steps}, {config.data.px} px'
         found.append(comparison(what, about, seconds, ours))
     return found
 

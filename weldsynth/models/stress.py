@@ -169,10 +169,10 @@ class Corruption(NamedTuple):
 CORRUPTIONS: dict[str, Corruption] = dict(
     noise=Corruption(add_noise, 'grey levels', amount='standard deviation'),
     blur=Corruption(blur, 'px', amount='width in all directions'),
-    contrast=Corruption(scale_contrast, 'factor', amount='share that is left'),
+    contrast=Corruption(scale_contrast, 'factor', amount='share kept'),
     density=Corruption(darken, 'grey levels', amount='darker by'),
     unsharpness=Corruption(unsharpen, 'px', amount='length along one axis'),
-    quantisation=Corruption(quantise, 'bits', amount='left of a grey value'),
+    quantisation=Corruption(quantise, 'bits', amount='kept of a grey value'),
     scratches=Corruption(scratch, 'grey levels', amount='depth'),
     lettering=Corruption(letter, 'px', amount='height'),
     polarity=Corruption(invert, 'inverted'))
