@@ -281,7 +281,7 @@ def test_artefacts_of_version_0_1_verify_before_and_after_they_are_taken_over(tm
 # --- cards ---
 
 SECTIONS = dict(model=('## Use', '## Training', '## Evaluation', '## Limits'),
-                data=('## Synthetic images', '## Simulated images behind them', '## Use'))
+                data=('## Synthetic images', '## Real images behind them', '## Use'))
 
 
 @pytest.mark.parametrize('kind', ['model', 'data'])
