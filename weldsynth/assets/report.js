@@ -35,3 +35,11 @@
   const menu = document.querySelector('.top'), here = document.querySelector('.side [aria-current]');
   if (menu && here) menu.scrollTop = here.offsetTop - menu.clientHeight/2;
 }
+/* A table that fits after all does not say that it scrolls. */
+{
+  const fit = () => document.querySelectorAll('.scroll.wide').forEach(
+    frame => frame.classList.toggle('fits', frame.scrollWidth <= frame.clientWidth));
+  addEventListener('resize', fit);
+  document.addEventListener('toggle', fit, true);
+  fit();
+}
