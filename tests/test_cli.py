@@ -100,6 +100,9 @@ def test_a_finished_study_is_not_made_anew(steps, monkeypatch, capsys):
     (['--false-cost', '-1'], '--missed-cost and --false-cost must not be negative'),
     (['--profile', 'fixture', '--set', 'denoiser.stepps=9'], "'denoiser.stepps' is not a field of the configuration"),
     (['--profile', 'fixture', '--set', 'denoiser.steps'], "--set 'denoiser.steps' has no value"),
+    (['--set', 'sampler.generator=inzert'], "sampler.generator='inzert' is unknown: choose one of ldm, "),
+    (['--set', 'classifier.kind=foo'], "classifier.kind='foo' is unknown: choose one of features, "),
+    (['--set', 'instrument.rivals=features,foo'], "instrument.rivals='foo' is unknown: choose one of features, "),
     (['--profile', 'fixture', '--name', 'a/b'], "study name 'a/b' is not a plain folder name")])
 def test_bad_input_is_one_line_and_exit_code_1(steps, capsys, argv, message):
     assert main(['report', *argv]) == 1
@@ -108,6 +111,13 @@ def test_bad_input_is_one_line_and_exit_code_1(steps, capsys, argv, message):
     assert err.startswith(f'weldsynth: {message}')
     assert err.count('\n') == 1
     assert not steps
+
+
+def test_check_knows_the_names_that_a_study_may_use(capsys):
+    assert main(['check', 'simulated', '--set', 'sampler.generator=insert,inzert']) == 1
+    out, err = capsys.readouterr()
+    assert out == ''
+    assert err.startswith("weldsynth: sampler.generator='inzert' is unknown: choose one of ldm, ")
 
 
 def test_broken_pages_are_an_error(steps, capsys, monkeypatch):

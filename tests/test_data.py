@@ -243,6 +243,17 @@ def folder_after(change):
     return act
 
 
+def test_another_size_than_that_of_the_files_is_said(folder, capsys):
+    read_folder(folder, PX)
+    assert 'are studied at' not in capsys.readouterr().err
+    read_folder(folder, 16)
+    said = 'weldsynth: patches have 32 x 32 pixels in their files and are studied at 16 x 16 (data.px)'
+    assert said in capsys.readouterr().err
+    Image.fromarray(noise(1, 40)).save(first_crack(folder))
+    read_folder(folder, PX)
+    assert 'patches have 32 x 32 to 40 x 40 pixels in their files' in capsys.readouterr().err
+
+
 def first_crack(folder): return folder/'crack'/'weld-0'/'0.png'
 
 
@@ -294,7 +305,7 @@ BAD = {
         folder_after(lambda f: (f/'slag').mkdir()),
         r'slag: is a class folder without images: fill or remove'),
     'no images': (empty_folder, r'has no images in class folders: put'),
-    'image missing': (manifest_after(3, 'image', 'gone.png'), r'gone\.png: is missing: put it there'),
+    'image missing': (manifest_after(3, 'image', 'gone.png'), r'gone\.png: is missing: .* correct .*csv, line 3$'),
     'no group column': (
         lambda s: read_manifest(s.manifest, PX, 'group'),
         r"no column 'group' \(it has image, label, film, mask, size_mm\): say which .* --group film"),
@@ -363,7 +374,7 @@ def test_a_study_keeps_its_plan(manifest):
     study = open_study('mine', str(manifest), 'fixture', 'film')
     (study.path/'ldm'/'denoiser-0').mkdir(parents=True)
     (study.path/'ldm'/'denoiser-0'/'artefact.json').write_text('{}')
-    with pytest.raises(StudyError, match="was started with other settings .profile.*: choose another NAME"):
+    with pytest.raises(StudyError, match="was started with other settings .profile.*: choose another --name"):
         open_study('mine', str(manifest), 'smoke', 'film')
 
 

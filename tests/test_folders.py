@@ -301,7 +301,7 @@ def test_a_study_that_is_being_made_keeps_its_plan(toy):
     study = open_study('mine', str(toy), 'fixture')
     (study.path/'ldm'/'denoiser-0123456789').mkdir(parents=True)
     (study.path/'ldm'/'denoiser-0123456789'/'artefact.json').write_text('{}')
-    with pytest.raises(StudyError, match=r"was started with other settings \(seed\): choose another NAME"):
+    with pytest.raises(StudyError, match=r"was started with other settings \(seed\): choose another --name"):
         open_study('mine', str(toy), 'fixture', seed=1)
 
 

@@ -122,7 +122,10 @@ def test_a_given_outline_is_where_the_flaw_is(hand, film):
 
 @pytest.mark.parametrize(('request_', 'line'), [
     (Request('dent'), "--kind 'dent' is not a class of this study: choose one of crack, "),
-    (Request('crack', at=(100, 60), size=80), 'the flaw does not fit into its window of 32 px, where it may be'),
+    (Request('crack', at=(100, 60), size=80), 'a flaw of 80 px does not fit into the window of 32 px, which holds'),
+    (Request('crack', at=(190, 60), size=18), 'a flaw of 18 px does not fit so near the edge of the image'),
+    (Request('crack', at=(199, 60), size=9), 'the place of --at is too near the edge of the image'),
+    (Request('crack', at=(-5, 60)), '--at -5,60 lies outside the image, which has 200 x 120 px'),
     (Request('crack', at=(100, 130)), '--at 100,130 lies outside the image, which has 200 x 120 px'),
     (Request('crack', window=500), '--window 500 is larger than the image, 200 x 120 px'),
     (Request('crack', mask=np.ones((10, 10), bool)), 'the mask has 10 x 10 px and the image 200 x 120'),
@@ -143,6 +146,7 @@ def test_sizes_that_are_none(text, line):
 
 def test_places():
     assert parse_place('3,4') == (3, 4)
+    assert parse_place('-3, 4') == (-3, 4)
     with pytest.raises(StudyError, match='is not a place'): parse_place('3;4')
 
 
@@ -197,7 +201,7 @@ def test_after_an_error_nothing_is_left(study, film, tmp_path):
 def test_without_an_inserter_the_command_says_how_to_train_one(tmp_path, film):
     bare = Study('bare', tmp_path/'bare', PROFILES['fixture'], data='simulated')
     Image.fromarray(film).save(tmp_path/'a.png')
-    with pytest.raises(StudyError, match="study 'bare' has no inserter: train one with"):
+    with pytest.raises(StudyError, match="'bare' has no inserter: .* weldsynth train 'simulated' --name bare-"):
         insert_into(bare, tmp_path/'a.png', tmp_path/'out', Request('crack'))
 
 

@@ -1,10 +1,12 @@
 """Small notebooks through papermill, in ordinary kernels and in kernels forked from one process."""
+import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -221,6 +223,16 @@ def test_many_threads_may_ask_at_once(forked, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         runs = [pool.submit(execute, tmp_path, forked, f'print({i})', name=f'n{i}') for i in range(4)]
     assert [printed(r.result()) for r in runs] == ['0', '1', '2', '3']
+
+
+@both
+def test_a_kernel_takes_its_sockets_away(kernel, tmp_path):
+    seen = []
+    execute(tmp_path, noting(kernel, seen), 'pass')
+    [manager] = seen
+    assert (manager.transport == 'ipc') == (os.name == 'posix')
+    assert manager.ip != kernel().ip
+    assert not list(Path(manager.ip).parent.glob(f'{Path(manager.ip).name}-*'))
 
 
 @needs_fork

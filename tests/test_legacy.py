@@ -28,7 +28,7 @@ from weldsynth.stages.ldm import load_pipeline
 from weldsynth.stages.sweep import learning_curve, selected
 from weldsynth.stages.verdict import recommend
 
-REFUSED = "study 'fixture' was finished by an older version of weldsynth .* or start a study with another NAME"
+REFUSED = "study 'fixture' was finished by an older version of weldsynth .* or start a study with another --name"
 CODE = dict(ldm='0'*32)  # of version 0.1: the hash of each module's syntax tree
 
 # --- a study of today, translated back ---

@@ -104,7 +104,10 @@ def _data_fields(fields: list, clean: str, split: str = '', outside: str = '', o
 def _open_study(data: str, name: str, profile: str, group: str, seed: int, fields: list) -> Study:
     "The study that the options name."
     from weldsynth.core.opening import open_study
-    return open_study(name, data, profile, group, seed, _overrides(fields))
+    from weldsynth.stages.sample import check_names
+    overrides = _overrides(fields)
+    check_names(choose_profile(profile, overrides))  # before there is a folder
+    return open_study(name, data, profile, group, seed, overrides)
 
 # %% ../nbs/cli.ipynb #9cea5bc3
 def _command(**options):
@@ -249,9 +252,11 @@ def check(
     from weldsynth.data.check import check_and_read, count_text, issues_text
     from weldsynth.data.sources import tell_understood
     from weldsynth.metrics.studies import expected_power, power_text
+    from weldsynth.stages.sample import check_names
     data = old_data or data
     if not data.strip(): raise _UsageError('No data set is given: name a folder of images, or a CSV.')
     config = choose_profile(profile, _overrides(_data_fields(fields, clean, split)))
+    check_names(config)
     tell_understood(data, config.data, seed, group)
     issues, patches = check_and_read(data, config, group, seed, every)
     if len(issues): print(issues_text(issues))

@@ -38,7 +38,8 @@ def insert(
     from weldsynth.core.opening import find_study
     from weldsynth.stages.inserting import Request, insert_into, parse_place, read_outline
     if mask and (at or size): raise StudyError('--mask says where the flaw is and how large: leave out --at and --size')
-    if count < 1 or severity <= 0: raise StudyError('--count must be 1 or more, and --severity above 0')
+    if count < 1: raise StudyError(f'--count {count} makes no image: give 1 or more')
+    if severity <= 0: raise StudyError(f'--severity {severity:g} leaves no flaw: give a factor above 0')
     request = Request(kind, at=parse_place(at) if at else None, mask=read_outline(Path(mask)) if mask else None,
                       severity=severity, window=window, guidance=guidance, seed=seed)
     made = insert_into(find_study(study), Path(images), Path(out), request, size, count)

@@ -50,7 +50,7 @@ def finished_before(
 ) -> StudyError:
     "The error of a finished study of an older version that lacks what is needed now."
     return StudyError(f"study '{study.name}' was finished by an older version of weldsynth and lacks what is needed: "
-                      'read its verdict.json and its report, or start a study with another NAME')
+                      'read its verdict.json and its report, or start a study with another --name')
 
 
 def refuse_0_1(

@@ -93,7 +93,7 @@ def _take_changes(study: Study, changed: list, profile: str):
     if study.is_closed() or not outside_alone(changed):
         again = f'; --profile {profile} goes on with it' if 'profile' in changed else ''
         raise StudyError(f"study '{study.name}' was started with other settings ({fields}): "
-                         f'choose another NAME, or remove {study.path}{again}')
+                         f'choose another --name, or remove {study.path}{again}')
     log(f"study '{study.name}': changed {fields}")
 
 # %% ../../nbs/core/11_opening.ipynb #b4859c86

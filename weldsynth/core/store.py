@@ -270,7 +270,7 @@ def _refuse_another_plan(study: Study):
         if not changed: continue
         study.log_test_event('refused', digest(study.plan()))
         raise StudyError(f"the test images of study '{study.name}' were used under another plan ({', '.join(changed)}) "
-                         'and cannot be used again: give the changed study another NAME, and test it on welds that '
+                         'and cannot be used again: give the changed study another --name, and test it on welds that '
                          'were not used before')
 
 # %% ../../nbs/core/05_store.ipynb #f4198893
@@ -299,7 +299,7 @@ def outdated(
 def _tell_outdated(study: Study):
     "Log once which stages of a finished study have a newer version."
     changed = ', '.join(f'{name} (version {a}, now {b})' for name, (a, b) in outdated(study).items())
-    log(f"study '{study.name}' has used its test images and is not changed; a study with another NAME would remake "
+    log(f"study '{study.name}' has used its test images and is not changed; a study with another --name would remake "
         f'{changed or "what was made under another configuration"}')
 
 # %% ../../nbs/core/05_store.ipynb #d3862ba9

@@ -53,7 +53,7 @@ from weldsynth.data.masks import (
 # %% ../../nbs/data/07_loading.ipynb #6a04f66c
 from ..core.files import file_hash
 from ..core.random import digest
-from ..core.runtime import progress
+from ..core.runtime import log, progress
 from .clean import is_clean, standard_label
 from .messages import raise_folded
 from .patches import PatchSet
@@ -272,6 +272,15 @@ def grey_ends(
     return dict(low=[p.low for p in patches], high=[p.high for p in patches])
 
 # %% ../../nbs/data/07_loading.ipynb #a92c9a85
+def _scale_text(patches: list) -> str:
+    "How large patches are in their files, if they are studied at another size; '' if not."
+    px = patches[0].image.shape[-1]
+    least, most = (order((p.size for p in patches), key=np.prod) for order in (min, max))
+    if least == most == (px, px): return ''
+    found = ' to '.join(f'{w} x {h}' for w, h in dict.fromkeys((least, most)))
+    return f'patches have {found} pixels in their files and are studied at {px} x {px} (data.px)'
+
+
 def read_patches(
     read: Callable,        # row -> `Patch`, or None after an error
     rows: pd.DataFrame,    # with the column label
@@ -292,7 +301,9 @@ def read_patches(
     good = [i for i in good if report_all(report, doubts.get(id(patches[i]), ()))]
     patches = [patches[i] for i in good]
     rows = rows.iloc[good].reset_index(drop=True)
-    if patches: report_all(report, _uniformity_issues(patches, rows.label))
+    if patches:
+        if scale := _scale_text(patches): log(scale)
+        report_all(report, _uniformity_issues(patches, rows.label))
     return patches, rows
 
 # %% ../../nbs/data/07_loading.ipynb #007453ba

@@ -107,6 +107,7 @@ def _schema_issue(answers) -> str:
     if found == 'weldsynth review answers 1':
         return ('was saved by the page of an earlier version, which asked other questions: '
                 'run `weldsynth review export` again and have the new page answered')
+    if found != ANSWERS_FORMAT: return 'was not saved by the review page: give the file that its button saves'
     schema = json.loads(_SCHEMA.read_text())
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(answers))
     if not error: return ''

@@ -117,10 +117,11 @@ CLASSIFIERS: dict[str, Callable[[int, ClassifierConfig], nn.Module]] = {
 
 def classifier_builder(
     kind: str,  # a name in `CLASSIFIERS`
+    field: str = 'classifier.kind',  # of the configuration, which gives it
 ) -> Callable[[int, ClassifierConfig], nn.Module]:
     "What makes a classifier of that kind. `StudyError` for an unknown kind."
     if kind in CLASSIFIERS: return CLASSIFIERS[kind]
-    raise StudyError(f"classifier.kind='{kind}' is unknown: choose one of {', '.join(CLASSIFIERS)}")
+    raise StudyError(f"{field}='{kind}' is unknown: choose one of {', '.join(CLASSIFIERS)}")
 
 
 def make_classifier(

@@ -20,6 +20,7 @@ from ..core.files import file_changes, file_hash
 from ..core.random import digest
 from ..core.runtime import home
 from ..core.store import Artefact, artefact_folders, artefact_key
+from ..data.images import plural
 from ..stages.sample import sample_issues
 
 # %% ../../nbs/report/06_verification.ipynb #b8feda59
@@ -111,7 +112,7 @@ def verify_named(
     issues, n = verify(folder)
     for issue in issues.itertuples(): print(f'{issue.file}: {issue.what}')
     if len(issues):
-        raise StudyError(f'{len(issues)} things in {folder} are not as recorded: make the study again, '
+        raise StudyError(f'{folder} is not as recorded, in {plural(len(issues), "place")}: make the study again, '
                          'or find out who changed it')
     return (f"{n['files']:,} files in {n['artefacts']} artefacts, {n['images']:,} marked images among them, "
             f"are as recorded. study.json: {file_hash(folder/'study.json')}")

@@ -383,7 +383,7 @@ def claim_test_fold(
         study.log_test_event(f'{prefix}refused', plan)
         changed = 'under another plan ' if other_plan else ''
         raise StudyError(f"the {what} of study '{study.name}' was used {changed}on {before[0]['when']} and is "
-                         'not used again: a changed study needs another NAME, and honest numbers need welds it has '
+                         'not used again: a changed study needs another --name, and honest numbers need welds it has '
                          'not seen')
     study.log_test_event(f'{prefix}opened', plan)
 

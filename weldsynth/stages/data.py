@@ -69,7 +69,8 @@ def prepare_or_count(study: Study) -> Artefact:
     except DataError as e:
         found = check_data(study.data, study.config, study.group, study.seed)
         clean = study.config.data.clean and f" --clean '{study.config.data.clean}'"
-        command = f"weldsynth check '{study.data}' --group '{study.group}'{clean} --profile {study.config.profile}"
+        group = f" --group '{study.group}'"*(study.group != 'group')
+        command = f"weldsynth check '{study.data}'{group}{clean} --profile {study.config.profile}"
         raise StudyError(f'{e} (one of {count_text(found)}, which `{command}` lists)') from None
 
 # %% ../../nbs/01_data.ipynb #71590020

@@ -64,7 +64,7 @@ def parse_place(
     text: str,  # 'x,y'
 ) -> tuple:
     "x and y. Raises `StudyError` for other text."
-    found = re.fullmatch(r'\s*(\d+)\s*,\s*(\d+)\s*', text)
+    found = re.fullmatch(r'\s*(-?\d+)\s*,\s*(-?\d+)\s*', text)
     if not found: raise StudyError(f"--at '{text}' is not a place: write x and y in pixels, like 120,80")
     return int(found[1]), int(found[2])
 
@@ -102,7 +102,7 @@ def place_window(
 ) -> Window:
     "The window that puts the mask's middle at the place asked for, as far as the image reaches."
     height, width = grey.shape
-    if at and not (at[0] < width and at[1] < height):
+    if at and not (0 <= at[0] < width and 0 <= at[1] < height):
         raise StudyError(f'--at {at[0]},{at[1]} lies outside the image, which has {width} x {height} px: count x from '
                          'the left and y from the top')
     if at: return Window(_clamped(at[0] - centroid[0]*side, side, width),
@@ -123,10 +123,22 @@ def _relief(profiles: torch.Tensor) -> torch.Tensor:
     return centred/centred.std(1, keepdim=True).clamp(min=1e-6)
 
 # %% ../../nbs/19_inserting.ipynb #9a12ce47
+def _misfit(extent: float, here: float, anywhere: float, px: int, side: int) -> str:
+    "Why a flaw does not fit, and the fix: `extent` is wanted, `here` and `anywhere` the largest, pixels of the patch."
+    wanted, least, most = (int(x*side/px) for x in (extent, here, anywhere))
+    if extent > anywhere:
+        return (f'a flaw of {wanted} px does not fit into the window of {side} px, which holds one of {most} px: '
+                'choose a smaller --size or a larger --window')
+    if least < 1: return 'the place of --at is too near the edge of the image for a flaw: choose one further inside'
+    return (f'a flaw of {wanted} px does not fit so near the edge of the image, where it may have {least} px: '
+            'choose a smaller --size or a place further inside')
+
+
 def fit_mask(
     mask: torch.Tensor,    # uint8, 1 x 1 x px x px
     extent: float | None,  # its largest side after, pixels of the patch; None: as it is
     middle: tuple | None,  # where its middle is to be, x and y in pixels of the patch; None: where it is
+    side: int = 0,         # of the window in the image, for messages: pixels; 0: as the patch
 ) -> torch.Tensor:
     "A mask made larger or smaller, and moved, so that it lies in the patch with its rim. `StudyError` if it cannot."
     if not (extent or middle): return mask
@@ -137,9 +149,7 @@ def fit_mask(
     most = 2*(room - rim)/max(width, height)  # by which it may be enlarged there
     factor = extent/max(width, height) if extent else min(1., most)
     if factor > most or factor <= 0:
-        largest = max(0, int(most*max(width, height)))
-        raise StudyError(f'the flaw does not fit into its window of {px} px, where it may be {largest} px at most: '
-                         'choose a smaller --size, a place further from the edge, or a larger --window')
+        raise StudyError(_misfit(factor*max(width, height), most*max(width, height), px - 2*rim, px, side or px))
     half = factor*width/2 + rim, factor*height/2 + rim
     to = middle or tuple(float(np.clip(c, h, px - h)) for c, h in zip(centre, half, strict=True))
     x0, y0 = (2*c/px - 1 for c in centre)
@@ -165,8 +175,9 @@ class Hand:
     def __init__(self, study: Study):
         self.study = study.first
         if not list((self.study.path/'insert').glob('denoiser-*')):
+            options = f'--name {study.name}-insert --profile {study.config.profile} --set sampler.generator=insert'
             raise StudyError(f"study '{study.name}' has no inserter: train one with "
-                             'weldsynth train DATA --set sampler.generator=insert')
+                             f"weldsynth train '{study.data}' {options}")
         self.inserter: Inserter = load_inserter(self.study)
         self.flaws, self.masks = mask_bank(masked_fold(self.study))
         self.classes = study_patches(self.study).classes
@@ -204,7 +215,7 @@ class Hand:
         window = place_window(grey, side, px, _middle(mask, extent), request.at, behind, rng)
         middle = None
         if request.at: middle = tuple((a + .5 - w)*px/side for a, w in zip(request.at, window[:2], strict=True))
-        return fit_mask(mask, extent, middle), window
+        return fit_mask(mask, extent, middle, side), window
 
 
 def _middle(mask: torch.Tensor, extent: float | None) -> tuple:

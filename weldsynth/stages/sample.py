@@ -17,9 +17,9 @@ from xml.sax.saxutils import quoteattr
 # %% auto #0
 __all__ = ['GENERATORS', 'TRAINED', 'NAMESPACES', 'MARK_FIELDS', 'SAMPLER_FIELDS', 'sample_rows', 'Generator', 'LatentDiffusion',
            'Refined', 'GuidedByClassifier', 'Insertion', 'OneStepInsertion', 'Variation', 'TextToImage',
-           'generator_names', 'each_generator', 'study_generator', 'tried_guidances', 'draw_batches', 'xmp',
-           'marked_png', 'read_mark', 'weights_hash', 'write_samples', 'sample_issues', 'draw_defects', 'draw_cleans',
-           'load_samples']
+           'generator_names', 'check_names', 'each_generator', 'study_generator', 'tried_guidances', 'draw_batches',
+           'xmp', 'marked_png', 'read_mark', 'weights_hash', 'write_samples', 'sample_issues', 'draw_defects',
+           'draw_cleans', 'load_samples']
 
 # %% ../../nbs/03_sample.ipynb #6622773c
 import numpy as np
@@ -30,13 +30,14 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 # %% ../../nbs/03_sample.ipynb #b47aa590
-from ..core.config import SamplerConfig, StudyError, with_overrides
+from ..core.config import SamplerConfig, StudyConfig, StudyError, with_overrides
 from ..core.files import file_hash, load_state, save_state
 from ..core.random import stream_seed
 from ..core.runtime import barrier, cores, process, progress
 from ..core.store import Artefact, Study, config_read, stage
 from ..data.images import read_grey
 from ..data.patches import PatchSet, class_plan
+from ..models.classifier import classifier_builder
 from ..models.denoiser import generate, guided_velocity, sample_condition_ids, with_oom_retry
 from ..models.text import class_prompts, embed_prompts, inpaints
 from .background import background_inputs, selected_neighbours
@@ -238,11 +239,25 @@ def generator_names(
     study: Study,
 ) -> tuple:
     "The names in `GENERATORS` that the study's configuration gives. `StudyError` for one that is unknown."
-    names = tuple(study.config.sampler.generator.split(','))
+    return _known_generators(study.config)
+
+
+def _known_generators(config: StudyConfig) -> tuple:
+    names = tuple(config.sampler.generator.split(','))
     for name in names:
         if name not in GENERATORS:
             raise StudyError(f"sampler.generator='{name}' is unknown: choose one of {', '.join(GENERATORS)}")
     return names
+
+
+def check_names(
+    config: StudyConfig,
+):
+    "Raises `StudyError` if a configuration names a generator or a classifier that does not exist."
+    _known_generators(config)
+    classifier_builder(config.classifier.kind)
+    for kind in config.instrument.rivals: classifier_builder(kind, 'instrument.rivals')
+    if config.contrastive.kind: classifier_builder(config.contrastive.kind, 'contrastive.kind')
 
 
 def each_generator(
