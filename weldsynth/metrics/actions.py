@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 # %% auto #0
-__all__ = ['PLAIN_GENERATORS', 'OUTCOMES', 'plain_generators', 'Light', 'lights', 'welds_needed', 'to_have', 'flaws_until',
-           'risk_register', 'integration_path']
+__all__ = ['PLAIN_GENERATORS', 'OUTCOME_WORDS', 'OUTCOMES', 'plain_generators', 'Light', 'lights', 'welds_needed', 'to_have',
+           'flaws_until', 'risk_register', 'integration_path']
 
 # %% ../../nbs/metrics/12_actions.ipynb #f9b5d41e
 import math
@@ -42,7 +42,9 @@ class Light(NamedTuple):
     closing: str     # what would settle it; '' where it holds or fails
 
 # %% ../../nbs/metrics/12_actions.ipynb #65e00204
-OUTCOMES = ('fails', 'in doubt', 'not assessed', 'holds')  # worst first
+OUTCOME_WORDS = {  # outcomes, worst first, and their words in pages
+    'fails': 'failed', 'in doubt': 'in doubt', 'not assessed': 'not assessed', 'holds': 'passed'}
+OUTCOMES = tuple(OUTCOME_WORDS)
 
 
 def _line(guards: list, text: str, measured: list) -> Light:
