@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from weldsynth.stages.sample import marked_png, xmp
+from weldsynth.data.sample_files import marked_png, xmp
 
 SIDE, WELDS = 32, 12
 

@@ -9,12 +9,13 @@ from weldsynth.core.config import with_overrides
 from weldsynth.core.files import file_hash
 from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
+from weldsynth.data.sample_files import sample_issues
 from weldsynth.models.denoiser import NULL_CLASS, few_step_solver, guided_velocity, noise_schedule
 from weldsynth.models.guidance import ClassifierGuidance, NoiseClassifier, class_gradient, velocity_shift
 from weldsynth.stages.data import training_fold
 from weldsynth.stages.guided import classifier_guidance, train_noise_classifier
 from weldsynth.stages.ldm import load_pipeline
-from weldsynth.stages.sample import draw_defects, load_samples, sample_issues, tried_guidances
+from weldsynth.stages.sample import draw_defects, load_samples, tried_guidances
 
 MEANS = torch.tensor([[-1.5, 0.], [.5, 2.], [2., -1.]])  # of three classes in two dimensions
 SHARES = torch.tensor([.5, .3, .2])

@@ -16,11 +16,12 @@ from weldsynth.data.annotation_formats import find_annotations, read_annotations
 from weldsynth.data.formats import decode_image
 from weldsynth.data.label_files import box_of
 from weldsynth.data.patches import mirror_images
+from weldsynth.data.sample_files import TRAINED, read_mark, sample_issues
 from weldsynth.models.insertion import bend_masks
 from weldsynth.stages import inserting
 from weldsynth.stages.data import training_fold
 from weldsynth.stages.inserting import Hand, Request, fit_mask, insert_into, parse_place, parse_size, window_side
-from weldsynth.stages.sample import TRAINED, draw_defects, load_samples, read_mark, sample_issues
+from weldsynth.stages.sample import draw_defects, load_samples
 
 SMALL = {'sampler.generator': 'insert', 'inserter.heads': 2, 'inserter.layers': 2, 'inserter.steps': 60,
          'inserter.batch': 16, 'inserter.lr': 4e-3, 'autoencoder.steps': 2, 'sampler.steps': 4}

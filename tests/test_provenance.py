@@ -18,21 +18,13 @@ from weldsynth.core.profiles import choose_profile
 from weldsynth.core.random import digest
 from weldsynth.core.store import STAGES, artefact_key
 from weldsynth.data.check import check_data
+from weldsynth.data.sample_files import MARK_FIELDS, TRAINED, marked_png, sample_issues, write_samples
 from weldsynth.data.sources import read_folder
 from weldsynth.report.cards import data_card, finish, model_card
 from weldsynth.report.verification import verify
 from weldsynth.stages.data import prepare
 from weldsynth.stages.ldm import train_denoiser
-from weldsynth.stages.sample import (
-    MARK_FIELDS,
-    TRAINED,
-    load_samples,
-    marked_png,
-    sample_issues,
-    sample_rows,
-    weights_hash,
-    write_samples,
-)
+from weldsynth.stages.sample import load_samples, sample_rows, weights_hash
 from weldsynth.stages.sweep import draw_study_samples
 from weldsynth.stages.verdict import recommend
 
@@ -226,7 +218,7 @@ def test_each_change_is_found(what, copy, capsys):
     assert names_file.any(), problems.to_string()
     assert problems.what.str.contains(message).any(), problems.to_string()
     assert main(['verify', str(copy)]) == 1
-    assert 'are not as recorded' in capsys.readouterr().err
+    assert 'is not as recorded, in ' in capsys.readouterr().err
 
 
 def test_a_changed_or_moved_source_is_found(study, copy, tmp_path):

@@ -10,11 +10,12 @@ from weldsynth.core.config import RefinerConfig, RefiningConfig, StudyError, wit
 from weldsynth.core.files import file_hash
 from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
+from weldsynth.data.sample_files import sample_issues
 from weldsynth.models.refiner import make_refiner, refine, refiner_batch, refiner_loss, refiner_solver
 from weldsynth.report.cards import _what_loads
 from weldsynth.stages.data import training_fold
 from weldsynth.stages.refining import load_refiner, refined_sampler, train_refiner
-from weldsynth.stages.sample import draw_defects, load_samples, sample_issues, tried_guidances
+from weldsynth.stages.sample import draw_defects, load_samples, tried_guidances
 
 SMALL = {'sampler.generator': 'ldm-refined', 'autoencoder.steps': 2, 'denoiser.steps': 2, 'refiner.steps': 4,
          'sampler.steps': 2, 'sampler.batch': 7}

@@ -26,6 +26,7 @@ from weldsynth.data.check import check_data
 from weldsynth.data.images import raise_if_error
 from weldsynth.data.loading import assemble
 from weldsynth.data.patches import PatchSet
+from weldsynth.data.sample_files import sample_issues
 from weldsynth.data.sources import SOURCES, open_source
 from weldsynth.metrics.fidelity import METRICS, Metric
 from weldsynth.metrics.rule import GUARDS, Guard
@@ -41,7 +42,7 @@ from weldsynth.stages.data import prepare, study_patches, study_source, training
 from weldsynth.stages.filters import CRITERIA, try_filters
 from weldsynth.stages.ood import measure_ood
 from weldsynth.stages.robustness import attack_classifiers, measure_robustness
-from weldsynth.stages.sample import GENERATORS, draw_defects, sample_issues, study_generator, weights_hash
+from weldsynth.stages.sample import GENERATORS, draw_defects, study_generator, weights_hash
 from weldsynth.stages.sweep import draw_study_samples
 from weldsynth.stages.verdict import evaluate
 

@@ -9,12 +9,13 @@ import torch
 from weldsynth.core.config import StudyError, with_overrides
 from weldsynth.core.profiles import PROFILES
 from weldsynth.core.store import Study
+from weldsynth.data.sample_files import sample_issues
 from weldsynth.models.layers import holes
 from weldsynth.models.text import class_prompts, draw_by_text, embed_prompts, inpaints, kept_bytes, load_pretrained
 from weldsynth.report import cards
 from weldsynth.stages.audit import audit_samples
 from weldsynth.stages.data import study_patches, training_fold
-from weldsynth.stages.sample import draw_defects, load_samples, sample_issues
+from weldsynth.stages.sample import draw_defects, load_samples
 from weldsynth.stages.sweep import usable_patches
 from weldsynth.stages.text import load_text, train_text
 

@@ -39,6 +39,7 @@ from .core.profiles import PROFILES
 from .core.runtime import checkout, cores, device, hardware, progress, versions
 from .core.store import Artefact, Study, artefact_folders
 from .data.patches import PatchSet, class_plan, mirror_images
+from .data.sample_files import write_samples
 from .data.simulate import simulate
 from .metrics import timing
 from .metrics.classification import group_counts
@@ -59,7 +60,7 @@ from .stages.audit import load_judge, unseen_defects
 from .stages.data import prepare, study_patches, training_fold
 from .stages.insertion import insert_planned, masked_fold, plan_insertions
 from .stages.ldm import load_autoencoder, load_film_noise, load_pipeline, train_denoiser
-from .stages.sample import sample_rows, write_samples
+from .stages.sample import sample_rows
 
 # %% ../nbs/11_speed.ipynb #4225ff92
 RECORD = 'nbs/records/speed.json'

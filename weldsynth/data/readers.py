@@ -63,6 +63,7 @@ from weldsynth.data.tables import (
     group_column,
     line_of,
     named_column,
+    naming_lines,
     overlap_issues,
     size_column,
     table_issues,
@@ -226,17 +227,6 @@ def _read_checked_table(
     return rows[(rows[columns] != '').all(axis=1)]
 
 # %% ../../nbs/data/08_readers.ipynb #55e73412
-def _naming_lines(rows: pd.DataFrame, table: str, report: Report) -> Report:
-    "`report`, with the line of the table where a file that it names is missing."
-    lines = {name: line for column in ('image', 'mask') if column in rows
-             for name, line in zip(rows[column], rows.index, strict=True)}
-    def tell(issue: Issue):
-        if issue.what == 'is missing' and issue.file in lines and issue.fix.startswith('put it there'):
-            issue = issue._replace(fix=f'put it there, or correct {line_of(table, lines[issue.file])}')
-        report(issue)
-    return tell
-
-
 def read_manifest(
     path: Path,                        # a CSV: image (relative to it), label, `group`; mask, size_mm or flaw_px
     px: int,                           # side of the patches
@@ -247,7 +237,7 @@ def read_manifest(
     "A `PatchSet` from a table of images; None if nothing usable is left."
     rows = _read_checked_table(path, ('image', 'label'), group, report, config)
     if rows is None: return None
-    tell = _naming_lines(rows, path.name, report)
+    tell = naming_lines(rows, path.name, report)
     patches, rows = read_patches(lambda row: file_patch(path.parent, row, px, tell, config.mask_flaw),
                                   rows.drop_duplicates('image'), report, 'reading images', config.mask_flaw)
     if not patches: return None

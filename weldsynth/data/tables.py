@@ -14,8 +14,8 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['LABEL_SIGNS', 'COLUMNS', 'NUMBERS', 'BOX_COLUMNS', 'normalise_name', 'spelling_issues', 'label_issues', 'line_of',
-           'read_table', 'group_column', 'our_columns', 'size_issues', 'table_issues', 'size_column', 'overlap_issues',
-           'named_column', 'box_columns', 'lists_windows']
+           'naming_lines', 'read_table', 'group_column', 'our_columns', 'size_issues', 'table_issues', 'size_column',
+           'overlap_issues', 'named_column', 'box_columns', 'lists_windows']
 
 # %% ../../nbs/data/06_tables.ipynb #a6b37ce5
 import numpy as np
@@ -32,7 +32,7 @@ from weldsynth.data.dialects import (
     table_text,
     usual_columns,
 )
-from .images import DataError, Issue, plural
+from .images import DataError, Issue, Report, plural
 
 # %% ../../nbs/data/06_tables.ipynb #73c27193
 def normalise_name(
@@ -102,6 +102,21 @@ def line_of(
 ) -> str:
     "The place of an issue in a table."
     return f'{name}, line {line}'
+
+
+def naming_lines(
+    rows: pd.DataFrame,  # image and perhaps mask, from `read_table`
+    table: str,          # its file's name
+    report: Report,
+) -> Report:
+    "`report`, with the line of the table where a file that it names is missing."
+    lines = {name: line for column in ('image', 'mask') if column in rows
+             for name, line in zip(rows[column], rows.index, strict=True)}
+    def tell(issue: Issue):
+        if issue.what == 'is missing' and issue.file in lines and issue.fix.startswith('put it there'):
+            issue = issue._replace(fix=f'put it there, or correct {line_of(table, lines[issue.file])}')
+        report(issue)
+    return tell
 
 # %% ../../nbs/data/06_tables.ipynb #ad3caef8
 def _csv_lines(path: Path) -> list:

@@ -21,7 +21,7 @@ from ..core.random import digest
 from ..core.runtime import home
 from ..core.store import Artefact, artefact_folders, artefact_key
 from ..data.images import plural
-from ..stages.sample import sample_issues
+from ..data.sample_files import sample_issues
 
 # %% ../../nbs/report/06_verification.ipynb #b8feda59
 def _record_issues(folder: Path, record: dict):

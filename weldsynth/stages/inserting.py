@@ -28,11 +28,12 @@ from ..core.store import Study
 from ..data.images import IMAGE_SUFFIXES, ImageError, Issue, read_picture, resize
 from ..data.label_files import Labelled, box_of, write_labels
 from ..data.loading import files_below
+from ..data.sample_files import marked_png
 from ..models.insertion import Inserter, bend_masks, draw_masks, mask_bank
 from ..models.layers import background_profiles, fill_holes, holes, rim_width
 from .data import study_patches
 from .insertion import load_inserter, masked_fold, train_inserter
-from .sample import marked_png, weights_hash
+from .sample import weights_hash
 
 # %% ../../nbs/19_inserting.ipynb #53f522a2
 @dataclass(frozen=True)

@@ -5,38 +5,32 @@
 # %% ../../nbs/03_sample.ipynb #fb1d20b1
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
-from xml.sax.saxutils import quoteattr
 
 # %% auto #0
-__all__ = ['GENERATORS', 'TRAINED', 'NAMESPACES', 'MARK_FIELDS', 'SAMPLER_FIELDS', 'sample_rows', 'Generator', 'LatentDiffusion',
-           'Refined', 'GuidedByClassifier', 'Insertion', 'OneStepInsertion', 'Variation', 'TextToImage',
-           'generator_names', 'check_names', 'each_generator', 'study_generator', 'tried_guidances', 'draw_batches',
-           'xmp', 'marked_png', 'read_mark', 'weights_hash', 'write_samples', 'sample_issues', 'draw_defects',
+__all__ = ['GENERATORS', 'SAMPLER_FIELDS', 'sample_rows', 'Generator', 'LatentDiffusion', 'Refined', 'GuidedByClassifier',
+           'Insertion', 'OneStepInsertion', 'Variation', 'TextToImage', 'generator_names', 'check_names',
+           'each_generator', 'study_generator', 'tried_guidances', 'draw_batches', 'weights_hash', 'draw_defects',
            'draw_cleans', 'load_samples']
 
 # %% ../../nbs/03_sample.ipynb #6622773c
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 
 # %% ../../nbs/03_sample.ipynb #b47aa590
 from ..core.config import SamplerConfig, StudyConfig, StudyError, with_overrides
 from ..core.files import file_hash, load_state, save_state
 from ..core.random import stream_seed
-from ..core.runtime import barrier, cores, process, progress
+from ..core.runtime import barrier, process, progress
 from ..core.store import Artefact, Study, config_read, stage
 from ..data.images import read_grey
 from ..data.patches import PatchSet, class_plan
+from ..data.sample_files import write_samples
 from ..models.classifier import classifier_builder
 from ..models.denoiser import generate, guided_velocity, sample_condition_ids, with_oom_retry
 from ..models.text import class_prompts, embed_prompts, inpaints
@@ -304,47 +298,6 @@ def draw_batches(
     saved = [load_state(resume, f'images-{i:06d}') for i in starts]
     return torch.cat([tensors['images'] for tensors, _ in filter(None, saved)])
 
-# %% ../../nbs/03_sample.ipynb #e15bceb8
-TRAINED = 'http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia'
-NAMESPACES = {'Iptc4xmpExt': 'http://iptc.org/std/Iptc4xmpExt/2008-02-29/',
-              'weldsynth': 'https://weldsynth.github.io/ns/1.0/'}
-
-# %% ../../nbs/03_sample.ipynb #bf040fea
-def xmp(
-    **facts,  # what to add, as text: label, seed, checkpoint, weights, ...
-) -> str:
-    "An XMP packet: made by a trained model, which, and how (IPTC Photo Metadata Standard 2025.1)."
-    fields = {'Iptc4xmpExt:DigitalSourceType': TRAINED, 'Iptc4xmpExt:AISystemUsed': 'weldsynth',
-              'Iptc4xmpExt:AISystemVersionUsed': facts.get('weights', '')}
-    fields |= {f'weldsynth:{k}': v for k, v in facts.items()}
-    spaces = ' '.join(f'xmlns:{name}="{uri}"' for name, uri in NAMESPACES.items())
-    attributes = ' '.join(f'{k}={quoteattr(str(v))}' for k, v in fields.items())
-    return ('<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
-            '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-            f'<rdf:Description rdf:about="" {spaces} {attributes}/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>')
-
-# %% ../../nbs/03_sample.ipynb #2b45e90f
-def marked_png(
-    image: torch.Tensor,  # uint8, 1 x H x W
-    **facts,              # for `xmp`
-) -> bytes:
-    "A PNG of `image` that carries `xmp(**facts)`."
-    info = PngInfo()
-    info.add_itxt('XML:com.adobe.xmp', xmp(**facts))
-    file = io.BytesIO()
-    Image.fromarray(image[0].numpy()).save(file, 'PNG', pnginfo=info)
-    return file.getvalue()
-
-# %% ../../nbs/03_sample.ipynb #c63f13a3
-def read_mark(
-    path: Path,  # a PNG
-) -> dict:
-    "A file's XMP fields in the name space of weldsynth (label, seed, ...) and its `DigitalSourceType`; empty without."
-    with Image.open(path) as image: packet = image.getxmp()
-    about = packet.get('xmpmeta', {}).get('RDF', {}).get('Description', {}) if packet else {}
-    if not isinstance(about, dict): return {}
-    return {k: v for k, v in about.items() if k != 'about' and not k.startswith('AI')}
-
 # %% ../../nbs/03_sample.ipynb #f925c3be
 def weights_hash(
     model: Artefact,  # of a generator
@@ -357,50 +310,6 @@ def weights_hash(
               'lora.safetensors')
     files = [file for place in places for file in model.path.glob(place)]
     return file_hash(files[0]) if files else ''
-
-# %% ../../nbs/03_sample.ipynb #0888f1d1
-MARK_FIELDS = ('label', 'seed', 'checkpoint', 'weights', 'guidance', 'steps', 'solver')
-
-def write_samples(
-    folder: Path,
-    images: torch.Tensor,  # uint8, N x 1 x H x W
-    rows: pd.DataFrame,    # N rows: image (a path in `folder`) and the columns of `MARK_FIELDS`
-    masks: torch.Tensor | None = None,  # uint8, as `images`: where each flaw is, where the generator knows
-):
-    "Write marked PNGs, `masks/` if there are any, and `manifest.csv` with a row and the hash of each."
-    for label in rows.label.unique(): (folder/label).mkdir()
-    def write(row, image):
-        data = marked_png(image, **{c: getattr(row, c) for c in MARK_FIELDS})
-        (folder/row.image).write_bytes(data)
-        return hashlib.sha256(data).hexdigest()
-    with ThreadPoolExecutor(cores()) as pool: hashes = list(pool.map(write, rows.itertuples(), images))
-    if masks is not None:
-        rows = rows.assign(mask='masks/' + rows.image)
-        for label in rows.label.unique(): (folder/'masks'/label).mkdir(parents=True)
-        for name, mask in zip(rows['mask'], masks, strict=True): Image.fromarray(mask[0].numpy()).save(folder/name)
-    rows.assign(sha256=hashes).to_csv(folder/'manifest.csv', index=False)
-
-# %% ../../nbs/03_sample.ipynb #fc617fe9
-def _file_issue(folder: Path, row: dict) -> str:
-    "What is wrong with the file of a row of the manifest, or ''."
-    file = folder/row['image']
-    if not file.is_file(): return 'is missing'
-    if file_hash(file) != row['sha256']: return 'was changed: its hash is not the one in manifest.csv'
-    mark = dict(DigitalSourceType=TRAINED, **{c: row[c] for c in MARK_FIELDS})
-    return '' if read_mark(file) == mark else 'has metadata other than those in manifest.csv'
-
-# %% ../../nbs/03_sample.ipynb #0e1a49dc
-def sample_issues(
-    folder: Path,  # with PNGs and `manifest.csv`, from `write_samples`
-):
-    "Yields what is wrong with a set of samples: files missing, not listed, changed, or with other metadata."
-    rows = pd.read_csv(folder/'manifest.csv', dtype=str, keep_default_na=False)
-    files = {str(p.relative_to(folder)) for p in folder.rglob('*.png')}
-    listed = {*rows.image, *rows.get('mask', ())}
-    for path in sorted(files - listed): yield f'{path} is not in manifest.csv'
-    for row in rows.to_dict('records'):
-        issue = _file_issue(folder, row)
-        if issue: yield f"{row['image']} {issue}"
 
 # %% ../../nbs/03_sample.ipynb #9c90ceae
 def _trained(study: Study, generator: int = 0, fraction: float = 1., **_) -> list:
