@@ -17,17 +17,15 @@ from functools import lru_cache
 from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from tempfile import gettempdir
 from uuid import uuid4
 from weakref import WeakSet
 
 # %% auto #0
-__all__ = ['RUNNING', 'LONGEST_SOCKET', 'ENDING', 'PRELOAD', 'ordinary_kernel', 'terminate_kernels', 'become_kernel', 'preload',
-           'serve', 'ChildProcess', 'ForkServer', 'KernelProcess', 'can_fork', 'forked_kernels']
+__all__ = ['RUNNING', 'ENDING', 'PRELOAD', 'ordinary_kernel', 'terminate_kernels', 'become_kernel', 'preload', 'serve',
+           'ChildProcess', 'ForkServer', 'KernelProcess', 'can_fork', 'forked_kernels']
 
 # %% ../../nbs/report/03_kernels.ipynb #504394cd
 RUNNING: WeakSet = WeakSet()  # the managers of all kernels started here
-LONGEST_SOCKET = 100  # characters; Linux takes 107, macOS 103, of which `-1` to `-5` are the channels
 
 # %% ../../nbs/report/03_kernels.ipynb #700e1fd4
 @lru_cache(maxsize=None)
@@ -39,8 +37,7 @@ def ordinary_kernel() -> type:
     class ThisPython(AsyncKernelManager):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
-            address = os.path.join(gettempdir(), f'weldsynth-{uuid4().hex[:12]}')
-            if os.name == 'posix' and len(address) < LONGEST_SOCKET: self.transport, self.ip = 'ipc', address
+            if sys.platform == 'linux': self.transport, self.ip = 'ipc', f'@weldsynth-{uuid4().hex}'
 
         @property
         def kernel_spec(self): return KernelSpec(**get_kernel_dict())
