@@ -206,6 +206,23 @@ def test_without_an_inserter_the_command_says_how_to_train_one(tmp_path, film):
         insert_into(bare, tmp_path/'a.png', tmp_path/'out', Request('crack'))
 
 
+@pytest.mark.parametrize(('trained', 'line'), [
+    (['able', 'parts'], 'choose one of able, parts'),
+    ([], 'start one with `weldsynth train FOLDER --set sampler.generator=insert`')])
+def test_only_studies_with_an_inserter_are_offered(tmp_path, monkeypatch, capsys, trained, line):
+    monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
+    for name in ('bare', *trained):
+        part = tmp_path/'studies'/name/('fold-1' if name == 'parts' else '.')
+        part.mkdir(parents=True)
+        (tmp_path/'studies'/name/'study.json').write_text('{}')
+        if name != 'bare': (part/'insert'/'denoiser-1').mkdir(parents=True)
+    assert main(['insert', 'a.png', '--study', 'nope', '--kind', 'crack', '--out', str(tmp_path/'out')]) == 1
+    err = capsys.readouterr().err
+    assert "there is no study 'nope'" in err
+    assert err.rstrip().endswith(line)
+    assert not (tmp_path/'out').exists()
+
+
 @pytest.mark.parametrize(('name', 'line'), [
     ('nosuch.png', 'nosuch.png does not exist: give an image or a folder of images'),
     ('empty', 'empty is not an image and has none in it')])

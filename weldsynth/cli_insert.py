@@ -42,6 +42,7 @@ def insert(
     if severity <= 0: raise StudyError(f'--severity {severity:g} leaves no flaw: give a factor above 0')
     request = Request(kind, at=parse_place(at) if at else None, mask=read_outline(Path(mask)) if mask else None,
                       severity=severity, window=window, guidance=guidance, seed=seed)
-    made = insert_into(find_study(study), Path(images), Path(out), request, size, count)
+    trained = find_study(study, 'insert/denoiser-*', 'weldsynth train FOLDER --set sampler.generator=insert')
+    made = insert_into(trained, Path(images), Path(out), request, size, count)
     flawed = 'flawed image' if len(made) == 1 else 'flawed images'
     print(f'{out}: {len(made):,} {flawed}, with masks, manifest.csv and labels for COCO, YOLO and VOC')

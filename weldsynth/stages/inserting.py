@@ -176,7 +176,9 @@ class Hand:
     def __init__(self, study: Study):
         self.study = study.first
         if not list((self.study.path/'insert').glob('denoiser-*')):
-            options = f'--name {study.name}-insert --profile {study.config.profile} --set sampler.generator=insert'
+            group = f' --group {study.group}'*(study.group != 'group')
+            options = (f'--name {study.name}-insert --profile {study.config.profile}{group} '
+                       '--set sampler.generator=insert')
             raise StudyError(f"study '{study.name}' has no inserter: train one with "
                              f"weldsynth train '{study.data}' {options}")
         self.inserter: Inserter = load_inserter(self.study)
