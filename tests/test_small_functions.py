@@ -9,7 +9,7 @@ from torch.nn.functional import mse_loss
 
 from weldsynth.core import opening
 from weldsynth.core.config import ClassifierConfig, DataConfig, OptimiserConfig
-from weldsynth.core.display import patch_rows, titled_patches
+from weldsynth.core.display import patch_rows, show_table, titled_patches
 from weldsynth.core.files import remove_part
 from weldsynth.core.store import artefact_folders, make_artefact
 from weldsynth.data import flaws, simulate as simulator
@@ -44,6 +44,16 @@ def plate() -> Plate: return draw_plate(np.random.default_rng(0))
 
 DRAWN = [(draw_cracks, (1, 8)), (draw_pores, (.4, 2)), (draw_slag, (1, 9)), (draw_lack_of_fusion, (1.8, 9)),
          (draw_lack_of_penetration, (2.5, 10))]
+
+
+@pytest.mark.parametrize(('values', 'caption'), [([.5, np.nan], 'Shares. n/a: too few.'), ([.5, .6], 'Shares.')])
+def test_a_table_says_why_a_value_is_missing_where_one_is(values, caption):
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('IPython.display.display', shown.append)
+        show_table(pd.DataFrame(dict(share=values)), 'Shares.', absent='too few.')
+    assert shown[1].data == f'<p class="caption">{caption}</p>'
+
 
 
 @pytest.mark.parametrize('draw, sizes', DRAWN, ids=lambda value: getattr(value, '__name__', ''))

@@ -80,11 +80,13 @@ def show_table(
     table: pd.DataFrame,  # one row per line; the index is not shown
     caption: str,         # what to see in it
     digits: int = 3,      # decimals of floating-point numbers
+    absent: str = '',     # why a value is 'n/a', said where one is
 ):
     "Show a table with its caption."
     from IPython.display import Markdown, display
-    display(Markdown(markdown_table(table, digits)))
-    _show_caption(caption)
+    text = markdown_table(table, digits)
+    display(Markdown(text))
+    _show_caption(f'{caption} n/a: {absent}' if absent and '| n/a ' in text else caption)
 
 # %% ../../nbs/core/06_display.ipynb #99eaaee0
 def show_recorded(
