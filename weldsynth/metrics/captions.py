@@ -58,11 +58,12 @@ def percent_text(
     low: float,
     high: float,
     instead: str = 'n/a',  # where the share is NaN
+    digits: int = 1,       # decimals
 ) -> str:
-    "A share in percent with its interval, one decimal each."
+    "A share in percent with its interval."
     if np.isnan(share): return instead
-    bounds = '' if np.isnan([low, high]).any() else f' ({100*low:.1f} to {100*high:.1f})'
-    return f'{100*share:.1f}{bounds}'.replace('-', '−')
+    bounds = '' if np.isnan([low, high]).any() else f' ({100*low:.{digits}f} to {100*high:.{digits}f})'
+    return f'{100*share:.{digits}f}{bounds}'.replace('-', '−')
 
 # %% ../../nbs/metrics/14_captions.ipynb #85526840
 MEASURES = dict(frechet='Fréchet distance', kid='KID', precision='precision, %', recall='recall, %',
