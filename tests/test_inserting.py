@@ -163,8 +163,17 @@ def test_a_mask_moves_and_grows_as_asked():
     assert (x + width/2, y + height/2) == (40, 30)
 
 
+@pytest.mark.parametrize('size', [12, 15, 20, 21])
+def test_far_from_the_edge_a_flaw_fits_whatever_mask_is_drawn(hand, film, size):
+    for seed in range(12):
+        mask, window = hand._site(film, Request('crack', at=(100, 60), size=size, seed=seed), 1, 32)
+        left, top, width, height = box_of(mask[0, 0].numpy() > 0)
+        assert abs(window.x + left + width/2 - 100.5) <= 1
+        assert abs(window.y + top + height/2 - 60.5) <= 1
+
+
 def test_the_command_writes_images_masks_and_labels(study, film, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('weldsynth.core.opening.find_study', lambda name: study)
+    monkeypatch.setattr('weldsynth.core.opening.find_study', lambda *_: study)
     (tmp_path/'in').mkdir()
     Image.fromarray(film).save(tmp_path/'in'/'a.png')
     Image.fromarray((film/256).astype(np.uint8)).save(tmp_path/'in'/'b.png')

@@ -45,7 +45,7 @@ def count_issues(
     batch = max(config.denoiser.batch, config.inserter.batch)
     if defects < batch:
         what = f"{defects} defects are too few for the profile '{config.profile}', which trains on batches of {batch}"
-        yield Issue('images', what, 'choose a smaller profile, or add images')
+        yield Issue('images', what, 'add images' + ', or choose a smaller profile'*(config.profile != 'fixture'))
 
 # %% ../../nbs/data/11_check.ipynb #52004089
 NON_LABELS = {

@@ -22,7 +22,7 @@ from ..core.files import file_hash, file_hashes, write_atomic
 from ..core.random import digest
 from ..core.runtime import versions
 from ..core.store import Artefact, Study, artefact_folders
-from ..metrics.actions import plain_generators
+from ..metrics.actions import OUTCOME_WORDS, plain_generators
 from ..metrics.classification import short_number
 from ..stages.audit import audit_samples
 from ..stages.data import prepare, study_patches, study_source
@@ -235,7 +235,8 @@ def model_card(
 ) -> str:
     "The README of a study's generators."
     advice = recommend(study)
-    guards = pd.DataFrame(advice['guards'])[['name', 'outcome', 'measured', 'threshold']]
+    guards = pd.DataFrame(advice['guards'])[['name', 'outcome', 'measured', 'threshold']].replace(OUTCOME_WORDS)
+    guards = guards.rename(columns=dict(name='safety check', threshold='required'))
     targets = acceptance_targets(audit_samples(with_chosen_generator(study.first)).path, study.config.rule)
     return _card(
         _model_front(study), f'# Weld defects by latent diffusion, study {escape(study.name)}', _model_text(study),

@@ -106,8 +106,8 @@ def place_window(
     if at and not (0 <= at[0] < width and 0 <= at[1] < height):
         raise StudyError(f'--at {at[0]},{at[1]} lies outside the image, which has {width} x {height} px: count x from '
                          'the left and y from the top')
-    if at: return Window(_clamped(at[0] - centroid[0]*side, side, width),
-                         _clamped(at[1] - centroid[1]*side, side, height), side)
+    if at: return Window(_clamped(at[0] + .5 - centroid[0]*side, side, width),
+                         _clamped(at[1] + .5 - centroid[1]*side, side, height), side)
     places = [Window(int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1)), side)
               for _ in range(candidates if side < max(grey.shape) else 1)]
     shown = torch.stack([resize(_cut(grey, window), px) for window in places])
@@ -215,17 +215,17 @@ class Hand:
         real = self.flaws.take(row.numpy())
         behind = _relief(background_profiles(fill_holes(real.greys, holes(self.masks[row]))))[0]
         extent = request.size and request.size*px/side
-        window = place_window(grey, side, px, _middle(mask, extent), request.at, behind, rng)
+        window = place_window(grey, side, px, _middle(mask, extent, side), request.at, behind, rng)
         middle = None
         if request.at: middle = tuple((a + .5 - w)*px/side for a, w in zip(request.at, window[:2], strict=True))
         return fit_mask(mask, extent, middle, side), window
 
 
-def _middle(mask: torch.Tensor, extent: float | None) -> tuple:
-    "The middle of a mask, in shares of the side of its patch, with room for that extent around it."
+def _middle(mask: torch.Tensor, extent: float | None, side: int) -> tuple:
+    "The middle of a mask, in shares of the side of its patch, with room for that extent and for a whole-pixel window."
     px = mask.shape[-1]
     left, top, width, height = box_of(mask[0, 0].numpy() > 0)
-    half = min((extent or max(width, height))/2 + rim_width(px) + .5, px/2)
+    half = min((extent or max(width, height))/2 + rim_width(px) + .5*px/side, px/2)
     return tuple(float(np.clip(c, half, px - half))/px for c in (left + width/2, top + height/2))
 
 
@@ -258,6 +258,7 @@ def read_outline(
     file: Path,  # an image: bright where the flaw is to be
 ) -> np.ndarray:
     "Bool, H x W. Raises `StudyError` for a file that is not an image, and for an outline without pixels."
+    if not file.is_file(): raise StudyError(f'--mask {file} does not exist: give an image of the outline')
     grey = _picture(file).grey
     outline = grey > grey.max()/2
     if not outline.any(): raise StudyError(f'{file.name} shows no outline: draw the flaw bright on black')

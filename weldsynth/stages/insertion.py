@@ -66,8 +66,8 @@ def find_weak_masks(
     masks, weak = completed_masks(fold, fold.of('clean').images, study.config.inserter)
     bare = int(((fold.labels > 0) & (masks.flatten(1).amax(1) == 0)).sum())
     if weak.any() or bare:
-        log(f'flaws without masks: weak masks were estimated for {int(weak.sum()):,}; in {bare:,} nothing stands out '
-            'from clean patches enough, so they are not used for training')
+        unused = f'; in {bare:,} nothing stands out from clean patches enough, so they are not used for training'
+        log(f'flaws without masks: weak masks were estimated for {int(weak.sum()):,}' + unused*bool(bare))
     save_file(dict(masks=masks, weak=weak), folder/'masks.safetensors')
 
 

@@ -250,4 +250,5 @@ def score_text(study: Study) -> str:
              f'gross artefacts in {share_text(r.artefact_synthetic)}'
              for r in pd.read_csv(scores.path/'reviewers.csv').itertuples()]
     return '\n'.join([*lines, review_sentence(reviewed(study)).replace('*', ''),
-                      'The next `weldsynth report` of the study takes this into the verdict.'])
+                      'The next `weldsynth report` of the study, with the options that it was started with, takes this '
+                      'into the verdict.'])

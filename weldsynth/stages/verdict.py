@@ -23,7 +23,8 @@ from ..core.config import RuleConfig
 from ..core.store import Study, stage
 from ..data.patches import PatchSet
 from ..data.sources import GUESSED_GROUP_PREFIX
-from ..metrics.actions import integration_path, plain_generators, risk_register
+from ..metrics.actions import OUTCOME_WORDS, integration_path, plain_generators, risk_register
+from ..metrics.captions import percent_text
 from ..metrics.classification import POINTS, bars, clean_weight, trivial_scores
 from ..metrics.errors import curve_bands, segment_scores
 from ..metrics.fidelity import nan_to_none
@@ -31,7 +32,6 @@ from ..metrics.fingerprint import false_call_rise
 from weldsynth.metrics.intervals import (
     Interval,
     Jackknife,
-    bounds_text,
     format_points,
     interval,
     jackknife,
@@ -266,12 +266,11 @@ def _figures(study: Study, verdict: dict, table: pd.DataFrame) -> list:
     arms = ('real', 'real+synthetic', 'synthetic', verdict['best_control'])
     columns = ['mean', 'low', 'high']
     point = f'at {100*study.config.rule.false_calls:g} % false calls'
-    def score_text(mean, low, high): return f'{mean:.3f} ({bounds_text(low, high, ".3f")})'
-    rows = [(f'macro F1 {point}, {a}', score_text(*table.loc[a, columns])) for a in arms]
+    rows = [(f'macro F1 {point}, {a}, %', percent_text(*table.loc[a, columns])) for a in arms]
     rows += [(f'gain over {arm}', f'{format_points(*gain)} points') for arm, gain in verdict['gains'].items()]
     rows += [('generator', ', '.join(dict.fromkeys(verdict.get('generator', [study.config.sampler.generator]))))]
     outcomes = [g['outcome'] for g in verdict['guards']]
-    counted = ', '.join(f'{outcomes.count(o)} {o}' for o in ('holds', 'in doubt', 'fails', 'not assessed'))
+    counted = ', '.join(f'{outcomes.count(outcome)} {word}' for outcome, word in reversed(OUTCOME_WORDS.items()))
     tested = (f'{verdict["test_images"]:,} images of {verdict["test_groups"]} welds, {verdict["seeds"]} classifier '
               f'seeds, {verdict["generators"]} generator seed{"s" if verdict["generators"] > 1 else ""}')
     profile = f'{study.config.profile}: {study.config.data.px} px'
@@ -290,7 +289,7 @@ def plain_finding(
     proven = 'A clear gain' if low > 0 else 'A clear loss' if high < 0 else 'No proven gain'
     points = f'{100*mean:+.1f} points'.replace('-', '−')
     could = '' if np.isnan(low) else f', could be {100*low:+.1f} to {100*high:+.1f}'.replace('-', '−')
-    link = ', but ' if low > 0 and verdict['decision'] != 'SHIP' else ': '
+    link = ', but ' if low > 0 and verdict['decision'] != 'SHIP' else '; '
     over = 'against' if high < 0 else 'over'
     return f'{lead} {proven} {over} real images alone ({points}{could}){link}{verdict["reason"]}.'
 
