@@ -48,6 +48,10 @@ def test_the_project_names_only_files_that_are_there():
     for file in (*files, style['css'], PROJECT['bibliography'], *PROJECT['ipynb-filters']): assert (ROOT/file).is_file()
 
 
+def test_formulas_of_the_site_need_no_script_from_elsewhere():
+    assert PROJECT['format']['html']['html-math-method'] == 'mathml'
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_pages_have_a_title_and_no_directives(name):
     notebook = shown(name)
@@ -65,6 +69,9 @@ def test_pages_have_a_title_and_no_directives(name):
     outputs = [o for c in code for o in c['outputs']]
     assert not [o for o in outputs if 'text/html' in o.get('data', {}) and len(o['data']) > 1]
     assert not [o for o in outputs if o.get('name') == 'stderr']
+    written = [*text, *(''.join(o.get('data', {}).get('text/markdown', '')) for o in outputs)]
+    fences = [re.findall(r'^:::+ *(.*)$', cell, re.M) for cell in written]
+    assert all(f.count('') == len(f) - f.count('') for f in fences), 'a fence without its other end is shown as text'
 
 
 @pytest.mark.parametrize('name', ['nbs/05_sweep.ipynb', 'nbs/09_verdict.ipynb'])
