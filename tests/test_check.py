@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from bad_data import FAULTS, MAKE, SIDE, WELDS, E, W, array, bomb, dicom, noise, put
 from faults import record
@@ -152,6 +153,28 @@ def test_the_check_says_what_gain_a_study_can_see(capsys):
     power, least = capsys.readouterr().out.splitlines()[-2:]
     assert power.startswith('Power: with about 5 test welds and 2 trainings the study can detect gains of ')
     assert least.startswith("The rule's least gain, 1 point, ")
+
+
+def test_no_power_is_given_where_welds_are_guessed(good, tmp_path, capsys):
+    table = pd.read_csv(good['manifest']/'manifest.csv')
+    for file, label in zip(table.image, table.label, strict=True):
+        (tmp_path/'flat'/label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(good['manifest']/file, tmp_path/'flat'/label)
+    assert main(['check', str(tmp_path/'flat'), '--profile', 'fixture']) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith('Power: not known')
+
+
+def test_a_column_with_a_spelling_mistake_is_to_be_renamed(good, tmp_path):
+    shutil.copytree(good['manifest'], tmp_path/'wrong')
+    file = tmp_path/'wrong'/'manifest.csv'
+    pd.read_csv(file).rename(columns=dict(label='lable')).to_csv(file, index=False)
+    found = check_data(str(tmp_path/'wrong'), CONFIG, 'group')
+    assert "rename 'lable' to 'label', or add it" in set(found.fix)
+
+
+def test_a_table_of_windows_needs_no_import(good, capsys):
+    assert main(['import', str(good['windows'])]) == 1
+    assert 'is described by windows.csv already: use it as it is' in capsys.readouterr().err
 
 
 def test_the_check_says_that_an_interval_needs_welds(capsys):

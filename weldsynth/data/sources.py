@@ -260,6 +260,9 @@ class Windows(TableSource):
     @property
     def understood(self) -> str: return f'read as windows of whole films, {self.table.name}'
 
+    def rows(self) -> tuple[str, pd.DataFrame]:
+        raise DataError(Issue(self.data, f'is described by {self.table.name} already', 'use it as it is'))
+
     def files(self) -> list[Path]:
         return [self.table, *_files_below(self.root/'films'), *_files_below(self.root/'masks')]
 

@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 # %% auto #0
@@ -235,12 +236,17 @@ def _group_fix(rows: pd.DataFrame) -> str:
     return f'say which column names the weld: --group {weld} (with make, GROUP={weld})'
 
 
+def _column_fix(column: str, rows: pd.DataFrame) -> str:
+    near = get_close_matches(column, [str(c) for c in rows.columns], 1, .7)
+    return f"rename '{near[0]}' to '{column}', or add it" if near else 'add it'
+
+
 def _entry_issues(rows: pd.DataFrame, name: str, needed: tuple, group: str) -> Iterator[Issue]:
     "Yields needed columns that are missing, and entries of them that are blank or unprintable."
     for column in dict.fromkeys((*needed, group)):
         if column not in rows:
             what = f"has no column '{column}' (it has {', '.join(map(str, rows.columns))})"
-            yield Issue(name, what, _group_fix(rows) if column == group else 'add it')
+            yield Issue(name, what, _group_fix(rows) if column == group else _column_fix(column, rows))
             continue
         for line in rows.index[rows[column] == '']:
             yield Issue(line_of(name, line), f"'{column}' is blank", 'fill it or remove the line')
