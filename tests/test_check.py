@@ -172,6 +172,17 @@ def test_a_column_with_a_spelling_mistake_is_to_be_renamed(good, tmp_path):
     assert "rename 'lable' to 'label', or add it" in set(found.fix)
 
 
+@pytest.mark.parametrize(('kind', 'clean', 'warned'), [
+    ('manifest', 'nix', True), ('manifest', 'CLEAN', False), ('folder', 'nix', True), ('folder', 'crack, nix', True),
+    ('folder', '', False)])
+def test_a_name_for_clean_that_no_class_has_is_reported(good, kind, clean, warned):
+    config = with_overrides(CONFIG, {'data.clean': clean})
+    found = check_data(str(good[kind]), config, 'group')
+    lines = found[found.file.str.startswith('--clean')]
+    assert (lines.file == "--clean 'nix'").tolist() == [True]*warned
+    assert (lines.severity == 'warning').all()
+
+
 def test_a_table_of_windows_needs_no_import(good, capsys):
     assert main(['import', str(good['windows'])]) == 1
     assert 'is described by windows.csv already: use it as it is' in capsys.readouterr().err

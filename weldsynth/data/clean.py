@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 # %% auto #0
 __all__ = ['NEUTRAL_WORDS', 'CLEAN_NAMES', 'UNSURE_CLEAN_NAMES', 'LOOKED_FOR', 'letters', 'is_clean', 'is_unsure', 'clean_labels',
-           'standard_label', 'standard_labels']
+           'standard_label', 'standard_labels', 'clean_name_issues']
+
+# %% ../../nbs/data/21_clean.ipynb #023ee90e
+from .images import Issue
 
 # %% ../../nbs/data/21_clean.ipynb #b4cec80e
 NEUTRAL_WORDS = set("""
@@ -133,6 +136,19 @@ def standard_labels(
     clean = clean_labels(labels, named)
     new = {label: 'clean' if label in clean else standard_label(label) for label in set(labels)}
     return [new[label] for label in labels]
+
+
+def clean_name_issues(
+    labels: Iterable,   # all that may be a class
+    named: str,         # further names for clean, separated by commas
+) -> Iterator[Issue]:
+    "Yields a warning for each name for clean that no class has."
+    labels = sorted(set(labels))
+    known = {letters(label) for label in labels}
+    for name in named.split(','):
+        if labels and letters(name) and letters(name) not in known:
+            some = ', '.join(labels[:8]) + ', ...'*(len(labels) > 8)
+            yield Issue(f"--clean '{name.strip()}'", 'names no class of this data set', f'choose one of {some}', False)
 
 # %% ../../nbs/data/21_clean.ipynb #c5300ab1
 LOOKED_FOR = ('clean, good, OK, normal, no defect, non-defective, defect-free, ND, negative, free, accept, background, '

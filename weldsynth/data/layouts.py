@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['COLUMNS', 'LAYOUTS', 'Reading', 'Listing', 'read_mvtec', 'read_visa', 'read_anomalib', 'read_ok_ng',
-           'read_film_over_class', 'read_mask_labels', 'read_file_names', 'read_class_folders', 'understand',
-           'layout_issues', 'split_beside_classes']
+           'read_film_over_class', 'read_mask_labels', 'possible_classes', 'read_file_names', 'read_class_folders',
+           'understand', 'layout_issues', 'split_beside_classes']
 
 # %% ../../nbs/data/12_layouts.ipynb #0db64455
 import pandas as pd
@@ -199,10 +199,20 @@ def read_mask_labels(listing: Listing) -> Reading | None:
     return reading._replace(note=f'{reading.title}: {counted}')
 
 
+def _without_number(stem: str) -> str: return re.sub(r'[\W_]*\d[\W_\d]*$', '', stem)
+
+
+def possible_classes(
+    files: Iterable,  # paths in the folder
+) -> set:
+    "What the folders of `files` are called, and how the names of files begin: classes are among these."
+    return {name for file in files for name in (*file.parts[:-1], _without_number(file.stem))} - {''}
+
+
 def read_file_names(listing: Listing) -> Reading | None:
     "good_001.png, crack_001.png, all in one folder: the class is the beginning of the name."
     stems = [PurePosixPath(image.path).stem for image in listing.images]
-    labels = [re.sub(r'[\W_]*\d[\W_\d]*$', '', stem) for stem in stems]
+    labels = [_without_number(stem) for stem in stems]
     clean = clean_labels(labels, listing.named)
     if listing.names or not all(labels) or not 0 < len(clean) < len(set(labels)) <= len(labels)/2: return None
     masks = listing.pairing.masks

@@ -51,10 +51,10 @@ from .masks import apply_mask_flaw, mask_patch, read_mask, turn_mask, value_issu
 
 # %% ../../nbs/data/08_readers.ipynb #2b578f65
 from ..core.config import DataConfig
-from .clean import standard_labels
+from .clean import clean_name_issues, standard_labels
 from .copies import copy_pairs, linked, source_name
 from .formats import IMAGE_SUFFIXES
-from .layouts import Reading, layout_issues, split_beside_classes, understand
+from .layouts import Reading, layout_issues, possible_classes, split_beside_classes, understand
 from .names import read_image_table
 from .pairing import split_of
 from .patches import PatchSet, hash_pairs, perceptual_hash
@@ -198,6 +198,7 @@ def read_folder(
     split_error = split_beside_classes(reading)
     report_all(report, [split_error] if split_error else folder_issues(root, files, reading))
     if split_error or reading.rows.empty: return None
+    report_all(report, clean_name_issues(possible_classes(files), config.clean))
     rows = _labelled_by_masks(root, reading.rows)
     if not reading.pairing.masks: rows = rows.drop(columns='mask')
     read = partial(file_patch, root, px=px, report=report, mask_flaw=config.mask_flaw)
@@ -220,6 +221,7 @@ def _read_checked_table(
         return None
     rows = prepare(rows)
     rows = rows.rename(columns={group_column(rows, group): group})
+    report_all(report, clean_name_issues(rows.get('label', ()), config.clean))
     if 'label' in rows: rows['label'] = standard_labels(rows.label, config.clean)
     report_all(report, table_issues(rows, path.name, needed, group))
     columns = [*needed, group]
