@@ -47,13 +47,11 @@ DRAWN = [(draw_cracks, (1, 8)), (draw_pores, (.4, 2)), (draw_slag, (1, 9)), (dra
 
 
 @pytest.mark.parametrize(('values', 'caption'), [([.5, np.nan], 'Shares. n/a: too few.'), ([.5, .6], 'Shares.')])
-def test_a_table_says_why_a_value_is_missing_where_one_is(values, caption):
+def test_a_table_says_why_a_value_is_missing_where_one_is(monkeypatch, values, caption):
     shown = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('IPython.display.display', shown.append)
-        show_table(pd.DataFrame(dict(share=values)), 'Shares.', absent='too few.')
+    monkeypatch.setattr('IPython.display.display', shown.append)
+    show_table(pd.DataFrame(dict(share=values)), 'Shares.', absent='too few.')
     assert shown[1].data == f'<p class="caption">{caption}</p>'
-
 
 
 @pytest.mark.parametrize('draw, sizes', DRAWN, ids=lambda value: getattr(value, '__name__', ''))

@@ -36,13 +36,13 @@ def insert(
 ):
     "Insert flaws into images of clean weld."
     from weldsynth.core.opening import find_study
-    from weldsynth.stages.inserting import Request, insert_into, parse_place, read_outline
+    from weldsynth.stages.inserting import TRAINED_INSERTER, Request, insert_into, parse_place, read_outline
     if mask and (at or size): raise StudyError('--mask says where the flaw is and how large: leave out --at and --size')
     if count < 1: raise StudyError(f'--count {count} makes no image: give 1 or more')
     if severity <= 0: raise StudyError(f'--severity {severity:g} leaves no flaw: give a factor above 0')
     request = Request(kind, at=parse_place(at) if at else None, mask=read_outline(Path(mask)) if mask else None,
                       severity=severity, window=window, guidance=guidance, seed=seed)
-    trained = find_study(study, 'insert/denoiser-*', 'weldsynth train FOLDER --set sampler.generator=insert')
+    trained = find_study(study, TRAINED_INSERTER, 'weldsynth train FOLDER --set sampler.generator=insert')
     made = insert_into(trained, Path(images), Path(out), request, size, count)
     flawed = 'flawed image' if len(made) == 1 else 'flawed images'
     print(f'{out}: {len(made):,} {flawed}, with masks, manifest.csv and labels for COCO, YOLO and VOC')

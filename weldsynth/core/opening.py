@@ -14,11 +14,11 @@ from pathlib import Path
 __all__ = ['DATA_NAMES', 'open_study', 'find_study']
 
 # %% ../../nbs/core/11_opening.ipynb #5aacd41f
-from .config import StudyConfig, StudyError, config_table
+from .config import StudyConfig, StudyError
 from .files import file_lock, require_writable, write_atomic
 from .legacy import config_of_plan
 from .outside import absolute_data, outside_alone, with_absolute_outside
-from .profiles import PROFILES, choose_profile
+from .profiles import choose_profile, config_changes
 from .random import digest
 from .runtime import hardware, home, log, process, versions
 from .store import Study, _plan_changes, artefact_folders
@@ -79,19 +79,20 @@ def _record_plan(study: Study):
     if file.exists() and not changed: return
     require_writable(study.path)
     if not process().is_main_process: return
-    if changed: _take_changes(study, changed, config_of_plan(record['plan']))
+    if changed: _take_changes(study, changed, record['plan'])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(dict(record, plan=study.plan()), indent=1))
 
 
-def _options_of(config: StudyConfig) -> str:
-    "The options that a study was started with, without their values where these may be long."
-    now, preset = (config_table(c) for c in (config, PROFILES.get(config.profile, StudyConfig())))
-    own = [field for field in now.index if now[field] != preset[field]]
-    return f'--profile {config.profile}' + f' and --set of {", ".join(own)}'*bool(own)
+def _options_of(plan: dict) -> str:
+    "The options that a study was started with, without the values of fields, which may be long."
+    config = config_of_plan(plan)
+    own = ', '.join(config_changes(config))
+    return (f'--profile {config.profile} --group {plan["group"]} --seed {plan["seed"]}' +
+            f' and --set of {own}'*bool(own))
 
 
-def _take_changes(study: Study, changed: list, old: StudyConfig):
+def _take_changes(study: Study, changed: list, old: dict):
     "Log changes of a study's plan; `StudyError` if it has begun and more than the outside set is changed."
     fields = ', '.join(changed[:3]) + f' and {len(changed) - 3} more'*(len(changed) > 3)
     if not _has_begun(study):

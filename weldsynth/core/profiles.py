@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 
 # %% auto #0
-__all__ = ['FIXTURE', 'SMOKE', 'LONG', 'THOROUGH', 'FULL', 'PROFILES', 'choose_profile']
+__all__ = ['FIXTURE', 'SMOKE', 'LONG', 'THOROUGH', 'FULL', 'PROFILES', 'choose_profile', 'config_changes']
 
 # %% ../../nbs/core/08_profiles.ipynb #24103637
-from .config import StudyConfig, StudyError, with_overrides
+from .config import StudyConfig, StudyError, config_table, with_overrides
 
 # %% ../../nbs/core/08_profiles.ipynb #ec1b79cf
 def _preset(
@@ -87,3 +87,12 @@ def choose_profile(
 def _profile_for_this_machine() -> str:
     import torch
     return 'full' if torch.cuda.is_available() else 'demo'
+
+# %% ../../nbs/core/08_profiles.ipynb #fcc19273
+def config_changes(
+    config: StudyConfig,
+) -> dict:
+    "dotted name -> (value, value in the preset), for each field of `config` that differs from its preset."
+    now = config_table(config)
+    preset = config_table(PROFILES.get(config.profile, StudyConfig()))
+    return {k: (now[k], preset[k]) for k in now.index if now[k] != preset[k]}

@@ -198,7 +198,7 @@ def read_folder(
     split_error = split_beside_classes(reading)
     report_all(report, [split_error] if split_error else folder_issues(root, files, reading))
     if split_error or reading.rows.empty: return None
-    report_all(report, clean_name_issues(possible_classes(files), config.clean))
+    if config.clean: report_all(report, clean_name_issues(possible_classes(files), config.clean))
     rows = _labelled_by_masks(root, reading.rows)
     if not reading.pairing.masks: rows = rows.drop(columns='mask')
     read = partial(file_patch, root, px=px, report=report, mask_flaw=config.mask_flaw)

@@ -15,12 +15,12 @@ from unittest.mock import patch
 
 # %% auto #0
 __all__ = ['CHAPTERS', 'CASES', 'OUTSIDE', 'INSERTED', 'COMPARED', 'EXTRAS', 'EXTRA_PROFILES', 'study_chapters', 'page_name',
-           'execute_one', 'config_changes', 'study_parameters', 'execute', 'update_reference']
+           'execute_one', 'study_parameters', 'execute', 'update_reference']
 
 # %% ../../nbs/report/12_chapters.ipynb #9cba7469
-from ..core.config import StudyConfig, StudyError, config_table
+from ..core.config import StudyError
 from ..core.files import explain_disk_full, remove_stale_staging, staging_dir, write_atomic
-from ..core.profiles import PROFILES
+from ..core.profiles import config_changes
 from ..core.runtime import checkout, cores, progress
 from ..core.store import Study
 from ..models.classifier import is_frozen
@@ -114,15 +114,6 @@ def _in_threads(
         pool.shutdown(wait=False, cancel_futures=True)
         terminate_kernels()
         pool.shutdown()
-
-# %% ../../nbs/report/12_chapters.ipynb #6d3d6e39
-def config_changes(
-    config: StudyConfig,
-) -> dict:
-    "dotted name -> (value, value in the preset), for each field of `config` that differs from its preset."
-    now = config_table(config)
-    preset = config_table(PROFILES.get(config.profile, StudyConfig()))
-    return {k: (now[k], preset[k]) for k in now.index if now[k] != preset[k]}
 
 # %% ../../nbs/report/12_chapters.ipynb #d1664cd5
 def study_parameters(

@@ -10,11 +10,12 @@ __all__ = ['announce', 'make_report', 'chosen_folds', 'train_networks']
 
 # %% ../../nbs/report/07_run.ipynb #529063e6
 from ..core.config import StudyError, value_text
+from ..core.profiles import config_changes
 from ..core.runtime import log
 from ..core.store import Study, outdated
 from ..data.sources import tell_understood
 from .cards import finish
-from .chapters import config_changes, execute
+from .chapters import execute
 from .pages import render
 from ..stages.arms import fit_arms
 from ..stages.data import prepare_or_count

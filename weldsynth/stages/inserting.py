@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['Request', 'parse_size', 'parse_place', 'Window', 'window_side', 'place_window', 'fit_mask', 'Inserted', 'Hand',
-           'read_outline', 'image_files', 'insert_into']
+__all__ = ['TRAINED_INSERTER', 'Request', 'parse_size', 'parse_place', 'Window', 'window_side', 'place_window', 'fit_mask',
+           'Inserted', 'Hand', 'read_outline', 'image_files', 'insert_into']
 
 # %% ../../nbs/19_inserting.ipynb #68981cf3
 import numpy as np
@@ -171,11 +171,14 @@ class Inserted(NamedTuple):
     window: Window
 
 
+TRAINED_INSERTER = 'insert/denoiser-*'  # the artefact in a study
+
+
 class Hand:
     "A trained inserter with the masks of its study."
     def __init__(self, study: Study):
         self.study = study.first
-        if not list((self.study.path/'insert').glob('denoiser-*')):
+        if not list(self.study.path.glob(TRAINED_INSERTER)):
             group = f' --group {study.group}'*(study.group != 'group')
             options = (f'--name {study.name}-insert --profile {study.config.profile}{group} '
                        '--set sampler.generator=insert')
