@@ -16,11 +16,21 @@ from weldsynth.data.annotation_formats import find_annotations, read_annotations
 from weldsynth.data.formats import decode_image
 from weldsynth.data.label_files import box_of
 from weldsynth.data.patches import mirror_images
+from weldsynth.data.readers import read_manifest
 from weldsynth.data.sample_files import TRAINED, read_mark, sample_issues
 from weldsynth.models.insertion import bend_masks
 from weldsynth.stages import inserting
 from weldsynth.stages.data import training_fold
-from weldsynth.stages.inserting import Hand, Request, fit_mask, insert_into, parse_place, parse_size, window_side
+from weldsynth.stages.inserting import (
+    Hand,
+    Request,
+    fit_mask,
+    insert_into,
+    parse_place,
+    parse_size,
+    patch_side,
+    window_side,
+)
 from weldsynth.stages.sample import draw_defects, load_samples
 
 SMALL = {'sampler.generator': 'insert', 'inserter.heads': 2, 'inserter.layers': 2, 'inserter.steps': 60,
@@ -155,6 +165,31 @@ def test_places():
 def test_a_patch_is_shown_whole_and_a_film_in_parts(shape, side): assert window_side(shape, 64, 0) == side
 
 
+@pytest.mark.parametrize(('pitches', 'pitch', 'side'), [
+    ((np.nan, np.nan), np.nan, 62), ((.05, np.nan), np.nan, 62), ((.05, .05), .1, 31), ((.1, .1), .05, 124)])
+def test_on_a_film_flaws_keep_the_size_of_those_learned(study, film, monkeypatch, pitches, pitch, side):
+    "Patches of 62 pixels in their files are studied at 32: windows have 62 pixels, or as many millimetres."
+    hand = Hand(study)
+    table = hand.flaws.table.assign(side=62., pitch=np.resize(pitches, len(hand.flaws)))
+    monkeypatch.setattr(hand, 'flaws', replace(hand.flaws, table=table))
+    film = np.tile(film, (2, 2))
+    made = hand.insert(film, Request('crack', seed=2), pitch=pitch)
+    assert made.window.side == side
+    smaller = hand.insert(film, Request('crack', seed=2, window=32)).mask
+    assert np.sqrt(made.mask.sum()/smaller.sum()) == pytest.approx(side/32, rel=.15)
+
+
+def test_files_say_how_large_patches_were_in_them(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)
+    for i in range(2): Image.fromarray(np.roll(grey, i, 1)).save(tmp_path/f'{i}.png', dpi=(254, 254))
+    lines = ['image,label,group', '0.png,clean,a', '1.png,crack,b']
+    (tmp_path/'manifest.csv').write_text('\n'.join(lines))
+    table = read_manifest(tmp_path/'manifest.csv', 32, 'group', lambda issue: None).table
+    assert table.side.tolist() == pytest.approx([np.sqrt(48*64)]*2)
+    assert table.pitch.tolist() == pytest.approx([.1]*2, rel=1e-3)
+    assert patch_side(table.drop(columns=['side', 'pitch']), 32, .1) == 32, 'a study of version 0.1'
+
+
 def test_a_mask_moves_and_grows_as_asked():
     mask = torch.zeros(1, 1, 64, 64, dtype=torch.uint8)
     mask[..., 10:14, 20:30] = 255
@@ -197,6 +232,9 @@ def test_the_command_writes_images_masks_and_labels(study, film, tmp_path, monke
     assert {mark.label for mark in marks} == {'crack'}
     assert main(command) == 1
     assert 'is not empty' in capsys.readouterr().err
+    command[1], command[-5] = str(tmp_path/'out'/'images'), str(tmp_path/'twice')
+    assert main(command) == 0
+    assert '4 of 4 images marked as synthetic' in ''.join(capsys.readouterr())
 
 
 def test_after_an_error_nothing_is_left(study, film, tmp_path):

@@ -116,7 +116,7 @@ def test_a_good_classifier_fulfils_all_conditions(conditions):
 
 FAILURES = {
     'trained long enough': ({('features', 2.): .64}, 'Training 2 times as long changes the validation score by +2.0 '
-                           'points, standard error 0.0.'),
+                           'points (standard error 0.0).'),
     'better than no training': ({('features', 1.): .43, ('features', 2.): .43},
                                 'Macro F1 on validation is 43.0 % at its best threshold; without training the best '
                                 f'rule ("{NAMED}") has 34.0 %.'),
@@ -136,8 +136,8 @@ def test_each_condition_fails_alone(conditions, name):
 def test_longer_training_may_make_it_worse(conditions):
     found = conditions(GOOD | {('features', 2.): .5})['trained long enough']
     assert found.outcome == 'holds'
-    assert found.measured == ('macro F1 changes by −12.0 points, standard error 0.0: −12.0 points after taking off one '
-                              'standard error')
+    assert found.measured == ('macro F1 changes by −12.0 points (standard error 0.0), −12.0 points after one standard '
+                              'error is taken off')
 
 
 def test_a_change_within_its_standard_error_of_the_limit_is_no_failure():

@@ -686,6 +686,17 @@ def test_bad_arguments_are_one_line(study, capsys, argv, message):
     assert err.count('\n') == 1
 
 
+@pytest.mark.parametrize(('made', 'line'), [
+    ('samples/defects-1', 'choose one of begun'),
+    ('data/patches-1', 'start one with `weldsynth report`')])
+def test_only_studies_with_synthetic_images_are_offered(tmp_path, monkeypatch, capsys, made, line):
+    monkeypatch.setenv('WELDSYNTH_HOME', str(tmp_path))
+    (tmp_path/'studies'/'begun'/made).mkdir(parents=True)
+    (tmp_path/'studies'/'begun'/'study.json').write_text('{}')
+    assert main(['review', 'export', 'nope']) == 1
+    assert capsys.readouterr().err.rstrip().endswith(line)
+
+
 @pytest.fixture
 def countable(monkeypatch, current):
     "Lets simulated answers count, for one test, and removes them after it."

@@ -31,7 +31,8 @@ def insert(
     severity: Annotated[float, typer.Option(help='Factor of its contrast.')] = 1.,
     count: Annotated[int, typer.Option(help='Flawed images to make of each.')] = 1,
     seed: Seed = 0,
-    window: Annotated[int, typer.Option(help='Side of the window that the network uses, pixels; 0: data.px.')] = 0,
+    window: Annotated[int, typer.Option(
+        help='Side of the window that the network uses, pixels; 0: that of its patches in their files.')] = 0,
     guidance: Annotated[float, typer.Option(help='Guidance scale; 1 is none.')] = 1.5,
 ):
     "Insert flaws into images of clean weld."

@@ -113,14 +113,14 @@ def _has_begun(study: Study) -> bool:
 # %% ../../nbs/core/11_opening.ipynb #84bb1704
 def find_study(
     name: str,  # its folder under `studies/`
-    made: str = '',  # of an artefact, such as 'insert/denoiser-*': only studies that have it are offered
+    made: str = 'samples/*',  # an artefact, by default synthetic images: only studies that have it are offered
     start: str = 'weldsynth report',  # the command that makes one
 ) -> Study:
     "The study called `name`, with the plan it was started with; `StudyError` if there is none."
     file = home()/'studies'/name/'study.json'
     if Path(name).name != name or not file.exists():
         folders = sorted(f.parent for f in (home()/'studies').glob('*/study.json'))
-        known = ', '.join(f.name for f in folders if not made or [*f.glob(made), *f.glob(f'fold-1/{made}')])
+        known = ', '.join(f.name for f in folders if [*f.glob(made), *f.glob(f'fold-1/{made}')])
         fix = f'choose one of {known}' if known else f'start one with `{start}`'
         raise StudyError(f"there is no study '{name}' in {home()/'studies'}: {fix}")
     plan = json.loads(file.read_text())['plan']

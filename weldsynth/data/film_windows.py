@@ -29,7 +29,7 @@ from .images import ImageError, Issue, Report, plural, read_picture, report_all,
 from weldsynth.data.loading import (
     Patch,
     assemble,
-    grey_ends,
+    file_facts,
     mask_patch,
     read_patches,
     real_image_issues,
@@ -317,7 +317,7 @@ def cut_windows(
     size = np.where(exact & (area > 0), area, np.nan)
     ids = [f'{film}_{x:05d}_{y:05d}' for film, x, y in zip(rows.film, rows.x, rows.y, strict=True)]
     table = pd.DataFrame(dict(id=ids, label=rows.label, group=rows.group, film=rows.name, size=size,
-                              weak_mask=rows.weak_mask.astype(bool), **grey_ends(patches)))
+                              weak_mask=rows.weak_mask.astype(bool), **file_facts(patches)))
     given = rows.film.map(given_split)
     if (given != '').any(): table['given'] = given
     unit = 'px' if np.isfinite(size).any() else ''

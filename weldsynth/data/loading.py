@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'UNPRINTABLE', 'is_left_out', 'files_below', 'resolve_inside', 'real_image_issues', 'read_real', 'Patch',
-           'assemble', 'grey_ends', 'read_patches', 'flaw_on', 'with_mask', 'file_patch', 'files_fingerprint']
+           'assemble', 'file_facts', 'read_patches', 'flaw_on', 'with_mask', 'file_patch', 'files_fingerprint']
 
 # %% ../../nbs/data/07_loading.ipynb #2bf3fad3
 import numpy as np
@@ -198,14 +198,15 @@ class Patch(NamedTuple):
 # %% ../../nbs/data/07_loading.ipynb #bca97b13
 def assemble(
     images: list,                      # uint8 tensors, 1 x H x W
-    table: pd.DataFrame,               # id, label, group, size and, if known, film, low and high
+    table: pd.DataFrame,               # id, label, group, size and, if known, film and `file_facts`
     masks: list | None = None,         # uint8 tensors as `images`
     size_unit: str = '',               # 'mm' or 'px'
     report: Report = raise_if_error,   # called with each issue
 ) -> PatchSet:
     "A `PatchSet` of real images, its classes in order with 'clean' first."
     table = table.reset_index(drop=True).assign(origin='real')
-    for end, grey in (('low', 0.), ('high', 255.)): table[end] = table[end].astype(float) if end in table else grey
+    unknown = dict(low=0., high=255., side=float(images[0].shape[-1]), pitch=np.nan)
+    for fact, value in unknown.items(): table[fact] = table[fact].astype(float) if fact in table else value
     table['label'] = [standard_label(label) for label in table.label.astype(str)]
     table['group'] = table.group.astype(str)
     table['film'] = table.film.astype(str) if 'film' in table else table.group
@@ -265,11 +266,16 @@ def _windowed(patches: list) -> list:
     return patches
 
 
-def grey_ends(
+def file_facts(
     patches: list,  # of `Patch`
 ) -> dict:
-    "The columns low and high of the patches' table: the grey values of the file that became 0 and 255."
-    return dict(low=[p.low for p in patches], high=[p.high for p in patches])
+    """Columns of the patches' table that say how they lay in their files.
+
+    low and high: the grey values that became 0 and 255; side: how many pixels wide and high, a mean of the two;
+    pitch: mm per pixel, NaN where the file does not say."""
+    sides = [float(np.sqrt(np.prod(p.size))) for p in patches]
+    return dict(low=[p.low for p in patches], high=[p.high for p in patches], side=sides,
+                pitch=[p.pitch for p in patches])
 
 # %% ../../nbs/data/07_loading.ipynb #a92c9a85
 def _scale_text(patches: list) -> str:

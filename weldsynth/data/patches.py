@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class PatchSet:
     "N grey patches and what is known of each."
     images: torch.Tensor                # uint8, N x 1 x H x W
-    table: pd.DataFrame                 # N rows: id, label, group, film, size, origin, low, high and, once split, fold
+    table: pd.DataFrame                 # N rows: id, label, group, film, size, origin; once split, fold
     classes: tuple                      # the label names, 'clean' first; a label's number is its place here
     masks: torch.Tensor | None = None   # uint8, N x 1 x H x W, 255 where the flaw is; None where no image has one
     size_unit: str = ''                 # of the column `size`: 'mm' or 'px' (pixels of flaw), '' where unknown

@@ -38,9 +38,9 @@ from weldsynth.data.loading import (
     UNPRINTABLE,
     Patch,
     assemble,
+    file_facts,
     file_patch,
     files_below,
-    grey_ends,
     is_left_out,
     read_patches,
     real_image_issues,
@@ -206,7 +206,8 @@ def read_folder(
     if not patches: return None
     images = [p.image for p in patches]
     rows = _guess_groups(rows, torch.stack(images), config, report)
-    table = rows[['image', 'label', 'group']].rename(columns=dict(image='id')).assign(size=np.nan, **grey_ends(patches))
+    table = rows[['image', 'label', 'group']].rename(columns=dict(image='id'))
+    table = table.assign(size=np.nan, **file_facts(patches))
     if (rows.split != '').any(): table = table.assign(given=rows.split)
     return assemble(images, table, [p.mask for p in patches] if 'mask' in rows else None, report=report)
 
@@ -246,7 +247,7 @@ def read_manifest(
     size, unit = size_column(rows)
     film = rows.get('film', rows[group])
     table = pd.DataFrame(dict(id=rows.image, label=rows.label, group=rows[group], film=film, size=size,
-                              **grey_ends(patches)))
+                              **file_facts(patches)))
     if 'split' in rows and group != 'split': table = table.assign(given=rows.split.map(split_of))
     masks = [p.mask for p in patches] if 'mask' in rows else None
     return assemble([p.image for p in patches], table, masks, unit, report)
@@ -395,6 +396,6 @@ def read_windows(
     size, unit = size_column(rows)
     ids = rows.film + '_' + rows.x.astype(str).str.zfill(5) + '_' + rows.y.astype(str).str.zfill(5)
     table = pd.DataFrame(dict(id=ids, label=rows.label, group=rows[group], film=rows.film, size=size,
-                              **grey_ends(patches)))
+                              **file_facts(patches)))
     if 'weak_mask' in rows: table['weak_mask'] = rows.weak_mask.str.lower().isin(['true', '1', 'yes'])
     return assemble([p.image for p in patches], table, [p.mask for p in patches] if masks else None, unit, report)

@@ -317,8 +317,8 @@ def guard_review(
     if complete < 3:
         status = f'{complete} of 3 reviews' if (review or {}).get('reviewers') else 'not reviewed'
         hasty = ''.join(f' Reviewer {r} was too fast to have looked.' for r in (review or {}).get('hasty', ()))
-        plain = f'No three inspectors have looked at the synthetic images: {status}.{hasty}'
-        return Guard(name, plain, status, limit, 'not assessed', closing='three inspectors')
+        plain = f'Three inspectors have yet to review the synthetic images: {status}.{hasty}'
+        return Guard(name, plain, status, limit, 'not assessed', closing='three complete reviews')
     change, share = ((float('nan'),)*3 if None in review[k] else review[k] for k in ('label_change', 'artefacts'))
     labels, p_labels = _assess(change, rule, least=-rule.most_labels_lost)
     artefacts, p_artefacts = _assess(share, rule, most=rule.most_artefacts)

@@ -170,7 +170,7 @@ ARMS = {
                             needs='contrastive', fit=_contrastive),
     'real+synthetic-contrastive': Arm(_beside_real, 'and with synthetic defects?', '#5aae61', needs='contrastive',
                                       fit=_contrastive),
-    'real+bad-negatives': Arm(lambda p: p.real, 'are the worst of them of use as negatives?', '#762a83',
+    'real+bad-negatives': Arm(lambda p: p.real, 'do the worst of them help as negatives?', '#762a83',
                               needs='contrastive', fit=partial(_contrastive, bad=True)),
     'real+bad-class': Arm(lambda p: p.real, 'or as a class of their own?', '#9970ab', needs='contrastive',
                           fit=partial(_contrastive, bad=True, as_class=True)),

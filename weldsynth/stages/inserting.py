@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['TRAINED_INSERTER', 'Request', 'parse_size', 'parse_place', 'Window', 'window_side', 'place_window', 'fit_mask',
-           'Inserted', 'Hand', 'read_outline', 'image_files', 'insert_into']
+__all__ = ['TRAINED_INSERTER', 'Request', 'parse_size', 'parse_place', 'Window', 'patch_side', 'window_side', 'place_window',
+           'fit_mask', 'Inserted', 'Hand', 'read_outline', 'image_files', 'insert_into']
 
 # %% ../../nbs/19_inserting.ipynb #68981cf3
 import numpy as np
@@ -24,6 +24,7 @@ from torch.nn.functional import affine_grid, grid_sample, interpolate
 from ..core.config import StudyError
 from ..core.files import file_hash, staging_dir
 from ..core.random import stream_seed
+from ..core.runtime import log
 from ..core.store import Study
 from ..data.images import IMAGE_SUFFIXES, ImageError, Issue, read_picture, resize
 from ..data.label_files import Labelled, box_of, write_labels
@@ -77,15 +78,27 @@ class Window(NamedTuple):
     side: int  # pixels
 
 
+def patch_side(
+    table: pd.DataFrame,  # of patches that were trained on
+    px: int,              # their side in the study
+    pitch: float,         # mm per pixel of the image, NaN where it does not say
+) -> int:
+    "How many pixels of the image are as wide as a patch was in its file: in mm where both say so."
+    if 'side' not in table: return px  # a study of version 0.1
+    side = table.side.median()
+    scale = (table.side*table.pitch).median()/(side*pitch)
+    return round(side*(scale if np.isfinite(scale) else 1))
+
+
 def window_side(
     shape: tuple,  # H and W of the image
-    px: int,       # side of the network's patches
+    usual: int,    # side of a patch on the image, pixels
     wanted: int,   # side that was asked for; 0: none
 ) -> int:
     "Side of the window: what was asked for, else a whole patch, else as many pixels as a patch has."
     if wanted > min(shape): raise StudyError(f'--window {wanted} is larger than the image, {shape[1]} x {shape[0]} px')
     if wanted: return wanted
-    return min(shape) if max(shape) <= 2*px or min(shape) < px else px
+    return min(shape) if max(shape) <= 2*usual or min(shape) < usual else usual
 
 
 def _clamped(place: float, side: int, length: int) -> int: return int(np.clip(round(place), 0, length - side))
@@ -189,12 +202,12 @@ class Hand:
         self.classes = study_patches(self.study).classes
         self.model = train_inserter(self.study)
 
-    def insert(self, grey: np.ndarray, request: Request, deep: bool = False) -> Inserted:
-        """One flaw in an image of whole grey values, H x W, of 16 bits if it is `deep`.
+    def insert(self, grey: np.ndarray, request: Request, deep: bool = False, pitch: float = np.nan) -> Inserted:
+        """One flaw in an image of whole grey values, H x W, of 16 bits if it is `deep`; `pitch` is mm per pixel.
 
         Raises `StudyError` for a request that cannot be met."""
         label, px = self._label(request.kind), self.masks.shape[-1]
-        side = window_side(grey.shape, px, request.window)
+        side = window_side(grey.shape, patch_side(self.flaws.table, px, pitch), request.window)
         mask, window = self._site(grey, request, label, side)
         shown = resize(_cut(grey, window), px)[None]
         sampler = self.study.config.sampler
@@ -292,7 +305,7 @@ def insert_into(
 
     Raises `StudyError` for a file that cannot be read or a request that cannot be met; then nothing is written."""
     if to.exists() and any(to.iterdir()): raise StudyError(f'{to} is not empty: name another folder with --out')
-    hand, items, rows = Hand(study), [], []
+    hand, items, rows, synthetic = Hand(study), [], [], 0
     facts = dict(checkpoint=hand.model.key, weights=weights_hash(hand.model), guidance=request.guidance,
                  steps=hand.study.config.sampler.steps, solver='DPMSolverMultistepScheduler')
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -300,16 +313,20 @@ def insert_into(
         for name in ('images', 'masks'): (folder/name).mkdir()
         for i, file in enumerate(image_files(path)):
             picture = _picture(file)
+            synthetic += picture.synthetic
             for k in range(count):
                 one = replace(request, seed=stream_seed('insert', request.seed, i, k),
                               size=parse_size(size, picture.pitch) if size else None)
-                made, stem = hand.insert(picture.grey, one, picture.deep), f'{file.stem}-{request.kind}-{i:04d}-{k:02d}'
+                made = hand.insert(picture.grey, one, picture.deep, picture.pitch)
+                stem = f'{file.stem}-{request.kind}-{i:04d}-{k:02d}'
                 x, y, width, height = box_of(made.mask)
                 row = dict(image=f'images/{stem}.png', mask=f'masks/{stem}.png', label=request.kind, seed=one.seed,
-                           source=file.name, x=x, y=y, width=width, height=height, severity=request.severity, **facts)
+                           source=file.name, x=x, y=y, width=width, height=height, window=made.window.side,
+                           severity=request.severity, **facts)
                 _write(folder, made, row)
                 items.append(Labelled(row['image'], request.kind, made.mask))
                 rows.append(row | dict(sha256=file_hash(folder/row['image'])))
+        if synthetic: log(f'{synthetic:,} of {i + 1:,} images marked as synthetic: flaws are inserted into them too')
         manifest = pd.DataFrame(rows)
         manifest.to_csv(folder/'manifest.csv', index=False)
         write_labels(folder, items, hand.classes[1:])

@@ -118,13 +118,12 @@ def _trained(changes: pd.Series, longest: float, rule: RuleConfig) -> Guard:
     limit, change = rule.most_from_training, float(changes.mean())
     error = float(sem(changes)) if len(changes) > 1 else 0.
     result = 'fails' if change - error > limit else 'in doubt' if error > limit else 'holds'
-    points = f'{100*change:+.1f} points, standard error {100*error:.1f}'.replace('-', '−')
+    points = f'{100*change:+.1f} points (standard error {100*error:.1f})'.replace('-', '−')
     less = f'{100*(change - error):+.1f} points'.replace('-', '−')
     return Guard('trained long enough', f'Training {longest:g} times as long changes the validation score by {points}.',
-                 f'macro F1 changes by {points}: {less} after taking off one standard error',
-                 f'change less its standard error at most +{100*limit:.1f} points, standard error at most '
-                 f'{100*limit:.1f}',
-                 result)
+                 f'macro F1 changes by {points}, {less} after one standard error is taken off',
+                 f'at most +{100*limit:.1f} points after one standard error is taken off, and a standard error of at '
+                 f'most {100*limit:.1f}', result)
 
 
 def _above_trivial(own: float, trivial: pd.Series, rule: RuleConfig) -> Guard:

@@ -238,7 +238,7 @@ def _verdict_inputs(study: Study) -> list:
     return [open_test(study), check_instrument(study), *_audits(study), score_review(study.first)]
 
 
-@stage('eval/verdict', version=14, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
+@stage('eval/verdict', version=15, reads=('rule', 'simulation'), also=lambda study: dict(guards=list(GUARDS)),
        needs=_verdict_inputs)
 def evaluate(study: Study, folder):
     "The tables of `_tables`, `guards.csv`, and the `verdict.json` that rests on them."
