@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 # %% auto #0
 __all__ = ['escape', 'show_figure', 'markdown_table', 'show_table', 'show_recorded', 'pictures_left_out', 'shown_patches',
-           'patch_rows', 'titled_patches', 'draw_bars']
+           'patch_rows', 'titled_patches', 'draw_bars', 'sign_ticks']
 
 # %% ../../nbs/core/06_display.ipynb #c5403ac9
 import numpy as np
@@ -41,6 +41,14 @@ def _show_caption(text: str):
     display(Markdown(f'<p class="caption">{escape(text)}</p>'))
 
 # %% ../../nbs/core/06_display.ipynb #9db93bf2
+def _separate_thousands(fig: Figure):
+    "Write 1200 on an axis of numbers as tables do: 1,200."
+    from matplotlib.ticker import ScalarFormatter
+    for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
+        if type(axis.get_major_formatter()) is ScalarFormatter and np.abs(axis.get_view_interval()).max() >= 1000:
+            axis.set_major_formatter('{x:,.0f}')
+
+
 def show_figure(
     fig: Figure,   # it is closed
     caption: str,  # what to see in it; also its text for readers who cannot see it
@@ -49,6 +57,7 @@ def show_figure(
     import matplotlib.pyplot as plt
     from IPython.display import Image, display
     png = io.BytesIO()
+    _separate_thousands(fig)
     note = make_readable(fig)
     fig.savefig(png, format='png', dpi=110, bbox_inches='tight', metadata={'Software': None})
     plt.close(fig)
@@ -209,3 +218,10 @@ def draw_bars(
             ax.annotate(title, (1, scale*score), xycoords=('axes fraction', 'data'), xytext=(0, 2),
                         textcoords='offset points', fontsize=7, color='#555555',
                         ha='right', va='bottom')
+
+# %% ../../nbs/core/06_display.ipynb #e94d20f1
+def sign_ticks(
+    axis,  # of matplotlib, such as ax.yaxis
+):
+    "Writes the ticks of an axis of differences with their signs."
+    axis.set_major_formatter(lambda x, _: f'{x:+g}'.replace('-', '−') if x else '0')
