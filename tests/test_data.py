@@ -17,7 +17,7 @@ from weldsynth.core.opening import open_study
 from weldsynth.core.profiles import PROFILES
 from weldsynth.data.images import DataError, read_grey, to_patch
 from weldsynth.data.patches import PatchSet
-from weldsynth.data.readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows
+from weldsynth.data.readers import are_guessed, read_folder, read_manifest, read_windows
 from weldsynth.data.sources import SOURCES, Simulated, open_source
 from weldsynth.data.split import FOLDS, report_duplicates, split
 from weldsynth.stages.data import study_patches, study_source
@@ -96,7 +96,7 @@ def test_folder_without_welds_is_grouped_by_likeness(folder):
     copied = folder/'crack'/'weld-0-0.png'
     Image.open(copied).save(folder/'crack'/'copy.png')
     groups = read_folder(folder, PX).table.set_index('id').group
-    assert groups.str.startswith(GUESSED_GROUP_PREFIX).all()
+    assert are_guessed(groups).all()
     assert groups['crack/weld-0-0.png'] == groups['crack/copy.png']
     assert groups.nunique() == 20
 

@@ -16,7 +16,7 @@ from weldsynth.data.check import check_and_read
 from weldsynth.data.clean import clean_labels, is_clean
 from weldsynth.data.importing import import_data
 from weldsynth.data.layouts import COLUMNS, LAYOUTS, Reading, layout_issues, understand
-from weldsynth.data.readers import GUESSED_GROUP_PREFIX
+from weldsynth.data.readers import are_guessed
 from weldsynth.data.sources import open_source
 from weldsynth.data.split import split
 
@@ -109,7 +109,7 @@ def test_a_case_is_read_as_its_owner_means_it(case, tmp_path):
     assert not (issues.severity == 'error').any(), issues.to_string()
     assert patches.table.label.value_counts().to_dict() == labels
     if groups: assert patches.table.group.nunique() == groups
-    else: assert patches.table.group.str.startswith(GUESSED_GROUP_PREFIX).all()
+    else: assert are_guessed(patches.table.group).all()
     if flawed_masks is None: assert patches.masks is None
     else:
         has_flaw = patches.masks.flatten(1).amax(1).gt(0)

@@ -250,7 +250,7 @@ def check(
 ):
     "List all that is wrong with a data set."
     from weldsynth.data.check import check_and_read, count_text, issues_text
-    from weldsynth.data.sources import GUESSED_GROUP_PREFIX, tell_understood
+    from weldsynth.data.sources import are_guessed, tell_understood
     from weldsynth.metrics.studies import expected_power, power_text
     from weldsynth.stages.sample import check_names
     data = old_data or data
@@ -265,7 +265,7 @@ def check(
         raise StudyError(f'{count}: correct the errors, a study stops at the first of them')
     print(f'{count}: a study can start.'.capitalize())
     if patches is None: return
-    if patches.table.group.str.startswith(GUESSED_GROUP_PREFIX).any():
+    if are_guessed(patches.table.group).any():
         return print('Power: not known, as the images do not say which weld they show.')
     print(power_text(expected_power(patches.table, config), config))
 

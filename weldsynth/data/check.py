@@ -25,7 +25,7 @@ from .messages import fold_issues, in_order
 from .names import read_image_table
 from .pairing import places
 from .patches import PatchSet
-from .readers import GUESSED_GROUP_PREFIX, film_key
+from .readers import are_guessed, film_key
 from .sources import TableSource, open_source
 from .split import FOLDS, exact_duplicates, given_split_issues, report_duplicates, split, spread_issues
 from .tables import normalise_name
@@ -108,7 +108,7 @@ def sample_warnings(
     least_items: int,     # test images that a class needs to be assessed
 ) -> Iterator[Issue]:
     "Yields what makes the answer weaker than the number of images promises."
-    if table.group.str.startswith(GUESSED_GROUP_PREFIX).all():
+    if are_guessed(table.group).all():
         fix = 'name the welds: groups are guessed from similarity, and the verdict cannot be SHIP'
         yield Issue('groups', 'no image names its weld', fix, False)
         return

@@ -11,8 +11,8 @@ from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 # %% auto #0
-__all__ = ['GUESSED_GROUP_PREFIX', 'folder_issues', 'group_lookalikes', 'understand_files', 'read_folder', 'read_manifest',
-           'film_key', 'read_windows']
+__all__ = ['folder_issues', 'are_guessed', 'group_lookalikes', 'understand_files', 'read_folder', 'read_manifest', 'film_key',
+           'read_windows']
 
 # %% ../../nbs/data/08_readers.ipynb #4a492258
 import numpy as np
@@ -115,7 +115,14 @@ def _name_clashes(names: list) -> Iterator[Issue]:
         yield Issue(same.iloc[1], what, 'rename one', False)
 
 # %% ../../nbs/data/08_readers.ipynb #59512e96
-GUESSED_GROUP_PREFIX = 'look-alikes-'
+_LOOKALIKES = 'look-alikes-'
+
+
+def are_guessed(
+    welds: pd.Series,  # names, text
+) -> pd.Series:
+    "Which welds are only guessed: groups of look-alike images."
+    return welds.str.startswith(_LOOKALIKES)
 
 
 def group_lookalikes(
@@ -129,7 +136,7 @@ def group_lookalikes(
     links = [np.argwhere(alike) + [start, 0] for start, alike in hash_pairs(perceptual_hash(images), bits)]
     member = linked(n, np.concatenate([*links, copies]))
     if bits and np.bincount(member).max() > max(largest*n, 2): return group_lookalikes(images, 0, 1., copies)
-    return [f'{GUESSED_GROUP_PREFIX}{m:05d}' for m in member]
+    return [f'{_LOOKALIKES}{m:05d}' for m in member]
 
 
 def _certain_links(images: torch.Tensor, ids: pd.Series, correlation: float) -> np.ndarray:

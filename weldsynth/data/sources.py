@@ -26,7 +26,7 @@ from .images import DataError, ImageError, Issue, Report, raise_if_error, stretc
 from .loading import assemble, files_below, files_fingerprint, resolve_inside
 from .names import read_image_table
 from .patches import PatchSet
-from .readers import GUESSED_GROUP_PREFIX, read_folder, read_manifest, read_windows, understand_files  # noqa: F401
+from .readers import are_guessed, read_folder, read_manifest, read_windows, understand_files  # noqa: F401
 from .simulate import simulate
 from .tables import lists_windows
 

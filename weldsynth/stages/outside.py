@@ -19,7 +19,7 @@ import pandas as pd
 from ..core.config import StudyError
 from ..core.runtime import process
 from ..core.store import Artefact, Study, stage
-from ..data.sources import GUESSED_GROUP_PREFIX
+from ..data.sources import are_guessed
 from ..metrics.classification import POINTS
 from ..metrics.intervals import Jackknife, jackknife
 from ..metrics.tables import Predictions, drops, effects, fold_counts, tidy
@@ -141,7 +141,7 @@ def outside_sentence(
     "The result on the outside set in one paragraph."
     outside, scores = outside_patches(study), outside_scores(study).set_index('arm').loc['real+synthetic']
     welds = outside.table.group
-    guessed = ' (guessed from similarity)' if welds.str.startswith(GUESSED_GROUP_PREFIX).any() else ''
+    guessed = ' (guessed from similarity)' if are_guessed(welds).any() else ''
     missing = [c for c in outside.classes if c not in set(outside.table.label)]
     some = f" Only its classes are compared; it has no {' and no '.join(missing)}." if missing else ''
     folds = len(study.parts())

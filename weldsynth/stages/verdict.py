@@ -22,7 +22,7 @@ import weldsynth
 from ..core.config import RuleConfig
 from ..core.store import Study, stage
 from ..data.patches import PatchSet
-from ..data.sources import GUESSED_GROUP_PREFIX
+from ..data.sources import are_guessed
 from ..metrics.actions import OUTCOME_WORDS, integration_path, plain_generators, risk_register
 from ..metrics.captions import percent_text
 from ..metrics.classification import POINTS, bars, clean_weight, trivial_scores
@@ -154,7 +154,7 @@ def check_verdict(
 def _test_facts(study: Study, fold: PatchSet) -> dict:
     "On what the verdict rests, as it stands in `verdict.json`."
     config, plan = study.config, json.loads((open_test(study).path/'plan.json').read_text())
-    guessed = study_patches(study).table.group.str.startswith(GUESSED_GROUP_PREFIX).any()
+    guessed = are_guessed(study_patches(study).table.group).any()
     few = [c for c in fold.classes[1:] if len(fold.of(c)) < config.rule.least_items
            or fold.of(c).table.group.nunique() < config.rule.least_class_welds]
     return dict(not_covered=few, simulated=study_source(study).is_simulated, groups_known=not bool(guessed),
