@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'MAX_BYTES', 'CUT_UP', 'SYNTHETIC_MARK', 'Picture', 'ImageError',
-           'is_dicom', 'is_image_file', 'system_reason', 'file_bytes', 'Raster', 'open_raster', 'turn', 'decode_image',
-           'explained']
+__all__ = ['IMAGE_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'MAX_BYTES', 'MISSING', 'CUT_UP', 'SYNTHETIC_MARK', 'Picture',
+           'ImageError', 'is_dicom', 'is_image_file', 'system_reason', 'file_bytes', 'Raster', 'open_raster', 'turn',
+           'decode_image', 'explained']
 
 # %% ../../nbs/data/17_formats.ipynb #ac16cff8
 import numpy as np
@@ -46,6 +46,9 @@ class Picture(NamedTuple):
 
 class ImageError(Exception):
     "Why a file gives no picture; its two arguments are the `what` and the `fix` of an `Issue`."
+
+
+MISSING = 'is missing', 'put it there, or remove what names it'
 
 # %% ../../nbs/data/17_formats.ipynb #9de0f700
 _HEADS = re.compile(rb'\x89PNG\r\n\x1a\n|II[*+]\0|MM\0[*+]|\xff\xd8\xff|BM.{4}\0{4}|GIF8[79]a|RIFF.{4}WEBP'
@@ -96,7 +99,7 @@ def file_bytes(
 ) -> bytes:
     "The bytes of a regular file of acceptable size. Raises `ImageError` for another."
     try:
-        if not path.is_file(): raise ImageError('is missing', 'put it there, or remove what names it')
+        if not path.is_file(): raise ImageError(*MISSING)
         size = path.stat().st_size
         if size > MAX_BYTES: raise ImageError(f'is huge ({size/2**30:.1f} GB)', 'cut it into smaller images')
         return path.read_bytes()

@@ -33,6 +33,7 @@ from weldsynth.data.dialects import (
     table_text,
     usual_columns,
 )
+from .formats import MISSING
 from .images import DataError, Issue, Report, plural
 
 # %% ../../nbs/data/06_tables.ipynb #73c27193
@@ -114,7 +115,7 @@ def naming_lines(
     lines = {name: line for column in ('image', 'mask') if column in rows
              for name, line in zip(rows[column], rows.index, strict=True)}
     def tell(issue: Issue):
-        if issue.what == 'is missing' and issue.file in lines and issue.fix.startswith('put it there'):
+        if (issue.what, issue.fix) == MISSING and issue.file in lines:
             issue = issue._replace(fix=f'put it there, or correct {line_of(table, lines[issue.file])}')
         report(issue)
     return tell
