@@ -161,8 +161,8 @@ def test_places():
     with pytest.raises(StudyError, match='is not a place'): parse_place('3;4')
 
 
-@pytest.mark.parametrize(('shape', 'side'), [((64, 64), 64), ((100, 90), 90), ((300, 4000), 64), ((40, 900), 40)])
-def test_a_patch_is_shown_whole_and_a_film_in_parts(shape, side): assert window_side(shape, 64, 0) == side
+@pytest.mark.parametrize(('shape', 'side'), [((64, 64), 64), ((100, 90), 64), ((300, 4000), 64), ((40, 900), 40)])
+def test_a_window_is_as_large_as_a_patch_where_there_is_room(shape, side): assert window_side(shape, 64, 0) == side
 
 
 @pytest.mark.parametrize(('pitches', 'pitch', 'side'), [
@@ -179,14 +179,44 @@ def test_on_a_film_flaws_keep_the_size_of_those_learned(study, film, monkeypatch
     assert np.sqrt(made.mask.sum()/smaller.sum()) == pytest.approx(side/32, rel=.15)
 
 
+def test_a_film_with_less_than_a_patch_is_told_of(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(inserting, 'patch_side', lambda *_: 128)
+    Image.fromarray(np.full((100, 300), 90, np.uint8)).save(tmp_path/'a.png', dpi=(508, 508))
+    made = insert_into(study, tmp_path/'a.png', tmp_path/'out', Request('crack'))
+    assert made.window.tolist() == [100]
+    assert '1 of 1 images smaller than a patch of the study' in ''.join(capsys.readouterr())
+    insert_into(study, tmp_path/'a.png', tmp_path/'again', Request('crack'), size='30px')
+    assert 'smaller than a patch' not in ''.join(capsys.readouterr())
+    for name in ('image', 'mask'):
+        picture = decode_image((tmp_path/'out'/made[name][0]).read_bytes())
+        assert picture.pitch == pytest.approx(.05, rel=1e-3), 'the scale of the film'
+
+
+def test_an_outline_below_a_pixel_of_the_window_is_refused(hand, film):
+    film = np.tile(film, (4, 4))
+    outline = np.zeros(film.shape, bool)
+    outline[100:102, 200:202] = True
+    with pytest.raises(StudyError, match='smaller than one pixel of its window'):
+        hand.insert(film, Request('crack', mask=outline, window=400))
+
+
+@pytest.mark.parametrize(('option', 'value', 'line'), [
+    ('--window', '-5', '--window -5 is too small: give 8 or more'),
+    ('--guidance', '-3', '--guidance -3 is below 0'), ('--count', '0', '--count 0 makes no image')])
+def test_numbers_out_of_range_are_refused(tmp_path, capsys, option, value, line):
+    command = ['insert', 'a.png', '--study', 'x', '--kind', 'crack', '--out', str(tmp_path/'out'), option, value]
+    assert main(command) == 1
+    assert line in capsys.readouterr().err
+
+
 def test_files_say_how_large_patches_were_in_them(tmp_path):
     grey = np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)
-    for i in range(2): Image.fromarray(np.roll(grey, i, 1)).save(tmp_path/f'{i}.png', dpi=(254, 254))
+    for i in range(2): Image.fromarray(np.roll(grey[:, 16*i:], i, 1)).save(tmp_path/f'{i}.png', dpi=(254, 254))
     lines = ['image,label,group', '0.png,clean,a', '1.png,crack,b']
     (tmp_path/'manifest.csv').write_text('\n'.join(lines))
     table = read_manifest(tmp_path/'manifest.csv', 32, 'group', lambda issue: None).table
-    assert table.side.tolist() == pytest.approx([np.sqrt(48*64)]*2)
-    assert table.pitch.tolist() == pytest.approx([.1]*2, rel=1e-3)
+    assert table.side.tolist() == pytest.approx([np.sqrt(48*64), 48])
+    assert table.pitch.tolist() == pytest.approx([np.nan, .1], rel=1e-3, nan_ok=True), 'one has no single scale'
     assert patch_side(table.drop(columns=['side', 'pitch']), 32, .1) == 32, 'a study of version 0.1'
 
 

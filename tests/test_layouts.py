@@ -374,6 +374,11 @@ def test_a_table_that_names_no_labels_leaves_the_folders_to_name_them(tmp_path):
     assert open_source(str(tmp_path), DataConfig()).understood.startswith('read as class folders: 1 kind of flaw')
 
 
+def test_how_many_images_have_a_weld_is_said(tmp_path):
+    write_images(tmp_path, ['good/f1/0.png', 'good/f1/1.png', 'crack/f2/0.png', 'crack/1.png'])
+    assert open_source(str(tmp_path), DataConfig()).understood.endswith('welds named by folders for 3 of 4')
+
+
 # --- masks decide where no folder does ---
 
 def test_without_class_folders_the_masks_say_what_is_flawed(tmp_path):

@@ -161,7 +161,7 @@ def test_a_value_without_an_interval_is_said_to_be_measured():
     assert guard_gate(dict(gate=(.9, *nothing)), RULE).plain.endswith(
         'is open: measured (90.0 %), but too few welds for an interval.')
     assert guard_autoencoded((.037, *nothing), RULE).plain.endswith(
-        'is open: measured (a rise of +3.7 points), but too few welds for an interval.')
+        'is open: measured (a change of +3.7 points), but too few welds for an interval.')
     assert guard_gate(dict(gate=(np.nan, *nothing)), RULE).measured == 'not measured'
 
 

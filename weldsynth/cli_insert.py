@@ -26,7 +26,8 @@ def insert(
     kind: Annotated[str, typer.Option(help='Class of the flaw, one of those of the study.')],
     out: Annotated[str, typer.Option(help='A new folder, for images, masks and labels.')],
     at: Annotated[str, typer.Option(metavar='X,Y', help='Middle of the flaw, pixels; chosen if not given.')] = '',
-    mask: Annotated[str, typer.Option(metavar='FILE', help='Its outline, an image of the same size.')] = '',
+    mask: Annotated[str, typer.Option(
+        metavar='FILE', help="Its outline, an image of the same size, drawn as finely as the network's patches.")] = '',
     size: Annotated[str, typer.Option(help='Its largest extent, such as 3mm or 40px.')] = '',
     severity: Annotated[float, typer.Option(help='Factor of its contrast.')] = 1.,
     count: Annotated[int, typer.Option(help='Flawed images to make of each.')] = 1,
@@ -37,9 +38,13 @@ def insert(
 ):
     "Insert flaws into images of clean weld."
     from weldsynth.core.opening import find_study
+    from weldsynth.core.runtime import log
+    from weldsynth.data.formats import MIN_SIDE
     from weldsynth.stages.inserting import TRAINED_INSERTER, Request, insert_into, parse_place, read_outline
     if mask and (at or size): raise StudyError('--mask says where the flaw is and how large: leave out --at and --size')
     if count < 1: raise StudyError(f'--count {count} makes no image: give 1 or more')
+    if window and window < MIN_SIDE: raise StudyError(f'--window {window} is too small: give {MIN_SIDE} or more')
+    if guidance < 0: raise StudyError(f'--guidance {guidance:g} is below 0: give 1 for none, or more')
     if severity <= 0: raise StudyError(f'--severity {severity:g} leaves no flaw: give a factor above 0')
     request = Request(kind, at=parse_place(at) if at else None, mask=read_outline(Path(mask)) if mask else None,
                       severity=severity, window=window, guidance=guidance, seed=seed)
@@ -47,3 +52,5 @@ def insert(
     made = insert_into(trained, Path(images), Path(out), request, size, count)
     flawed = 'flawed image' if len(made) == 1 else 'flawed images'
     print(f'{out}: {len(made):,} {flawed}, with masks, manifest.csv and labels for COCO, YOLO and VOC')
+    profile = trained.config.profile
+    if profile in ('fixture', 'smoke'): log(f'profile {profile} is for trying: its flaws may not look like any')

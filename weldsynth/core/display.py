@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 # %% auto #0
 __all__ = ['escape', 'show_figure', 'markdown_table', 'show_table', 'show_recorded', 'pictures_left_out', 'shown_patches',
-           'patch_rows', 'titled_patches', 'draw_bars', 'sign_ticks']
+           'scale_bar', 'patch_rows', 'titled_patches', 'draw_bars', 'sign_ticks']
 
 # %% ../../nbs/core/06_display.ipynb #c5403ac9
 import numpy as np
@@ -136,6 +136,16 @@ def _patch_sheet(rows: dict, columns: int) -> np.ndarray:
     return sheet
 
 # %% ../../nbs/core/06_display.ipynb #b3d2319e
+def scale_bar(
+    side: float,  # of a patch, mm; 0 where it is not known
+) -> tuple | None:
+    "A bar of a round length for `patch_rows`: at most a third of a patch, as its share and a text; None where unknown."
+    if not side: return None
+    step = 10.**np.floor(np.log10(side/3))
+    length = max(step*k for k in (1, 2, 5) if step*k <= side/3)
+    return length/side, f'{length:g} mm'
+
+
 def _draw_scale(ax, scale: tuple, side: float, y: float, gap: float):
     "A bar from the left edge at height `y`, with its text beside it; `side` is that of a patch in pixels."
     end = scale[0]*side

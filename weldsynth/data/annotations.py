@@ -303,6 +303,7 @@ def _coco_shape(mark: dict) -> tuple:
              if isinstance(ring, list) and len(ring) > 5]
     if rings: return 'polygon', tuple(rings)
     x, y, width, height = (float(v) for v in mark['bbox'])
+    if min(width, height) < 0: raise ValueError
     return 'box', to_points([x, y, x + width, y + height])
 
 
@@ -310,9 +311,11 @@ def _coco_marks(marks: list, films: dict, names: dict, file: str, report: Report
     "The marks in the list `annotations`."
     for i, mark in enumerate(marks):
         where = f"{file}, annotation {mark.get('id', i) if isinstance(mark, dict) else i}"
-        film, size = ('', (0, 0)) if not isinstance(mark, dict) else films.get(str(mark.get('image_id')), ('', (0, 0)))
-        if not film: report(Issue(where, 'names an image that the file does not list', 'remove the entry', False))
-        if not film: continue
+        image = str(mark.get('image_id')) if isinstance(mark, dict) else ''
+        if image not in films:
+            report(Issue(where, 'names an image that the file does not list', 'remove the entry', False))
+        film, size = films.get(image, ('', (0, 0)))
+        if not film: continue  # where its file is missing, that is reported once
         try: kind, shape = _coco_shape(mark)
         except WRONG: yield unreadable(film, where, 'has neither a box nor a polygon', report)
         else: yield Annotation(film, _class_name(str(mark.get('category_id')), names, where, report),

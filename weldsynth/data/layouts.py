@@ -115,7 +115,9 @@ def _note(rows: pd.DataFrame, title: str, listing: Listing, clean: set) -> str:
     splits = ', '.join(f'{s} {listing.splits[s]:,}' for s in ('train', 'validation', 'test') if listing.splits[s])
     use = 'kept where welds allow' if listing.keep_split else 'not used'
     given = [f'split of its own {use} ({splits})'] if splits else []
-    welds = 'welds named by folders' if (rows.group != '').all() else 'no folder names the weld'
+    named = int((rows.group != '').sum())
+    some = f' for {named:,} of {len(rows):,}' if named < len(rows) else ''
+    welds = f'welds named by folders{some}' if named else 'no folder names the weld'
     facts = [f'{plural(kinds, "kind")} of flaw', *masks, *(counts or ['none clean']), *given, welds]
     return f'{title}: {", ".join(facts)}'
 

@@ -272,10 +272,10 @@ def file_facts(
     """Columns of the patches' table that say how they lay in their files.
 
     low and high: the grey values that became 0 and 255; side: how many pixels wide and high, a mean of the two;
-    pitch: mm per pixel, NaN where the file does not say."""
+    pitch: mm per pixel, NaN where the file does not say or the image is not square."""
     sides = [float(np.sqrt(np.prod(p.size))) for p in patches]
-    return dict(low=[p.low for p in patches], high=[p.high for p in patches], side=sides,
-                pitch=[p.pitch for p in patches])
+    pitches = [p.pitch if p.size[0] == p.size[1] else np.nan for p in patches]
+    return dict(low=[p.low for p in patches], high=[p.high for p in patches], side=sides, pitch=pitches)
 
 # %% ../../nbs/data/07_loading.ipynb #a92c9a85
 def _scale_text(patches: list) -> str:

@@ -57,11 +57,11 @@ def _as_one(same: list) -> Issue:
 
 
 def _named(names: list) -> str:
-    "A few files, or a few lines of one table, in words."
-    lines = [re.fullmatch(r'(.*), line (\d+)', name) for name in names]
+    "A few files, or a few entries of one file, in words."
+    lines = [re.fullmatch(r'(.*, (?:line|annotation)) (\d+)', name) for name in names]
     tables = {line[1] for line in lines if line}
     if not all(lines) or len(tables) != 1: return ', '.join(names)
-    return f"{tables.pop()}, lines {', '.join(line[2] for line in lines if line)}"
+    return f"{tables.pop()}s {', '.join(line[2] for line in lines if line)}"
 
 # %% ../../nbs/data/27_messages.ipynb #c1df03bc
 def in_order(

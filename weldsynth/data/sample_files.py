@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
@@ -46,13 +47,15 @@ def xmp(
 # %% ../../nbs/data/30_sample_files.ipynb #2b45e90f
 def marked_png(
     image: torch.Tensor,  # uint8, 1 x H x W
+    pitch: float = float('nan'),  # mm per pixel; NaN where it is not known
     **facts,              # for `xmp`
 ) -> bytes:
-    "A PNG of `image` that carries `xmp(**facts)`."
+    "A PNG of `image` that carries `xmp(**facts)` and, where it is known, its scale."
     info = PngInfo()
     info.add_itxt('XML:com.adobe.xmp', xmp(**facts))
     file = io.BytesIO()
-    Image.fromarray(image[0].numpy()).save(file, 'PNG', pnginfo=info)
+    scale = {} if math.isnan(pitch) else dict(dpi=(25.4/pitch,)*2)
+    Image.fromarray(image[0].numpy()).save(file, 'PNG', pnginfo=info, **scale)
     return file.getvalue()
 
 # %% ../../nbs/data/30_sample_files.ipynb #c63f13a3

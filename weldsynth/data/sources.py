@@ -22,6 +22,7 @@ import torch
 from ..core.config import DataConfig
 from ..core.runtime import log
 from .annotated_films import AnnotatedFilms
+from .flaws import VIEW
 from .images import DataError, ImageError, Issue, Report, raise_if_error, stretch
 from .loading import assemble, files_below, files_fingerprint, resolve_inside
 from .names import read_image_table
@@ -113,7 +114,7 @@ class Simulated(Undescribed):
         masks = torch.from_numpy(shots.masks)[:, None].mul(255).to(torch.uint8)
         ids = [f'{plate}_{i:05d}' for i, plate in enumerate(shots.plates)]
         table = pd.DataFrame(dict(id=ids, label=shots.labels, group=shots.plates, size=shots.sizes_mm,
-                                  low=low.numpy(), high=high.numpy()))
+                                  low=low.numpy(), high=high.numpy(), side=px, pitch=VIEW/px))
         return assemble(list(images), table, list(masks), 'mm')
 
 # %% ../../nbs/data/09_sources.ipynb #7cc04ac0

@@ -164,10 +164,11 @@ def guard_film(
     result, p = _assess(gain, rule, least=rule.least_film_gain)
     plain = {'holds': f'No loss on {films}.', 'fails': f'A loss on {films}.',
              'in doubt': f'There may be a loss on {films}.',
-             'not assessed': 'No film was held out.' if gain is None else f'Too few welds to assess {films}.'}
+             'not assessed': 'No film was held out beside the test welds.' if gain is None else
+                             f'Too few welds to assess {films}.'}
     measured = NO_FILM if gain is None else f'macro F1 changes by {format_points(*gain, unit=" points")}'
     limit = f'no loss beyond {-100*rule.least_film_gain:.0f} points'
-    unnamed = 'films held out whole, named in a column called film'
+    unnamed = 'a column called film, where a film shows several welds'
     needed = unnamed if gain is None else narrower(gain, 'more held-out films')
     return Guard('held-out films', plain[result], measured, limit, result, p, needed)
 
@@ -269,13 +270,14 @@ def guard_autoencoded(
     result, p = _assess(change, rule, most=rule.most_autoencoded_added)
     rise = '' if change is None or np.isnan(change[0]) else format_points(*change, unit=' points')
     measured = f'false calls after the decoder rise by {rise} more than with real images' if rise else 'not measured'
-    value = f'a rise of {rise.partition(" (")[0]}' if rise else ''
+    value = f'a change of {rise.partition(" (")[0]}' if rise else ''
+    closing = 'more welds with clean patches' if rise and result == 'not assessed' else MORE_FITS
     plain = {'holds': "The classifier does not take the decoder's trace for a flaw.",
              'fails': "The classifier takes the decoder's trace for a flaw.",
              'in doubt': "The classifier may take the decoder's trace for a flaw.",
              'not assessed': _open("Whether the classifier takes the decoder's trace for a flaw", value)}
     limit = f'no rise beyond {100*rule.most_autoencoded_added:.0f} points'
-    return Guard('no shortcut', plain[result], measured, limit, result, p, MORE_FITS)
+    return Guard('no shortcut', plain[result], measured, limit, result, p, closing)
 
 # %% ../../nbs/metrics/07_rule.ipynb #65590ceb
 def guard_gate(

@@ -354,6 +354,7 @@ def power_text(
     seen = (f'Power: with about {n} test welds and {fits} trainings the study can detect gains of '
             f'{100*figures["detectable"]:.1f} points or more (80 % power).')
     if np.isinf(figures['needed_welds']):
-        return f"{seen}\nThe rule's least gain, {100*least:g} point, cannot be detected with so few trainings."
+        return (f"{seen}\nThe rule's least gain, {100*least:g} point, cannot be shown by more welds alone: with {fits} "
+                'trainings chance weighs too much. Train more classifiers as well (--set classifier.seeds=...).')
     needed = figures['needed_welds']
     return f"{seen}\nThe rule's least gain, {100*least:g} point, needs about {needed:,.0f} test welds."

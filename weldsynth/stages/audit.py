@@ -183,10 +183,11 @@ def probe_columns(
 
 # %% ../../nbs/06_audit.ipynb #95b1fe99
 def _halvings(study: Study, real: PatchSet, label: str) -> list:
-    "`probe_halves` of a class for each repeat; None for all with too few welds."
+    "`probe_halves` of a class for each repeat; None for all with too few welds or samples."
     config = study.config.audit
     if real.table.group.nunique() < config.probe_min_welds: return [None]*config.probe_repeats
     samples, generators = _all_samples(study, label)
+    if len(samples) < config.probe_min_images: return [None]*config.probe_repeats
     features_real, features_drawn = probe_columns(study, real.images, samples)
     welds = real.table.group.to_numpy()
     streams = [numpy_stream('probe', study.seed, label, i) for i in range(config.probe_repeats)]

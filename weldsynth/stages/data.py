@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 # %% auto #0
-__all__ = ['study_source', 'prepare', 'prepare_or_count', 'study_patches', 'training_fold']
+__all__ = ['study_source', 'prepare', 'prepare_or_count', 'study_patches', 'training_fold', 'pixel_mm']
 
 # %% ../../nbs/01_data.ipynb #ef34381d
 import pandas as pd
@@ -19,6 +19,7 @@ from ..core.files import file_hash
 from ..core.fonts import name_labels
 from ..core.store import Artefact, Study, once_in_call, stage
 from ..data.check import check_data, count_issues, count_text
+from ..data.flaws import VIEW
 from ..data.images import DataError
 from ..data.messages import raise_folded
 from ..data.patches import PatchSet, load_patches, save_patches, subsample_defects
@@ -89,3 +90,16 @@ def training_fold(
 ) -> PatchSet:
     "The study's training fold, with all or a part of its defects."
     return subsample_defects(study_patches(study).fold('train'), fraction, study.seed)
+
+
+def pixel_mm(
+    study: Study,
+    ids,  # of real patches
+) -> float:
+    "The side of a patch's pixel in mm, as the configuration or all the images' files say; 0 if it is not known."
+    if study.config.review.mm_per_px: return study.config.review.mm_per_px
+    table = study_patches(study).table
+    if 'pitch' not in table: return VIEW/study.config.data.px if study_source(study).is_simulated else 0.  # version 0.1
+    shown = table[table.id.isin(list(ids))]
+    mm = shown.side*shown.pitch/study.config.data.px
+    return float(mm.median()) if mm.notna().all() and mm.max() <= 1.05*mm.min() else 0.

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% auto #0
-__all__ = ['TRAINED_INSERTER', 'Request', 'parse_size', 'parse_place', 'Window', 'patch_side', 'window_side', 'place_window',
-           'fit_mask', 'Inserted', 'Hand', 'read_outline', 'image_files', 'insert_into']
+__all__ = ['TOO_SMALL', 'TRAINED_INSERTER', 'Request', 'parse_size', 'parse_place', 'Window', 'patch_side', 'window_side',
+           'place_window', 'fit_mask', 'Inserted', 'Hand', 'read_outline', 'image_files', 'insert_into']
 
 # %% ../../nbs/19_inserting.ipynb #68981cf3
 import numpy as np
@@ -95,10 +95,11 @@ def window_side(
     usual: int,    # side of a patch on the image, pixels
     wanted: int,   # side that was asked for; 0: none
 ) -> int:
-    "Side of the window: what was asked for, else a whole patch, else as many pixels as a patch has."
-    if wanted > min(shape): raise StudyError(f'--window {wanted} is larger than the image, {shape[1]} x {shape[0]} px')
-    if wanted: return wanted
-    return min(shape) if max(shape) <= 2*usual or min(shape) < usual else usual
+    "Side of the window: what was asked for, else that of a patch, else as much as the image has."
+    if wanted > min(shape):
+        raise StudyError(f'--window {wanted} is larger than the image, {shape[1]} x {shape[0]} px: give at most '
+                         f'{min(shape)}')
+    return wanted or min(usual, *shape)
 
 
 def _clamped(place: float, side: int, length: int) -> int: return int(np.clip(round(place), 0, length - side))
@@ -137,6 +138,9 @@ def _relief(profiles: torch.Tensor) -> torch.Tensor:
     return centred/centred.std(1, keepdim=True).clamp(min=1e-6)
 
 # %% ../../nbs/19_inserting.ipynb #9a12ce47
+TOO_SMALL = 'the flaw is smaller than one pixel of its window: choose a larger one or a smaller --window'
+
+
 def _misfit(extent: float, here: float, anywhere: float, px: int, side: int) -> str:
     "Why a flaw does not fit, and the fix: `extent` is wanted, `here` and `anywhere` the largest, pixels of the patch."
     wanted, least, most = (int(x*side/px) for x in (extent, here, anywhere))
@@ -171,9 +175,7 @@ def fit_mask(
     back = torch.tensor([[1/factor, 0, x0 - x1/factor], [0, 1/factor, y0 - y1/factor]], dtype=torch.float32)
     grid = affine_grid(back[None], [1, 1, px, px], align_corners=False)
     moved = grid_sample(mask.float(), grid, align_corners=False).gt(100).to(torch.uint8)*255
-    if not moved.any():
-        raise StudyError('the flaw is smaller than one pixel of its window: choose a larger --size or a smaller '
-                         '--window')
+    if not moved.any(): raise StudyError(TOO_SMALL)
     return moved
 
 # %% ../../nbs/19_inserting.ipynb #dd7a277a
@@ -202,12 +204,16 @@ class Hand:
         self.classes = study_patches(self.study).classes
         self.model = train_inserter(self.study)
 
+    def usual_side(self, pitch: float) -> int:
+        "Side of a patch of the study on an image of that pitch, pixels."
+        return patch_side(self.flaws.table, self.masks.shape[-1], pitch)
+
     def insert(self, grey: np.ndarray, request: Request, deep: bool = False, pitch: float = np.nan) -> Inserted:
         """One flaw in an image of whole grey values, H x W, of 16 bits if it is `deep`; `pitch` is mm per pixel.
 
         Raises `StudyError` for a request that cannot be met."""
         label, px = self._label(request.kind), self.masks.shape[-1]
-        side = window_side(grey.shape, patch_side(self.flaws.table, px, pitch), request.window)
+        side = window_side(grey.shape, self.usual_side(pitch), request.window)
         mask, window = self._site(grey, request, label, side)
         shown = resize(_cut(grey, window), px)[None]
         sampler = self.study.config.sampler
@@ -257,6 +263,7 @@ def _site_of_mask(mask: np.ndarray, shape: tuple, side: int, px: int) -> tuple:
     window = Window(_clamped(left + width/2 - side/2, side, mask.shape[1]),
                     _clamped(top + height/2 - side/2, side, mask.shape[0]), side)
     small = resize(_cut(mask, window).astype(np.float32), px)[None] > .25
+    if not small.any(): raise StudyError(TOO_SMALL)
     return small.to(torch.uint8)*255, window
 
 
@@ -305,7 +312,7 @@ def insert_into(
 
     Raises `StudyError` for a file that cannot be read or a request that cannot be met; then nothing is written."""
     if to.exists() and any(to.iterdir()): raise StudyError(f'{to} is not empty: name another folder with --out')
-    hand, items, rows, synthetic = Hand(study), [], [], 0
+    hand, items, rows, synthetic, small = Hand(study), [], [], 0, 0
     facts = dict(checkpoint=hand.model.key, weights=weights_hash(hand.model), guidance=request.guidance,
                  steps=hand.study.config.sampler.steps, solver='DPMSolverMultistepScheduler')
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -314,6 +321,7 @@ def insert_into(
         for i, file in enumerate(image_files(path)):
             picture = _picture(file)
             synthetic += picture.synthetic
+            small += not (request.window or size) and min(picture.grey.shape) < hand.usual_side(picture.pitch)
             for k in range(count):
                 one = replace(request, seed=stream_seed('insert', request.seed, i, k),
                               size=parse_size(size, picture.pitch) if size else None)
@@ -323,9 +331,12 @@ def insert_into(
                 row = dict(image=f'images/{stem}.png', mask=f'masks/{stem}.png', label=request.kind, seed=one.seed,
                            source=file.name, x=x, y=y, width=width, height=height, window=made.window.side,
                            severity=request.severity, **facts)
-                _write(folder, made, row)
+                _write(folder, made, row, picture.pitch)
                 items.append(Labelled(row['image'], request.kind, made.mask))
                 rows.append(row | dict(sha256=file_hash(folder/row['image'])))
+        if small:
+            log(f'{small:,} of {i + 1:,} images smaller than a patch of the study: flaws come out smaller than those '
+                'learned. --size gives one that is right')
         if synthetic: log(f'{synthetic:,} of {i + 1:,} images marked as synthetic: flaws are inserted into them too')
         manifest = pd.DataFrame(rows)
         manifest.to_csv(folder/'manifest.csv', index=False)
@@ -341,8 +352,8 @@ def _picture(file: Path):
     except ImageError as e: raise StudyError(str(Issue(file.name, *e.args))) from None
 
 
-def _write(folder: Path, made: Inserted, row: dict):
-    "The marked image and its mask."
+def _write(folder: Path, made: Inserted, row: dict, pitch: float):
+    "The marked image and its mask, of that many mm per pixel."
     facts = {name: value for name, value in row.items() if name not in ('image', 'mask')}
-    (folder/row['image']).write_bytes(marked_png(torch.from_numpy(made.grey)[None], **facts))
-    (folder/row['mask']).write_bytes(marked_png(torch.from_numpy(np.uint8(255)*made.mask)[None], **facts))
+    (folder/row['image']).write_bytes(marked_png(torch.from_numpy(made.grey)[None], pitch, **facts))
+    (folder/row['mask']).write_bytes(marked_png(torch.from_numpy(np.uint8(255)*made.mask)[None], pitch, **facts))

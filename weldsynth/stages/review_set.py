@@ -12,7 +12,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['even_shares', 'in_turn', 'sample_patches', 'choose_items', 'reviewer_order', 'seal', 'shortage', 'exported',
-           'synthetic_patches', 'pixel_mm', 'new_set', 'sealed_set', 'load_set']
+           'synthetic_patches', 'new_set', 'sealed_set', 'load_set']
 
 # %% ../../nbs/30_review_set.ipynb #61401c55
 import numpy as np
@@ -23,13 +23,10 @@ import torch
 from ..core.config import ReviewConfig, StudyError
 from ..core.random import digest
 from ..core.store import Artefact, Study, only_makes, stage
-from ..data.flaws import VIEW
-from ..data.images import ImageError, read_picture
-from ..data.loading import resolve_inside
 from ..data.patches import PatchSet
 from ..metrics.review_scores import ANSWERS_FORMAT, REVIEWERS, size_deviation
 from .arms import draw_study_cleans
-from .data import prepare, study_patches, study_source
+from .data import pixel_mm, prepare, study_patches, study_source
 from .sample import load_samples
 from .sweep import draw_study_samples, usable_patches, with_chosen_generator
 
@@ -207,27 +204,6 @@ def synthetic_patches(study: Study) -> PatchSet:
     except StudyError: return flaws
     return flaws + load_samples(cleans, flaws.classes)
 
-
-def pixel_mm(
-    study: Study,
-    ids,  # of real patches
-) -> float:
-    "The side of a patch's pixel in mm, as configuration, simulator or all the images' files say; 0 if it is not known."
-    source, px = study_source(study), study.config.data.px
-    if study.config.review.mm_per_px: return study.config.review.mm_per_px
-    if source.is_simulated: return VIEW/px
-    if source.root is None: return 0.
-    sides = np.array([_file_mm(source.root, i) for i in ids])/px
-    if np.isnan(sides).any() or sides.max() > 1.05*sides.min(): return 0.
-    return float(np.median(sides))
-
-
-def _file_mm(root: Path, name: str) -> float:
-    "The side of a square image in mm; NaN if its file does not say, or if it is no file but a window of a film."
-    try: picture = read_picture(resolve_inside(root, name))
-    except ImageError: return float('nan')
-    height, width = picture.grey.shape
-    return picture.pitch*height if height == width else float('nan')
 
 # %% ../../nbs/30_review_set.ipynb #5e4309ec
 @stage('review/images', version=1, reads=('review',), needs=_set_inputs)
