@@ -198,6 +198,15 @@ def test_without_welds_there_is_no_figure_at_all(study, monkeypatch):
     assert _figure(table.loc[0, ['auc', 'low', 'high']]) is None
 
 
+def test_a_class_without_samples_gets_no_figure_of_the_probe(study, monkeypatch):
+    "All may have been near copies."
+    drawn = usable_patches(study)
+    monkeypatch.setattr(audit, 'usable_patches', lambda study, g=0: drawn.take(drawn.table.label != 'crack'))
+    table = fingerprint(study).set_index('class')
+    assert table.loc['crack', ['auc', 'low', 'high', 'floor', 'floor_low', 'floor_high']].isna().all()
+    assert table.drop('crack').auc.notna().all()
+
+
 def simulated(defects, cleans, seed):
     "Patches of 32 px on 12 plates."
     shots = simulate(defects, cleans, 12, 32, seed=seed)
