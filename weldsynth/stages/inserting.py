@@ -147,7 +147,10 @@ def _misfit(extent: float, here: float, anywhere: float, px: int, side: int) -> 
     if extent > anywhere:
         return (f'a flaw of {wanted} px does not fit into the window of {side} px, which holds one of {most} px: '
                 'choose a smaller --size or a larger --window')
-    if least < 1: return 'the place of --at is too near the edge of the image for a flaw: choose one further inside'
+    inside = int(np.ceil((rim_width(px) + 1)*side/px))
+    if least < 1:
+        return ('the place of --at is too near the edge of the image for a flaw: choose one more than '
+                f'{inside} px inside')
     return (f'a flaw of {wanted} px does not fit so near the edge of the image, where it may have {least} px: '
             'choose a smaller --size or a place further inside')
 

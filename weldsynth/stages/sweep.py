@@ -58,7 +58,8 @@ def sweep_guidance(
     usable = {g: load_usable(study, drawn) for g, drawn in _swept_samples(study, fraction).items()}
     sets = {g: real + drawn for g, drawn in usable.items() if len(drawn)}
     if not sets: raise StudyError(f'all samples at guidance scales {", ".join(f"{g:g}" for g in usable)} are copies '
-                                  'of training images: train the generator for fewer steps, or on more images')
+                                  'of training images: draw further from them (a network: train it for fewer steps, or '
+                                  'on more images)')
     scores = score_sets(study, sets, 'trying guidance scales', folder/'resume')
     scores.to_csv(folder/'scores.csv', index=False)
 
@@ -109,7 +110,7 @@ def usable_patches(
     left = load_usable(study, drawn)
     if len(left): return left
     raise StudyError(f"all {drawn.info['args']['n']:,} samples of generator {generator} are copies of training images: "
-                     'train it for fewer steps, or on more images')
+                     'draw further from them (a network: train it for fewer steps, or on more images)')
 
 # %% ../../nbs/05_sweep.ipynb #ca479901
 @stage('eval/share', version=7, reads=(*FIT_FIELDS, *POINT_FIELDS, 'sweep.seeds', 'sweep.shares'), shared=True,
