@@ -291,7 +291,7 @@ def import_folder(
 def verify(
     study: Annotated[str, typer.Argument(metavar='STUDY', help='A name under studies/, or the folder of a study.')],
 ):
-    "Work out all hashes of a finished study again."
+    "Check a finished study against its hashes."
     from weldsynth.report.verification import verify_named
     print(verify_named(study))
 

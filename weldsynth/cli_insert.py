@@ -33,7 +33,7 @@ def insert(
     count: Annotated[int, typer.Option(help='Flawed images to make of each.')] = 1,
     seed: Seed = 0,
     window: Annotated[int, typer.Option(
-        help='Side of the window that the network uses, pixels; 0: that of its patches in their files.')] = 0,
+        help='Side of the window, in pixels; 0 for the size that training patches had in their files.')] = 0,
     guidance: Annotated[float, typer.Option(help='Guidance scale; 1 is none.')] = 1.5,
 ):
     "Insert flaws into images of clean weld."

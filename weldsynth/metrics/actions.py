@@ -145,16 +145,17 @@ def risk_register(
          'score each new film batch in shadow first', 'process owner',
          'score on a new batch below the interval of this report'),
         ('generator reproduces customer images', f'{by["exact copies"]}, {by["near copies"]}',
-         'no synthetic image leaves the site; copies stay in quarantine', 'data owner', 'a copy is found'),
+         'no synthetic image leaves the site; copies stay in quarantine', 'data owner',
+         'an exact copy is found, or more near copies than the safety check allows'),
         ('wrong labels', f'synthetic-only reaches {taught} real-only score; reference classifiers see '
          f'the intended class in {agreement} of samples; three reviewers (labels right, gross artefacts): '
          f'{by["realism, three reviewers"]}', 'retrain, look at samples, filter', 'model owner',
          'one of these figures falls after a retraining'),
-        ('shortcut: decoder means flaw', f'traces of the generator: {by["traces of the generator"]}; '
-         f'{by["no shortcut"]}', 'repeat the audit at every retraining',
-         'model owner', 'the safety check on traces fails'),
+        ('shortcut: the classifier takes a decoder trace for a flaw',
+         f'traces of the generator: {by["traces of the generator"]}; {by["no shortcut"]}',
+         'repeat the audit at every retraining', 'model owner', 'the safety check on traces fails'),
         ('one-supplier bias', f'{groups} test welds', 'add films of every supplier before full use', 'data owner',
-         'a supplier whose score lies below the interval'),
+         'the score on one supplier falls below the interval of this report'),
     ]
     return [dict(zip(keys, row, strict=True)) for row in rows]
 

@@ -128,7 +128,7 @@ def guard_false_calls(
     if few:
         return Guard('false calls', f'Clean welds: {few} to check.', few, limit, 'not assessed', closing=clean_welds)
     result, p = _assess(change, rule, most=rule.most_false_calls_added)
-    plain = {'holds': 'Clean welds are not called flawed more often.',
+    plain = {'holds': 'Clean welds are called flawed no more often than the limit allows.',
              'fails': 'Clean welds are called flawed more often.',
              'in doubt': 'Clean welds may be called flawed more often.',
              'not assessed': 'Whether clean welds are called flawed more often could not be measured.'}
@@ -162,7 +162,7 @@ def guard_film(
 ) -> Guard:
     "On films held out whole the effect may not be under -2 points."
     result, p = _assess(gain, rule, least=rule.least_film_gain)
-    plain = {'holds': f'No loss on {films}.', 'fails': f'A loss on {films}.',
+    plain = {'holds': f'No loss beyond the limit on {films}.', 'fails': f'A loss on {films}.',
              'in doubt': f'There may be a loss on {films}.',
              'not assessed': 'No film was held out beside the test welds.' if gain is None else
                              f'Too few welds to assess {films}.'}
@@ -319,7 +319,8 @@ def guard_review(
     if complete < 3:
         status = f'{complete} of 3 reviews' if (review or {}).get('reviewers') else 'not reviewed'
         hasty = ''.join(f' Reviewer {r} was too fast to have looked.' for r in (review or {}).get('hasty', ()))
-        plain = f'Three inspectors have yet to review the synthetic images: {status}.{hasty}'
+        so_far = f': {status}' if (review or {}).get('reviewers') else ''
+        plain = f'Three inspectors have not yet reviewed the synthetic images{so_far}.{hasty}'
         return Guard(name, plain, status, limit, 'not assessed', closing='three complete reviews')
     change, share = ((float('nan'),)*3 if None in review[k] else review[k] for k in ('label_change', 'artefacts'))
     labels, p_labels = _assess(change, rule, least=-rule.most_labels_lost)
