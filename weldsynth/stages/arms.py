@@ -154,7 +154,7 @@ class Arm(NamedTuple):
 # %% ../../nbs/07_arms.ipynb #5eca9feb
 ARMS = {
     'real': Arm(lambda p: p.real, 'the baseline', '#4c566a', generated=False),
-    'real+synthetic': Arm(_beside_real, 'the question', '#0b7a75'),
+    'real+synthetic': Arm(_beside_real, 'do synthetic defects add to real ones?', '#0b7a75'),
     'synthetic': Arm(lambda p: p.clean + p.synthetic, 'do synthetic defects teach anything by themselves?', '#d9822b'),
     'synthetic-all': Arm(lambda p: p.synthetic_clean + p.synthetic,
                          'the same without the shortcut "synthetic means flawed"', '#b3541e'),
@@ -162,7 +162,7 @@ ARMS = {
     'real-augmented': Arm(_augmented, 'do distorted real images help as much?', '#6b4e9b', generated=False, free=True),
     'cut-paste': Arm(_cut_paste, 'do pasted real flaws help as much?', '#a8327d', generated=False, free=True,
                      needs='masks'),
-    'cut-paste-matched': Arm(_cut_paste_matched, 'and if pasted with masks and welds of inserted ones?', '#d0578f',
+    'cut-paste-matched': Arm(_cut_paste_matched, 'and with the masks and welds of inserted ones?', '#d0578f',
                              free=True, needs='inserter'),
     'real+filtered': Arm(lambda p: p.real + head_per_class(p.filtered, p.added), 'does filtering pay?', '#3aa6a0'),
     'real-autoencoded': Arm(lambda p: p.autoencoded, 'what does the latent alone cost?', '#7a6a4f'),

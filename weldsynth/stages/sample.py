@@ -138,7 +138,7 @@ class GuidedByClassifier(LatentDiffusion):
 class Insertion:
     "Flaws drawn by a diffusion model and inserted into real clean welds: [insertion](18_insertion.ipynb)."
     reads: tuple = ('masks',)
-    needs = 'flaws with masks (without them, weak ones are made) and clean welds'
+    needs = 'flaws with masks (without them, weak masks are made) and clean welds'
 
     def train(self, study: Study, seed: int, fraction: float) -> Artefact: return train_inserter(study, seed, fraction)
 
