@@ -217,7 +217,7 @@ def test_files_say_how_large_patches_were_in_them(tmp_path):
     table = read_manifest(tmp_path/'manifest.csv', 32, 'group', lambda issue: None).table
     assert table.side.tolist() == pytest.approx([np.sqrt(48*64), 48])
     assert table.pitch.tolist() == pytest.approx([np.nan, .1], rel=1e-3, nan_ok=True), 'one has no single scale'
-    assert patch_side(table.drop(columns=['side', 'pitch']), 32, .1) == 32, 'a study of version 0.1'
+    assert patch_side(table.drop(columns=['side', 'pitch']), 32, .1) == 32, 'a study of an earlier version'
 
 
 def test_a_mask_moves_and_grows_as_asked():

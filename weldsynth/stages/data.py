@@ -99,7 +99,7 @@ def pixel_mm(
     "The side of a patch's pixel in mm, as the configuration or all the images' files say; 0 if it is not known."
     if study.config.review.mm_per_px: return study.config.review.mm_per_px
     table = study_patches(study).table
-    if 'pitch' not in table: return VIEW/study.config.data.px if study_source(study).is_simulated else 0.  # version 0.1
+    if 'pitch' not in table: return VIEW/study.config.data.px if study_source(study).is_simulated else 0.  # as before
     shown = table[table.id.isin(list(ids))]
     mm = shown.side*shown.pitch/study.config.data.px
     return float(mm.median()) if mm.notna().all() and mm.max() <= 1.05*mm.min() else 0.

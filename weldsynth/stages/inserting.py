@@ -26,6 +26,7 @@ from ..core.files import file_hash, staging_dir
 from ..core.random import stream_seed
 from ..core.runtime import log
 from ..core.store import Study
+from ..data.formats import MIN_SIDE
 from ..data.images import IMAGE_SUFFIXES, ImageError, Issue, read_picture, resize
 from ..data.label_files import Labelled, box_of, write_labels
 from ..data.loading import files_below
@@ -84,10 +85,10 @@ def patch_side(
     pitch: float,         # mm per pixel of the image, NaN where it does not say
 ) -> int:
     "How many pixels of the image are as wide as a patch was in its file: in mm where both say so."
-    if 'side' not in table: return px  # a study of version 0.1
+    if 'side' not in table: return px  # a study of an earlier version
     side = table.side.median()
     scale = (table.side*table.pitch).median()/(side*pitch)
-    return round(side*(scale if np.isfinite(scale) else 1))
+    return max(round(side*(scale if np.isfinite(scale) else 1)), MIN_SIDE)
 
 
 def window_side(
