@@ -6,12 +6,12 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import tifffile
 import torch
 from bs4 import BeautifulSoup
 from scipy.stats import norm
@@ -44,7 +44,7 @@ from weldsynth.metrics.review_scores import (
 )
 from weldsynth.report.chapters import execute
 from weldsynth.report.pages import page_issues, render
-from weldsynth.stages import review, review_set
+from weldsynth.stages import data as data_stage, review, review_set
 from weldsynth.stages.arms import draw_study_cleans
 from weldsynth.stages.audit import study_copies
 from weldsynth.stages.data import study_patches
@@ -145,25 +145,17 @@ def test_a_weld_on_which_a_shown_flaw_was_laid_is_no_clean():
     assert set(shown.id).isdisjoint(laid_on)
 
 
-def tiff_folder(folder, pitches):
-    "Square images of 64 pixels whose files say how large their pixels are, mm."
-    for i, pitch in enumerate(pitches):
-        file = folder/'crack'/'weld'/f'{i}.tif'
-        file.parent.mkdir(parents=True, exist_ok=True)
-        resolution = dict(resolution=(10/pitch, 10/pitch), resolutionunit='CENTIMETER') if pitch else {}
-        tifffile.imwrite(file, np.full((64, 64), i, np.uint8), **resolution)
-    return [f'crack/weld/{i}.tif' for i in range(len(pitches))]
-
-
-@pytest.mark.parametrize(('pitches', 'mm'), [([.05, .05], .1), ([.05, .06], 0), ([.05, None], 0)])
-def test_the_scale_is_that_of_the_files_if_all_say_the_same(tmp_path, pitches, mm):
-    "Of 64 pixels 32 are left, each twice as large."
-    names = tiff_folder(tmp_path, pitches)
+@pytest.mark.parametrize(('pitches', 'mm'), [([.05, .05], .1), ([.05, .06], 0), ([.05, np.nan], 0), (None, 0)])
+def test_the_scale_is_that_of_the_files_if_all_say_the_same(tmp_path, monkeypatch, pitches, mm):
+    "Of 64 pixels 32 are left, each twice as large; a patch that is not shown counts for nothing."
     config = with_overrides(StudyConfig(), {'data.px': 32})
     study = Study('mine', tmp_path/'study', config, data=str(tmp_path))
-    assert review_set.pixel_mm(study, names) == pytest.approx(mm)
+    facts = dict(side=64., pitch=[*pitches, 1.]) if pitches else {}
+    table = pd.DataFrame(dict(id=['a', 'b', 'other'])).assign(**facts)
+    monkeypatch.setattr(data_stage, 'study_patches', lambda study: SimpleNamespace(table=table))
+    assert data_stage.pixel_mm(study, ['a', 'b']) == pytest.approx(mm)
     told = replace(study, config=with_overrides(config, {'review.mm_per_px': .07}))
-    assert review_set.pixel_mm(told, names) == .07
+    assert data_stage.pixel_mm(told, ['a', 'b']) == .07
 
 
 def test_two_sets_of_the_same_images_are_not_the_same(sealed):
