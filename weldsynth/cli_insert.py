@@ -38,6 +38,7 @@ def insert(
 ):
     "Insert flaws into images of clean weld."
     from weldsynth.core.opening import find_study
+    from weldsynth.core.profiles import TRIALS
     from weldsynth.core.runtime import log
     from weldsynth.data.formats import MIN_SIDE
     from weldsynth.stages.inserting import TRAINED_INSERTER, Request, insert_into, parse_place, read_outline
@@ -53,4 +54,4 @@ def insert(
     flawed = 'flawed image' if len(made) == 1 else 'flawed images'
     print(f'{out}: {len(made):,} {flawed}, with masks, manifest.csv and labels for COCO, YOLO and VOC')
     profile = trained.config.profile
-    if profile in ('fixture', 'smoke'): log(f'profile {profile} is for trying: its flaws may not look like any')
+    if profile in TRIALS: log(f'profile {profile} is for trying: its flaws may not look like any')

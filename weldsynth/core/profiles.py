@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 # %% auto #0
-__all__ = ['FIXTURE', 'SMOKE', 'LONG', 'THOROUGH', 'FULL', 'PROFILES', 'choose_profile', 'config_changes']
+__all__ = ['FIXTURE', 'SMOKE', 'LONG', 'THOROUGH', 'FULL', 'PROFILES', 'TRIALS', 'choose_profile', 'config_changes']
 
 # %% ../../nbs/core/08_profiles.ipynb #24103637
 from .config import StudyConfig, StudyError, config_table, with_overrides
@@ -72,6 +72,7 @@ FULL = _preset(
                samples=2_000))
 
 PROFILES = {c.profile: c for c in (FIXTURE, SMOKE, StudyConfig('demo'), LONG, THOROUGH, FULL)}
+TRIALS = FIXTURE.profile, SMOKE.profile  # which show that a study runs, and answer nothing
 
 # %% ../../nbs/core/08_profiles.ipynb #ef17baa1
 def choose_profile(

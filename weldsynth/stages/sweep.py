@@ -10,9 +10,9 @@ from dataclasses import replace
 
 # %% auto #0
 __all__ = ['COST_COLUMNS', 'sweep_guidance', 'smallest_within_one_se', 'selected_guidance', 'draw_study_samples',
-           'usable_patches', 'sweep_share', 'share_scores', 'with_chosen_generator', 'selected', 'generator_costs',
-           'curve_arms', 'fraction_sets', 'fit_learning_curve', 'learning_curve', 'log_worth', 'real_equivalents',
-           'curve_worth', 'curve_gains']
+           'usable_patches', 'sweep_share', 'share_scores', 'share_gain', 'with_chosen_generator', 'selected',
+           'generator_costs', 'curve_arms', 'fraction_sets', 'fit_learning_curve', 'learning_curve', 'log_worth',
+           'real_equivalents', 'curve_worth', 'curve_gains']
 
 # %% ../../nbs/05_sweep.ipynb #5ff3a6db
 import numpy as np
@@ -131,6 +131,14 @@ def share_scores(
     "Mean macro F1 on validation of real + synthetic, by share."
     scores = pd.read_csv(sweep_share(study).path/'scores.csv').query('set > 0')
     return scores.groupby('set').f1.mean()
+
+
+def share_gain(
+    study: Study,  # with one generator
+) -> float:
+    "Mean macro F1 on validation at the best share above 0, less that of real images alone."
+    scores = pd.read_csv(sweep_share(study).path/'scores.csv').groupby('set').f1.mean()
+    return float(share_scores(study).max() - scores[0.])
 
 # %% ../../nbs/05_sweep.ipynb #5e64d4d3
 def with_chosen_generator(
